@@ -1,0 +1,87 @@
+"""From the bytes of a picture to pixels of one size, exactly as the model's own preprocessing would."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ExampleError
+
+MAX_PIXELS = 89_478_485
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# Our own check below is the one that speaks; Pillow's would warn at half of the same limit.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a picture becomes `size` x `size` pixels.
+
+    `shortest`: scale the shorter side to size / crop_pct, crop the centre (timm, open_clip's default).
+    `squash`: scale both sides to size, whatever the aspect (SigLIP's).
+    """
+
+    size: int
+    mode: Literal["shortest", "squash"] = "shortest"
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode to uint8 [size, size, 3] RGB.
+
+    Raises ExampleError (stage `decode`) for anything that Pillow cannot decode whole, and for pictures of more than
+    `max_pixels` (decompression bombs), which are refused from their header alone.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ExampleError(
+                    "decode",
+                    f"image is {width}x{height} ({width * height / 1e6:.0f} megapixels, limit {max_pixels / 1e6:.0f})",
+                )
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return np.asarray(_fit(rgb, geometry))
+    except ExampleError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise ExampleError("decode", str(e)) from None
+    except Exception as e:  # Pillow's plugins raise anything on damaged data: SyntaxError, struct.error, KeyError, ...
+        raise ExampleError("decode", f"not a readable image: {type(e).__name__}: {e}"[:300]) from None
+
+
+def _fit(image: Image.Image, geometry: Geometry) -> Image.Image:
+    size, resample = geometry.size, INTERPOLATIONS[geometry.interpolation]
+    if geometry.mode == "squash":
+        return image if image.size == (size, size) else image.resize((size, size), resample)
+    scaled = int(size / geometry.crop_pct)
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    # The same truncation as torchvision's Resize, so that published weights see the pixels that they were trained on.
+    other = int(scaled * long / short)
+    target = (scaled, other) if width <= height else (other, scaled)
+    # A sliver of 1 x 10,000 would be blown up to a bomb of its own; only its centre is ever seen.
+    if other > 64 * scaled:
+        middle, half = long // 2, 32 * short
+        box = (0, middle - half, width, middle + half) if width <= height else (middle - half, 0, middle + half, height)
+        return _fit(image.crop(box), geometry)
+    if image.size != target:
+        image = image.resize(target, resample)
+    if target == (size, size):
+        return image
+    left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))

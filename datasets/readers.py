@@ -1,0 +1,218 @@
+"""Reading a shard: a stream of examples and of the bad ones among them, in the shard's order."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from webdataset.tariterators import base_plus_ext
+
+from ..errors import ExampleError, ShardError
+from .shards import Shard
+from .spec import DatasetSpec
+from .storage import filesystem, open_read, read_bytes
+
+TAR_END = b"\0" * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One undecoded example. `target` is the class index or the caption; `target_hash` is of its stored bytes."""
+
+    shard: str
+    row: int
+    key: str
+    image: bytes
+    target: int | str
+    target_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One bad example: where it failed (`read`, `decode`, `target`, `loss`) and why."""
+
+    shard: str
+    row: int
+    key: str
+    stage: str
+    reason: str
+
+
+def hash_target(stored: bytes) -> int:
+    """64 bits of BLAKE2b of a label or caption as stored: what proves a join."""
+    return int.from_bytes(hashlib.blake2b(stored, digest_size=8).digest(), "little")
+
+
+def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
+    """Stream one shard. Rows count every example, bad ones too.
+
+    Raises ShardError for what no single example can be blamed for: a missing, cut or unreadable file, a key twice,
+    a column that is not there. All that was yielded before stays valid, and must not be committed.
+    """
+    if spec.format == "webdataset":
+        records = _read_tar(spec, shard)
+    elif spec.format == "parquet":
+        records = _read_parquet(spec, shard)
+    else:
+        records = _read_folder(spec, shard)
+    seen: set[str] = set()
+    for row, (key, image, stored) in enumerate(records):
+        if key in seen:
+            raise ShardError(f"{shard.url}: key '{key}' is there twice; an example's identity is (shard, key)")
+        seen.add(key)
+        try:
+            if not image:
+                raise ExampleError("read", f"no image ({', '.join(spec.image)})" if image is None else "image is empty")
+            target = parse_target(spec, stored)
+            yield Example(shard.name, row, key, image, target, hash_target(stored or b""))
+        except ExampleError as e:
+            yield Failure(shard.name, row, key, e.stage, e.reason)
+
+
+def parse_target(spec: DatasetSpec, stored: bytes | None) -> int | str:
+    """The class index (stored as a number or as a class's name) or the caption. Raises ExampleError."""
+    field = spec.label if spec.task == "classification" else spec.text
+    if stored is None:
+        raise ExampleError("target", f"no {'label' if spec.task == 'classification' else 'caption'} ({field})")
+    try:
+        text = stored.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ExampleError("target", f"{field} is not UTF-8") from None
+    if not text:
+        raise ExampleError("target", f"{field} is empty")
+    if spec.task == "image-text":
+        return text
+    if spec.format == "folder" and text in spec.classes:  # a folder named "10" is a name, not the eleventh class
+        return spec.classes.index(text)
+    try:
+        label = int(text)
+    except ValueError:
+        if text not in spec.classes:
+            raise ExampleError("target", f"label {text[:60]!r} is neither a number nor one of the classes") from None
+        label = spec.classes.index(text)
+    if label < 0 or (spec.classes and label >= len(spec.classes)):
+        raise ExampleError("target", f"label {label} is outside the {len(spec.classes)} classes")
+    return label
+
+
+def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+    """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name."""
+    wanted_target = spec.label if spec.task == "classification" else spec.text
+    key: str | None = None
+    image: bytes | None = None
+    target: bytes | None = None
+    endings: set[str] = set()
+    with open_read(shard.url) as file:
+        tail = _Tail(file)
+        try:
+            with tarfile.open(fileobj=tail, mode="r|*") as tar:
+                for member in tar:
+                    tar.members = []  # tarfile remembers every member; a shard of any size must not grow memory
+                    member_key, ending = base_plus_ext(member.name)
+                    if not member.isreg() or member_key is None:
+                        continue
+                    if member_key != key:
+                        if key is not None:
+                            yield key, image, target
+                        key, image, target, endings = member_key, None, None, set()
+                    ending = ending.lower()
+                    if ending in endings:
+                        raise ShardError(f"{shard.url}: '{member.name}' is there twice; a key has one of each ending")
+                    endings.add(ending)
+                    if ending == wanted_target:
+                        target = _member_bytes(tar, member)
+                    elif ending in spec.image and image is None:
+                        image = _member_bytes(tar, member)
+            while tail.read(1 << 20):
+                pass
+            if not shard.url.endswith(("gz", "tgz")) and not tail.last_bytes.endswith(TAR_END):
+                raise tarfile.ReadError("no end-of-archive mark")
+        except (tarfile.TarError, EOFError, OSError) as e:
+            raise ShardError(f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again") from None
+    if key is not None:
+        yield key, image, target
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file is not None else b""
+
+
+class _Tail:
+    """Passes reads on and remembers the last bytes: tarfile itself takes a missing end mark for a normal end."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.last_bytes = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        if data:
+            self.last_bytes = (self.last_bytes + data)[-len(TAR_END) :] if len(data) < len(TAR_END) else data[-1024:]
+        return data
+
+
+def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+    target_column = spec.label if spec.task == "classification" else spec.text
+    fs, path = filesystem(shard.url)
+    try:
+        with fs.open(path, "rb") as file:
+            parquet = pq.ParquetFile(file)
+            names = parquet.schema_arrow.names
+            image_column = next((c for c in spec.image if c in names), None)
+            for column, setting in ((image_column, "image"), (target_column, "label/text"), (spec.key or None, "key")):
+                if (setting != "key" or column) and column not in names:
+                    raise ShardError(
+                        f"{shard.url}: no column for {setting} (looked for {column or ', '.join(spec.image)}); "
+                        f"it has {', '.join(names)}; set it in [datasets.{spec.name}]"
+                    )
+            first, last = shard.row_groups or (0, parquet.num_row_groups)
+            row = sum(parquet.metadata.row_group(g).num_rows for g in range(first))
+            columns = [c for c in (image_column, target_column, spec.key) if c]
+            for batch in parquet.iter_batches(batch_size=256, row_groups=list(range(first, last)), columns=columns):
+                images = batch.column(image_column).to_pylist()
+                targets = batch.column(target_column).to_pylist()
+                keys = batch.column(spec.key).to_pylist() if spec.key else range(row, row + len(images))
+                for key, image, target in zip(keys, images, targets, strict=True):
+                    data = image.get("bytes") if isinstance(image, dict) else image
+                    yield str(key), data, None if target is None else str(target).encode()
+                row += batch.num_rows
+    except FileNotFoundError:
+        raise ShardError(f"{shard.url}: no such file") from None
+    except (pa.ArrowException, OSError) as e:
+        raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
+
+
+def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
+    """A class is the first folder under the root; a caption lies beside its picture under the same stem."""
+    roots = [filesystem(pattern)[1].rstrip("/") for pattern in spec.train + spec.test]
+    for url in shard.members:
+        path = filesystem(url)[1]
+        root = max((r for r in roots if path.startswith(r + "/")), key=len)
+        key = path[len(root) + 1 :]
+        target: bytes | None
+        if spec.task == "classification":
+            target = key.split("/", 1)[0].encode() if "/" in key else None
+        else:
+            try:
+                target = read_bytes(f"{url.rsplit('.', 1)[0]}.{spec.text}")
+            except FileNotFoundError:
+                target = None
+        try:
+            image = read_bytes(url)
+        except FileNotFoundError:
+            image = None
+        yield key, image, target
+
+
+def to_bytes(table: pa.Table, **options: Any) -> bytes:
+    """A whole Parquet file in memory, for one atomic write."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()

@@ -1,0 +1,179 @@
+"""Which shards a data set has: patterns to named, sized shards."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from braceexpand import UnbalancedBracesError, braceexpand
+
+from ..errors import ShardError, SpecError
+from .spec import DatasetSpec
+from .storage import filesystem, is_local
+
+Split = Literal["train", "test"]
+ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One unit of reading, scoring and committing.
+
+    `name` is its identity in score tables; `size` is in bytes (files, for an image folder's bucket) and tells a
+    changed shard from the one that was scored. `row_groups` is the half-open range of a big Parquet file;
+    `members` are an image folder's files.
+    """
+
+    name: str
+    url: str
+    size: int
+    row_groups: tuple[int, int] | None = None
+    members: tuple[str, ...] = ()
+
+
+def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
+    """All shards of a split, in the order of the patterns.
+
+    Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
+    missing, or two shards would share a name.
+    """
+    patterns = spec.train if split == "train" else spec.test
+    if not patterns:
+        raise SpecError(f"data set '{spec.name}' has no {split} shards; set {split} = ... in its entry")
+    if spec.format == "folder":
+        return _folder_shards(spec, patterns)
+    files = [file for pattern in patterns for file in _expand(spec.name, pattern)]
+    repeated = [url for url, count in Counter(url for url, _ in files).items() if count > 1]
+    if repeated:
+        raise ShardError(f"data set '{spec.name}': {repeated[0]} is matched twice; make the patterns disjoint")
+    names = _short_names([url for url, _ in files])
+    shards = [Shard(name=n, url=url, size=size) for n, (url, size) in zip(names, files, strict=True)]
+    if spec.format == "parquet":
+        with ThreadPoolExecutor(16) as pool:
+            shards = [part for parts in pool.map(lambda s: _row_group_shards(s, spec), shards) for part in parts]
+    return shards
+
+
+def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
+    """(url, size) of every file that a pattern names, in order."""
+    try:
+        urls = list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise SpecError(f"data set '{dataset}': unbalanced braces in '{pattern}'") from None
+    if not any(mark in pattern for mark in "*?["):
+        return _named_files(dataset, urls)
+    found: list[tuple[str, int]] = []
+    for url in urls:
+        fs, path = filesystem(url)
+        fs.invalidate_cache()
+        matches = fs.glob(path, detail=True)
+        local = is_local(url)
+        found += [(p if local else fs.unstrip_protocol(p), int(matches[p]["size"] or 0)) for p in sorted(matches)]
+    if not found:
+        raise ShardError(f"data set '{dataset}': no shard matches '{pattern}'; check the path and its quoting")
+    return found
+
+
+def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
+    def size(url: str) -> int | None:
+        try:
+            return os.stat(url).st_size if "://" not in url else int(filesystem(url)[0].info(filesystem(url)[1])["size"])
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        sizes = list(pool.map(size, urls)) if any("://" in u for u in urls) else [size(u) for u in urls]
+    missing = [url for url, n in zip(urls, sizes, strict=True) if n is None]
+    if missing:
+        what = "no shard matches" if len(missing) == len(urls) else f"{len(missing)} of {len(urls)} shards are missing,"
+        raise ShardError(f"data set '{dataset}': {what} {missing[0]}; check the path or its range")
+    return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
+
+
+def _short_names(urls: Sequence[str]) -> list[str]:
+    """The base name without its ending; with the folders that tell shards apart where base names repeat."""
+    stems = [_without_ending(url.split("?")[0]) for url in urls]
+    names = [stem.rsplit("/", 1)[-1] for stem in stems]
+    if len(set(names)) < len(names):
+        folders = [stem.split("://")[-1].lstrip("/").split("/") for stem in stems]
+        common = len(os.path.commonprefix([parts[:-1] for parts in folders]))
+        names = ["--".join(parts[common:]) for parts in folders]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        both = [url for url, name in zip(urls, names, strict=True) if name == repeated[0]]
+        raise ShardError(f"{both[0]} and {both[1]} would both be shard '{repeated[0]}'; rename one")
+    return names
+
+
+def _without_ending(path: str) -> str:
+    for ending in ENDINGS:
+        if path.endswith(ending):
+            return path[: -len(ending)]
+    return path
+
+
+def _row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
+    """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows."""
+    fs, path = filesystem(shard.url)
+    try:
+        with fs.open(path, "rb") as file:
+            metadata = pq.ParquetFile(file).metadata
+    except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
+        raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
+    ranges: list[tuple[int, int]] = []
+    start = rows = 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows >= spec.rows_per_shard or group == metadata.num_row_groups - 1:
+            ranges.append((start, group + 1))
+            start, rows = group + 1, 0
+    if len(ranges) <= 1:
+        return [Shard(name=shard.name, url=shard.url, size=shard.size, row_groups=r) for r in ranges]
+    return [
+        Shard(name=f"{shard.name}.rg{a:05d}-{b:05d}", url=shard.url, size=shard.size, row_groups=(a, b))
+        for a, b in ranges
+    ]
+
+
+def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
+    """Spread a folder's pictures over buckets by a hash of their path, so that every bucket mixes the classes."""
+    files: list[tuple[str, str]] = []
+    for root in (url for pattern in roots for url in braceexpand(pattern)):
+        fs, path = filesystem(root)
+        if not fs.isdir(path):
+            raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
+        prefix = len(path.rstrip("/")) + 1
+        paths = sorted(p for p in fs.find(path) if p.rsplit(".", 1)[-1].lower() in spec.image)
+        files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
+    if not files:
+        raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
+    repeated = [key for key, count in Counter(key for key, _ in files).items() if count > 1]
+    if repeated:
+        raise ShardError(f"data set '{spec.name}': '{repeated[0]}' is in two of the folders; rename one")
+    # A power of two, so that a growing folder keeps its buckets until it has doubled.
+    count = 1
+    while count * spec.rows_per_shard < len(files):
+        count *= 2
+    buckets: list[list[str]] = [[] for _ in range(count)]
+    for key, url in files:
+        buckets[zlib.crc32(key.encode()) % count].append(url)
+    return [
+        Shard(name=f"bucket-{i:05d}-of-{count:05d}", url=roots[0], size=len(members), members=tuple(members))
+        for i, members in enumerate(buckets)
+        if members
+    ]
+
+
+def class_folders(root: str) -> tuple[str, ...]:
+    """The class names of an image folder: its sub-folders, sorted."""
+    fs, path = filesystem(root)
+    if not fs.isdir(path):
+        return ()
+    entries: list[dict[str, Any]] = fs.ls(path, detail=True)
+    return tuple(sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory"))

@@ -1,0 +1,97 @@
+"""Files wherever fsspec reaches: listing, whole reads, and writes that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import ShardError, TableError
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL and the path in it."""
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as e:
+        raise ShardError(f"{url}: cannot open this kind of URL: {e}") from None
+
+
+def is_local(url: str) -> bool:
+    return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def join_url(root: str, *parts: str) -> str:
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def open_read(url: str) -> Any:
+    """A binary file object for sequential reading. Raises ShardError where the file is not there."""
+    try:
+        return fsspec.open(url, "rb").open()
+    except FileNotFoundError:
+        raise ShardError(f"{url}: no such file") from None
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    return bytes(fs.cat_file(path))
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def list_names(folder: str) -> list[str]:
+    """Base names in a folder, sorted; empty where there is none. Cached listings are never used."""
+    fs, path = filesystem(folder)
+    fs.invalidate_cache()
+    try:
+        entries = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
+
+
+def make_folder(folder: str) -> None:
+    """Create a folder and prove that it can be written. Raises TableError where it cannot."""
+    fs, path = filesystem(folder)
+    probe = f"{path.rstrip('/')}/.writable-{uuid.uuid4().hex}"
+    try:
+        fs.makedirs(path, exist_ok=True)
+        fs.pipe_file(probe, b"")
+        fs.rm_file(probe)
+    except OSError as e:
+        raise TableError(f"{folder}: cannot be written ({e.strerror or e}); choose another --out") from None
+
+
+def write_atomically(url: str, content: bytes) -> None:
+    """The file appears whole or not at all: temporary name and rename on local disks, one put on object stores."""
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, content)
+        return
+    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as e:
+        raise TableError(f"{url}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
+    finally:
+        if os.path.exists(partial):
+            os.unlink(partial)
+
+
+def remove(url: str) -> None:
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm_file(path)

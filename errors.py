@@ -1,0 +1,63 @@
+"""Every error that a user can cause, in one tree. The command line prints its one line and exits with 1."""
+
+from __future__ import annotations
+
+
+class CurateError(Exception):
+    """Base of all: the message says what was found, where, and what to do about it."""
+
+
+class SpecError(CurateError):
+    """A data set's or model's entry in curate.toml, or an option, cannot be used."""
+
+
+class ShardError(CurateError):
+    """A whole shard cannot be read: missing, cut, or with a key twice."""
+
+
+class ModelError(CurateError):
+    """A model is unknown, has no weights where it needs them, or does not fit the task."""
+
+
+class TableError(CurateError):
+    """A score table is missing, incomplete, damaged, or was made for something else."""
+
+
+class JoinError(TableError):
+    """A training example and its stored score disagree, or the score is missing."""
+
+
+class BudgetError(CurateError):
+    """A budget cannot be read or is too small for a single step."""
+
+
+class FailuresError(CurateError):
+    """More examples failed than `--max-failures` allows."""
+
+
+class RunError(CurateError):
+    """A run folder is missing, taken, or was made with other settings."""
+
+
+class BusyError(CurateError):
+    """Another job is writing the same folder."""
+
+
+class FetchError(CurateError):
+    """A package with a known data set could not be fetched or is not the one expected."""
+
+
+class QueryError(CurateError):
+    """An SQL query is not a read, or DuckDB refuses it."""
+
+
+class ExampleError(CurateError):
+    """One example is bad. Never ends a job by itself: it becomes a row of the failures table.
+
+    `stage` is where it failed (`read`, `decode`, `target`, `loss`), the message is the reason.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+        self.reason = reason

@@ -1,0 +1,109 @@
+"""FLOPs of a forward pass and of a training step, measured with torch's FlopCounterMode.
+
+Convention: FLOPs = 2 x multiply-adds. Operators that the counter has no formula for count as zero there; they are
+listed by name, so that anybody can judge what is missing (normalisation, activations, reductions, as a rule).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from .forward import embed
+from .models import Model
+
+# Views and bookkeeping do no arithmetic; listing them would hide what matters.
+NO_ARITHMETIC = frozenset(
+    """view _unsafe_view reshape permute transpose t expand slice select unsqueeze squeeze split split_with_sizes
+    detach clone copy_ _to_copy empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like ones
+    ones_like full full_like fill_ zero_ arange cat stack as_strided alias lift_fresh index gather scatter embedding
+    unbind contiguous new_zeros scalar_tensor is_same_size _local_scalar_dense slice_backward select_backward
+    index_put argmax eye""".split()
+)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Measured FLOPs of one pass over `examples` examples; `uncounted` are operators without a formula."""
+
+    total: int
+    examples: int
+    uncounted: tuple[str, ...] = ()
+
+    @property
+    def per_example(self) -> float:
+        return self.total / self.examples
+
+
+class _OperatorNames(TorchDispatchMode):
+    """Notes every operator that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func._overloadpacket)
+        return func(*args, **(kwargs or {}))
+
+
+def count(run: Callable[[], Any], examples: int) -> Flops:
+    """Count one call of `run`.
+
+    Attention is made to run as plain matrix products, which the counter knows on every device; a fused kernel that it
+    does not know would count as nothing.
+    """
+    names = _OperatorNames()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, names:
+        run()
+    uncounted = {op.__name__ for op in names.seen if op not in flop_registry}
+    return Flops(int(counter.get_total_flops()), examples, tuple(sorted(uncounted - NO_ARITHMETIC)))
+
+
+def forward_flops(model: Model, batch_size: int = 2) -> Flops:
+    """FLOPs of scoring `batch_size` examples: one forward pass in evaluation mode."""
+    module, images, targets = _on_meta(model, batch_size)
+    module.eval()
+
+    def run() -> None:
+        with torch.no_grad():
+            if model.spec.task == "classification":
+                module(images)
+            else:
+                embed(module, images, targets)
+
+    return count(run, batch_size)
+
+
+def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor], batch_size: int) -> Flops:
+    """FLOPs of one training step on `batch_size` examples: forward, `loss(output, targets)`, backward.
+
+    The optimizer's own arithmetic (a few FLOPs a weight, whatever the batch) is not counted, as is the convention.
+    """
+    module, images, targets = _on_meta(model, batch_size)
+    module.train()
+
+    def run() -> None:
+        output = module(images) if model.spec.task == "classification" else module(images, targets)
+        loss(output, targets).backward()
+
+    return count(run, batch_size)
+
+
+def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A copy without storage, and inputs of the right shape: shapes are all that counting needs."""
+    module = copy.deepcopy(model.module).to("meta")
+    size = model.geometry.size
+    images = torch.empty(batch_size, 3, size, size, device="meta")
+    if model.spec.task == "classification":
+        return module, images, torch.empty(batch_size, dtype=torch.int64, device="meta")
+    length = model.tokenize(["a"]).shape[1]
+    return module, images, torch.empty(batch_size, length, dtype=torch.int64, device="meta")

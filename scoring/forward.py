@@ -1,0 +1,108 @@
+"""The one forward pass that scores: Beam's and the training job's losses come from this same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from . import losses
+from .models import Model
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of B examples: `loss` always; the rest by task. All on the model's device."""
+
+    loss: torch.Tensor
+    predicted: torch.Tensor | None = None
+    similarity: torch.Tensor | None = None
+    image_embedding: torch.Tensor | None = None
+    text_embedding: torch.Tensor | None = None
+
+
+def score_batch(
+    model: Model,
+    pixels_BHWC: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    precision: Precision = "fp32",
+    micro_batch: int | None = None,
+    forward: Any = None,
+) -> Scored:
+    """Scoring losses of one batch, in evaluation mode and without gradients; the training mode is put back.
+
+    `pixels_BHWC` uint8; `targets` are labels int64 [B] or caption tokens int64 [B, L]; both on the model's device.
+    `micro_batch` bounds how many go through at once. `forward` may stand in for the module (a compiled one).
+    """
+    run = forward if forward is not None else model.module
+    parts = []
+    step = micro_batch or len(pixels_BHWC)
+    with evaluating(model.module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
+        for start in range(0, len(pixels_BHWC), step):
+            part = slice(start, start + step)
+            parts.append(_score(model, run, pixels_BHWC[part], targets[part]))
+    if len(parts) == 1:
+        return parts[0]
+    fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding")
+    return Scored(
+        **{
+            name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
+            for name in fields
+        }
+    )
+
+
+def _score(model: Model, run: Any, pixels_BHWC: torch.Tensor, targets: torch.Tensor) -> Scored:
+    images = model.normalize(pixels_BHWC)
+    if model.spec.task == "classification":
+        logits_BC = run(images)
+        return Scored(loss=losses.cross_entropy(logits_BC, targets), predicted=logits_BC.argmax(-1))
+    image_BD, text_BD = embed(run, images, targets)
+    similarity_B = losses.dot_product_similarity(image_BD, text_BD)
+    return Scored(
+        loss=-similarity_B,
+        similarity=similarity_B,
+        image_embedding=image_BD,
+        text_embedding=text_BD,
+    )
+
+
+def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit-norm float32 embeddings [B, D] of images and captions by an open_clip module, which normalises them."""
+    out = run(images, tokens)
+    image_BD, text_BD = (out["image_features"], out["text_features"]) if isinstance(out, dict) else out[:2]
+    return nn.functional.normalize(image_BD.float(), dim=-1), nn.functional.normalize(text_BD.float(), dim=-1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off, BatchNorm on its running statistics; afterwards as it was."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def autocast(device: torch.device, precision: Precision) -> Any:
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bf16 where the hardware multiplies it faster than float32: GPUs from Ampere on, CPUs with AMX."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and amx() else "fp32"
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

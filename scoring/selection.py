@@ -1,0 +1,64 @@
+"""Selection: which b of the B examples of a super-batch to train on. Pure functions of scores and a generator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Sampler = Literal["softmax", "topk"]
+
+
+def select(
+    scores_B: torch.Tensor,
+    b: int,
+    *,
+    sampler: Sampler = "softmax",
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Choose `b` of `B` indices, none twice. Returns int64 [b], ascending, on the device of `scores_B`.
+
+    `softmax` draws without replacement with probability softmax(scores / temperature), by the Gumbel top-k trick
+    (Kool et al., arXiv 1903.06059): step 3 of Algorithm 1 of arXiv 2312.05328. `topk` takes the highest scores
+    (RHO-LOSS); ties go to the lower index. `generator` lives on the CPU, so that every device draws the same.
+
+    Raises ValueError where b is not in 1..B, a score is NaN or infinite, or the temperature is not positive.
+    """
+    B = scores_B.shape[0]
+    if scores_B.dim() != 1 or not 1 <= b <= B:
+        raise ValueError(f"cannot select b={b} of scores with shape {tuple(scores_B.shape)}")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
+    if not torch.isfinite(scores_B).all():
+        bad = int((~torch.isfinite(scores_B)).nonzero()[0])
+        raise ValueError(f"score {bad} is {float(scores_B[bad])}; scores must be finite")
+    keys_B = scores_B.double()
+    if sampler == "softmax":
+        keys_B = keys_B / temperature + gumbel(B, generator).to(scores_B.device)
+    elif sampler != "topk":
+        raise ValueError(f"sampler is '{sampler}', expected softmax or topk")
+    order_B = torch.argsort(keys_B, descending=True, stable=True)
+    return order_B[:b].sort().values
+
+
+def gumbel(n: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """`n` standard Gumbel draws, float64 on the CPU: -log of a standard exponential."""
+    return -torch.empty(n, dtype=torch.float64).exponential_(generator=generator).log()
+
+
+def sub_batch_size(super_batch_size: int, filter_ratio: float) -> int:
+    """b of B at a filter ratio f, the share *dropped*: b = round(B (1 - f)). Raises ValueError if nothing is left."""
+    if not 0 <= filter_ratio < 1:
+        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
+    b = round(super_batch_size * (1 - filter_ratio))
+    if b < 1:
+        raise ValueError(f"filter ratio {filter_ratio} leaves nothing of a super-batch of {super_batch_size}")
+    return b
+
+
+def super_batch_size(batch_size: int, filter_ratio: float) -> int:
+    """B for a sub-batch of b at filter ratio f: B = round(b / (1 - f))."""
+    if not 0 <= filter_ratio < 1:
+        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
+    return round(batch_size / (1 - filter_ratio))
