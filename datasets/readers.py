@@ -134,7 +134,9 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
             if not shard.url.endswith(("gz", "tgz")) and not tail.last_bytes.endswith(TAR_END):
                 raise tarfile.ReadError("no end-of-archive mark")
         except (tarfile.TarError, EOFError, OSError) as e:
-            raise ShardError(f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again") from None
+            raise ShardError(
+                f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
+            ) from None
     if key is not None:
         yield key, image, target
 

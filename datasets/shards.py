@@ -83,7 +83,9 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     def size(url: str) -> int | None:
         try:
-            return os.stat(url).st_size if "://" not in url else int(filesystem(url)[0].info(filesystem(url)[1])["size"])
+            return (
+                os.stat(url).st_size if "://" not in url else int(filesystem(url)[0].info(filesystem(url)[1])["size"])
+            )
         except FileNotFoundError:
             return None
 
@@ -102,7 +104,8 @@ def _short_names(urls: Sequence[str]) -> list[str]:
     names = [stem.rsplit("/", 1)[-1] for stem in stems]
     if len(set(names)) < len(names):
         folders = [stem.split("://")[-1].lstrip("/").split("/") for stem in stems]
-        common = len(os.path.commonprefix([parts[:-1] for parts in folders]))
+        shortest = min(len(parts) for parts in folders) - 1
+        common = next((i for i in range(shortest) if len({parts[i] for parts in folders}) > 1), shortest)
         names = ["--".join(parts[common:]) for parts in folders]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

@@ -55,7 +55,7 @@ class DatasetSpec:
         if self.format not in FORMATS:
             raise SpecError(f"{where}: format is '{self.format}', expected one of {', '.join(FORMATS)}")
         if not self.train:
-            raise SpecError(f"{where}: no train shards are named; set train = \"path/{{000..099}}.tar\"")
+            raise SpecError(f'{where}: no train shards are named; set train = "path/{{000..099}}.tar"')
         if self.rows_per_shard < 1:
             raise SpecError(f"{where}: rows_per_shard is {self.rows_per_shard}, expected at least 1")
         if any("{}" not in template for template in self.templates):

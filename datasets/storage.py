@@ -79,6 +79,7 @@ def write_atomically(url: str, content: bytes) -> None:
         return
     partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()

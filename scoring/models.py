@@ -311,5 +311,7 @@ def _preprocessing(spec: ModelSpec, values: dict[str, Any]) -> Preprocessing:
     if merged["interpolation"] not in INTERPOLATIONS:
         merged["interpolation"] = "bicubic"
     if merged["mode"] not in ("shortest", "squash"):
-        raise ModelError(f"model '{spec.name}': resize mode '{merged['mode']}' is not supported; use shortest or squash")
+        raise ModelError(
+            f"model '{spec.name}': resize mode '{merged['mode']}' is not supported; use shortest or squash"
+        )
     return Preprocessing.from_dict(merged)

@@ -27,9 +27,7 @@ def easy_reference(reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> tor
     return -scale * reference_loss_B
 
 
-def learnability(
-    online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0
-) -> torch.Tensor:
+def learnability(online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """`loss(x | online) - loss(x | reference)`: not yet learned, and possible to learn.
 
     With the learner itself as the online model this is RHO-LOSS (arXiv 2206.07137); with a small one that trains

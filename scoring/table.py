@@ -1,7 +1,9 @@
 """The score table on disk: one Parquet file a data shard, which appears whole or not at all and so marks itself done.
 
     SCORES/dataset=D/reference=NAME-FINGERPRINT8/
-        SHARD.parquet  SHARD.failures.parquet  SHARD.error.json  manifest.json
+        SHARD.parquet  _failures/SHARD.parquet  _errors/SHARD.json  manifest.json
+
+Failures lie in a folder of their own, so that `scores/*/*/*.parquet` is the scores and nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,11 +28,12 @@ from .. import __version__
 from ..datasets.readers import Failure, to_bytes
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec, Task
-from ..datasets.storage import exists, filesystem, is_local, join_url, list_names, read_bytes, write_atomically
+from ..datasets.storage import exists, filesystem, is_local, join_url, list_names, read_bytes, remove, write_atomically
 from ..errors import BusyError, TableError
 
 MANIFEST = "manifest.json"
-SCORES_ENDING, FAILURES_ENDING, ERROR_ENDING = ".parquet", ".failures.parquet", ".error.json"
+ENDING = ".parquet"
+FAILURES, ERRORS = "_failures", "_errors"
 FORMAT_VERSION = 1
 FAILURE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int32()), ("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())]
@@ -72,7 +76,7 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
     """Write a shard's failures, then its scores (the mark that it is done). Returns the bytes written."""
     about = {"shard_size": shard.size, "examples": scores.num_rows, "failures": len(failures), **meta}
     written = 0
-    failures_url = join_url(folder, shard.name + FAILURES_ENDING)
+    failures_url = join_url(folder, FAILURES, shard.name + ENDING)
     if failures:
         columns = {name: [getattr(f, name) for f in failures] for name in FAILURE_SCHEMA.names}
         content = to_bytes(pa.Table.from_pydict(columns, schema=FAILURE_SCHEMA), compression="zstd")
@@ -85,7 +89,7 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         compression={name: "none" if name in vectors else "zstd" for name in _leaf_columns(scores.schema)},
         use_dictionary=["shard"],
     )
-    write_atomically(join_url(folder, shard.name + SCORES_ENDING), content)
+    write_atomically(join_url(folder, shard.name + ENDING), content)
     return written + len(content)
 
 
@@ -95,12 +99,23 @@ def _leaf_columns(schema: pa.Schema) -> list[str]:
 
 def finished_shards(folder: str) -> set[str]:
     """Names of the shards whose scores are committed."""
-    names = list_names(folder)
-    return {n.removesuffix(SCORES_ENDING) for n in names if n.endswith(SCORES_ENDING) and not _is_failures(n)}
+    return {n.removesuffix(ENDING) for n in list_names(folder) if n.endswith(ENDING) and not n.startswith(".")}
 
 
-def _is_failures(name: str) -> bool:
-    return name.endswith(FAILURES_ENDING)
+def note_error(folder: str, shard: Shard, message: str) -> None:
+    """Leave word of a shard that could not be read, for the job's end and for whoever looks at the folder."""
+    content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()
+    write_atomically(join_url(folder, ERRORS, shard.name + ".json"), content)
+
+
+def noted_errors(folder: str) -> dict[str, str]:
+    """Shard name to error, of every shard that could not be read."""
+    names = [n for n in list_names(join_url(folder, ERRORS)) if n.endswith(".json") and not n.startswith(".")]
+    return {n.removesuffix(".json"): json.loads(read_bytes(join_url(folder, ERRORS, n)))["error"] for n in names}
+
+
+def clear_error(folder: str, name: str) -> None:
+    remove(join_url(folder, ERRORS, name + ".json"))
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
@@ -176,6 +191,14 @@ class ScoreTable:
     def shard_names(self) -> set[str]:
         return finished_shards(self.folder)
 
+    @cached_property
+    def _names(self) -> set[str]:
+        return self.shard_names()
+
+    def holds(self, shard: str) -> bool:
+        """Whether a shard was scored when this table was first asked."""
+        return shard in self._names
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table (or some columns) in memory; for analysis of what fits there."""
         parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
@@ -189,7 +212,7 @@ class ScoreTable:
         table, about = self._read_file(name, columns)
         failed: frozenset[str] = frozenset()
         if about["failures"]:
-            failures = pq.read_table(pa.BufferReader(read_bytes(join_url(self.folder, name + FAILURES_ENDING))))
+            failures = pq.read_table(pa.BufferReader(read_bytes(join_url(self.folder, FAILURES, name + ENDING))))
             failed = frozenset(failures["key"].to_pylist())
         return ShardScores(
             shard=name,
@@ -218,7 +241,7 @@ class ScoreTable:
     def _check_shard(self, name: str) -> tuple[int, int]:
         table, about = self._read_file(name, ["shard", "row", "key", "loss"])
         loss, row = table["loss"].to_numpy(), table["row"].to_numpy()
-        where = f"{self.folder}/{name}{SCORES_ENDING}"
+        where = f"{self.folder}/{name}{ENDING}"
         if not np.isfinite(loss).all():
             bad = int(np.flatnonzero(~np.isfinite(loss))[0])
             raise TableError(f"{where}: the loss of key '{table['key'][bad]}' is {loss[bad]}; score this shard again")
@@ -231,7 +254,7 @@ class ScoreTable:
         return table.num_rows, about["failures"]
 
     def _read_file(self, name: str, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
-        url = join_url(self.folder, name + SCORES_ENDING)
+        url = join_url(self.folder, name + ENDING)
         try:
             table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns)
             about = json.loads(table.schema.metadata[b"curate"])

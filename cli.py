@@ -1,0 +1,231 @@
+"""The commands: parse, call, print. No logic, and no heavy import before the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from .errors import CurateError, SpecError
+
+cli = typer.Typer(
+    name="curate",
+    help="Choose what to train on, with every FLOP of the choosing counted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="curate.toml; otherwise the nearest at or above the working folder.")
+]
+ScoresOption = Annotated[str, typer.Option(help="Folder or URL under which score tables lie.")]
+RunsOption = Annotated[str, typer.Option(help="Folder under which runs lie.")]
+
+
+def app() -> None:
+    """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    try:
+        cli()
+    except CurateError as e:
+        typer.echo(f"curate: {e}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("curate: interrupted; the same command goes on (train: with --resume)", err=True)
+        sys.exit(130)
+
+
+def report(line: str) -> None:
+    """Progress, to standard error, so that results can be piped."""
+    typer.echo(line, err=True)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"curate {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Choose what to train on, with every FLOP of the choosing counted."""
+
+
+@cli.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="cifar10n, digits, emoji or icons.")],
+    data: Annotated[Path, typer.Option(help="Folder to write the shards under.")] = Path("data"),
+    config: Annotated[Path, typer.Option(help="Where to enter the data set.")] = Path("curate.toml"),
+    force: Annotated[bool, typer.Option(help="Make it again even if it is there.")] = False,
+) -> None:
+    """Fetch a known real data set, write it as WebDataset shards and enter it in curate.toml.
+
+    Example: curate prepare cifar10n
+    """
+    from .datasets.preparers import prepare as prepare_dataset
+
+    prepare_dataset(name, data, config, force=force, report=report)
+
+
+@cli.command("score-reference")
+def score_reference(
+    dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
+    reference: Annotated[str, typer.Option(help="A run folder, [models.NAME], or a pretrained timm/open_clip name.")],
+    out: ScoresOption = "scores",
+    embeddings: Annotated[bool, typer.Option(help="Image-text: store both embeddings too (float16).")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
+    max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the job.")] = "1%",
+    config: ConfigOption = None,
+    beam_options: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Passed on, such as --runner=FlinkRunner.")
+    ] = None,
+) -> None:
+    """Run a reference model over a whole data set once and write its losses as a score table.
+
+    The same command again does only what is missing.
+
+    Example: curate score-reference --dataset cifar10n --reference runs/reference
+    """
+    from .datasets.spec import find_dataset, load_config
+    from .pipelines.score_reference import ScoreOptions
+    from .pipelines.score_reference import score_reference as run_scoring
+    from .scoring.models import find_model
+    from .scoring.run_costs import recorded_train_flops
+
+    known = load_config(config)
+    spec = find_dataset(dataset, known)
+    model = find_model(reference, task=spec.task, num_classes=spec.num_classes, config=known)
+    summary = run_scoring(
+        ScoreOptions(
+            dataset=spec,
+            reference=model,
+            out=out,
+            embeddings=embeddings,
+            batch_size=batch_size,
+            precision=parse_precision(precision),
+            max_failures=parse_share(max_failures, "--max-failures"),
+            reference_train_flops=recorded_train_flops(reference),
+            runner_options=tuple(beam_options or ()),
+        ),
+        report,
+    )
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
+    report(
+        f"{summary.examples:,} examples scored, {summary.failures:,} failed, {summary.shards:,} shards "
+        f"({summary.scored_now:,} now) in {summary.seconds:.1f} s" + (f"; over all workers: {stages}" if stages else "")
+    )
+    typer.echo(summary.folder)
+
+
+@cli.command()
+def train(
+    dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
+    learner: Annotated[str, typer.Option(help="[models.NAME], a timm or open_clip name, or a run folder.")],
+    policy: Annotated[
+        str, typer.Option(help="uniform, hard-learner, easy-reference, learnability or rho.")
+    ] = "uniform",
+    online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
+    reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The model that the table must come from; checked.")] = None,
+    budget_flops: Annotated[str | None, typer.Option(help="Stop when this is spent: 2e13, 20TF, 1EF.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Stop after so many trained on, instead of a budget.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps, instead of a budget.")] = None,
+    charge_reference: Annotated[bool, typer.Option(help="Take the reference's cost off the budget too.")] = False,
+    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
+    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
+    score_scale: Annotated[
+        float | None, typer.Option(help="Multiplies the losses in the score; 1 for cross-entropy, 20 for dot products.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
+    optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
+    lr: Annotated[float, typer.Option(help="Peak learning rate; decays to zero where the run ends.")] = 2e-3,
+    online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
+    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
+    label_smoothing: Annotated[float, typer.Option(help="In the training loss only, never in scores.")] = 0.0,
+    augment: Annotated[str | None, typer.Option(help="none, flip or crop-flip (classification's default).")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="torch.compile; on by default on GPUs.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, selection and augmentation.")] = 0,
+    on_missing: Annotated[str, typer.Option(help="An example without a score: error, score or skip.")] = "error",
+    max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the run.")] = "1%",
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 20,
+    selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 1,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps; otherwise a tenth of the run.")] = None,
+    evaluate: Annotated[bool, typer.Option(help="Measure quality on the test split at the end.")] = True,
+    out: RunsOption = "runs",
+    name: Annotated[str | None, typer.Option(help="Of the run's folder.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run, bit for bit.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Train a learner under a FLOP budget, choosing what it sees.
+
+    Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
+    --reference-scores scores --budget-flops 20TF
+    """
+    from .datasets.spec import load_config
+    from .training import TrainOptions, parse_flops
+    from .training import train as run_training
+
+    options = TrainOptions(
+        dataset=dataset,
+        learner=learner,
+        policy=policy,
+        online=online,
+        reference_scores=reference_scores,
+        reference=reference,
+        budget_flops=None if budget_flops is None else parse_flops(budget_flops),
+        examples=examples,
+        steps=steps,
+        charge_reference=charge_reference,
+        batch_size=batch_size,
+        filter_ratio=filter_ratio,
+        temperature=temperature,
+        score_scale=score_scale,
+        sampler=sampler,  # type: ignore[arg-type]
+        optimizer=optimizer,
+        lr=lr,
+        online_lr=online_lr,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        label_smoothing=label_smoothing,
+        augment=augment,  # type: ignore[arg-type]
+        precision=parse_precision(precision),  # type: ignore[arg-type]
+        compile=compile,
+        seed=seed,
+        on_missing=on_missing,  # type: ignore[arg-type]
+        max_failures=parse_share(max_failures, "--max-failures"),
+        log_every=log_every,
+        selections_every=selections_every,
+        checkpoint_every=checkpoint_every,
+        evaluate=evaluate,
+        out=out,
+        name=name,
+    )
+    summary = run_training(options, config=load_config(config), resume=resume, report=report)
+    typer.echo(f"{out.rstrip('/')}/{summary['run']}")
+
+
+def parse_share(text: str, option: str) -> float:
+    """A share in [0, 1] from `1%` or `0.01`. Raises SpecError."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
+    return share
+
+
+def parse_precision(text: str | None) -> str | None:
+    if text not in (None, "fp32", "bf16"):
+        raise SpecError(f"--precision is '{text}', expected fp32 or bf16")
+    return text

@@ -1,0 +1,107 @@
+"""Vector drawings and large pictures to small ones on white, in as many processes as there are cores."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from .writer import PROGRESS_EVERY, encode_png
+
+SIZE = 64
+MAX_PIXELS = 89_478_485
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture to be: key and caption in the shard, SVG or PNG bytes, and what the analysis file says of it."""
+
+    key: str
+    caption: str
+    content: bytes = field(repr=False)
+    known: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A drawing as RGB PNG bytes of SIZE x SIZE. `blank`: all its pixels have one colour (white on white, mostly)."""
+
+    drawing: Drawing
+    png: bytes = field(repr=False)
+    blank: bool
+
+
+def render_all(
+    drawings: Sequence[Drawing], report: Callable[[str], None], skipped: list[tuple[str, str]]
+) -> Iterator[Rendered]:
+    """Render in order, one process a core; those that cannot be are put into `skipped` as (key, reason).
+
+    Reports examples/s every 10,000. Memory holds a few chunks beside the input.
+    """
+    started = time.monotonic()
+    # Spawned, since a forked copy of a process with torch's threads in it may hang.
+    context = multiprocessing.get_context("spawn")
+    workers = os.cpu_count() or 1
+    done = 0
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        remaining = iter(drawings)
+        while batch := list(islice(remaining, 16 * workers * CHUNK)):
+            contents = [drawing.content for drawing in batch]
+            for drawing, (png, blank, reason) in zip(
+                batch, pool.map(render_or_reason, contents, chunksize=CHUNK), strict=True
+            ):
+                done += 1
+                if done % PROGRESS_EVERY == 0:
+                    rate = done / (time.monotonic() - started)
+                    report(f"rendered {done:,} of {len(drawings):,} pictures ({rate:,.0f} examples/s)")
+                if reason:
+                    skipped.append((drawing.key, reason))
+                else:
+                    yield Rendered(drawing, png, blank)
+
+
+def render_or_reason(content: bytes) -> tuple[bytes, bool, str]:
+    """(PNG bytes, whether it is blank, "") of an SVG or PNG, or (b"", False, why not)."""
+    try:
+        image = render(content)
+    except Exception as e:
+        # resvg and Pillow raise all sorts of things on damaged input; one bad picture must not end the job.
+        return b"", False, f"{type(e).__name__}: {e}"[:200]
+    return encode_png(image), image.getcolors(maxcolors=1) is not None, ""
+
+
+def render(content: bytes, size: int = SIZE) -> Image.Image:
+    """RGB of `size` x `size`: the SVG or PNG whole and centred, its aspect kept, on white.
+
+    Raises ValueError for an SVG that resvg refuses and for a PNG over MAX_PIXELS, of which only the header is read.
+    """
+    if content.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(content)) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width}x{height} pixels, limit {MAX_PIXELS:,}")
+            image = opened.convert("RGBA")
+    else:
+        import resvg_py
+
+        text = content.decode("utf-8", errors="replace")
+        # The machine's fonts would make the pictures differ from one machine to the next. Without a dpi, sizes in
+        # points come out as nothing.
+        png = resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=96, skip_system_fonts=True)
+        image = Image.open(io.BytesIO(png)).convert("RGBA")
+    if image.size != (size, size):
+        scale = size / max(image.size)
+        fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(fitted, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    canvas = Image.new("RGBA", (size, size), "white")
+    canvas.alpha_composite(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return canvas.convert("RGB")

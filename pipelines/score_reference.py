@@ -1,0 +1,410 @@
+"""`curate score-reference`: one Beam pass over a data set, writing the reference's losses as a score table."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import torch
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils import shared
+
+from .. import errors
+from ..datasets.batches import decode_threads
+from ..datasets.readers import read_shard
+from ..datasets.shards import Shard, list_shards
+from ..datasets.spec import DatasetSpec
+from ..datasets.storage import exists, filesystem, join_url, make_folder
+from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
+from ..scoring.flops import Flops, forward_flops
+from ..scoring.forward import Precision, best_device, best_precision
+from ..scoring.models import Model, ModelSpec, load_model
+from ..scoring.table import (
+    ENDING,
+    LOSS_NAMES,
+    clear_error,
+    commit_shard,
+    finished_shards,
+    note_error,
+    noted_errors,
+    read_manifest,
+    shards_digest,
+    table_folder,
+    write_manifest,
+    writing,
+)
+from .score_shard import score_shard
+
+Report = Callable[[str], None]
+STAGES = ("read", "decode", "forward", "write")
+# Below this many examples a worker has seen too little to call the whole data set bad.
+MIN_JUDGED = 1000
+PROGRESS_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """What to score and how. `max_failures` is a share of the examples read; `runner_options` are Beam's own."""
+
+    dataset: DatasetSpec
+    reference: ModelSpec
+    out: str = "scores"
+    embeddings: bool = False
+    batch_size: int = 128
+    precision: Precision | None = None
+    max_failures: float = 0.01
+    reference_train_flops: float | None = None
+    runner_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What one call of `score_reference` left: the table's folder and totals, and this call's own work."""
+
+    folder: str
+    shards: int
+    examples: int
+    failures: int
+    scored_now: int
+    seconds: float
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is told."""
+
+    dataset: DatasetSpec
+    reference: ModelSpec
+    fingerprint: str
+    folder: str
+    embeddings: bool
+    batch_size: int
+    precision: Precision
+    max_failures: float
+    threads: int
+    meta: dict[str, Any]
+
+
+class ScoreShard(beam.DoFn):
+    """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._shared = shared.Shared()
+        self._examples = Metrics.counter("curate", "examples")
+        self._failures = Metrics.counter("curate", "failures")
+        self._bad_shards = Metrics.counter("curate", "unreadable_shards")
+        self._stages = {stage: Metrics.distribution("curate", f"{stage}_ms") for stage in STAGES}
+
+    def setup(self) -> None:
+        torch.set_num_threads(self._job.threads)
+        self._device = best_device()
+        self._model = self._shared.acquire(self._load)
+        self._judged = self._failed = 0
+
+    def _load(self) -> Model:
+        model = load_model(self._job.reference, trained=True)
+        if model.fingerprint() != self._job.fingerprint:
+            raise ModelError(f"'{self._job.reference.name}' changed while it was scoring; start again")
+        return model.to(self._device)
+
+    def process(self, shard: Shard) -> None:
+        job = self._job
+        if exists(join_url(job.folder, shard.name + ENDING)):  # a retried bundle
+            return
+        try:
+            result = score_shard(
+                job.dataset,
+                shard,
+                self._model,
+                device=self._device,
+                precision=job.precision,
+                batch_size=job.batch_size,
+                embeddings=job.embeddings,
+                decode_threads=job.threads,
+            )
+        except ShardError as e:
+            self._bad_shards.inc()
+            note_error(job.folder, shard, str(e))
+            return
+        started = time.perf_counter()
+        commit_shard(job.folder, shard, result.scores, result.failures, job.meta)
+        clear_error(job.folder, shard.name)
+        for stage, seconds in {**result.seconds, "write": time.perf_counter() - started}.items():
+            self._stages[stage].update(round(1000 * seconds))
+        self._examples.inc(result.scores.num_rows)
+        self._failures.inc(len(result.failures))
+        self._judged += result.scores.num_rows + len(result.failures)
+        self._failed += len(result.failures)
+        if self._judged >= MIN_JUDGED and self._failed > job.max_failures * self._judged:
+            first = result.failures[0] if result.failures else None
+            hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
+            raise FailuresError(_too_many(self._failed, self._judged, job.max_failures, job.folder) + hint)
+
+
+def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSummary:
+    """Score what is missing of a table, so that the same call again goes on where the last one ended.
+
+    Raises CurateError: before launch for whatever can be known then (shards, model, folder, first examples), at the
+    end for shards that could not be read and for more failures than allowed. Committed shards stay.
+    """
+    started = time.perf_counter()
+    shards = list_shards(options.dataset)
+    model = load_model(options.reference, trained=True)
+    fingerprint = model.fingerprint()
+    flops = forward_flops(model)
+    folder = table_folder(options.out, options.dataset, options.reference.name, fingerprint)
+    report(
+        f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.reference.name}' {fingerprint[:8]}"
+    )
+    make_folder(folder)
+    with writing(folder):
+        done = _check_existing(folder, options, shards)
+        todo = [shard for shard in shards if shard.name not in done]
+        report(f"{folder}: {len(done):,} shards done, {len(todo):,} to do")
+        precision = options.precision or best_precision(best_device())
+        manifest = _manifest(options, shards, model, fingerprint, flops, precision)
+        if todo:
+            _check_first_examples(options.dataset, todo[0])
+            write_manifest(folder, {**manifest, "counts": None})
+            stage_seconds = _run(options, folder, todo, manifest, fingerprint, precision, report)
+        else:
+            stage_seconds = {}
+        return _finish(options, folder, manifest, flops, shards, len(todo), started, stage_seconds)
+
+
+def default_runner_options(shards: int) -> tuple[str, ...]:
+    """Beam's direct runner with one process a core, spelled out: a bare DirectRunner is another engine where it can
+    download one. One process where a GPU does the work."""
+    workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, shards))
+    return ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}")
+
+
+def _run(
+    options: ScoreOptions,
+    folder: str,
+    todo: Sequence[Shard],
+    manifest: dict[str, Any],
+    fingerprint: str,
+    precision: Precision,
+    report: Report,
+) -> dict[str, float]:
+    arguments = list(options.runner_options)
+    if not any(a.split("=")[0] == "--runner" for a in arguments):
+        given = {a.split("=")[0] for a in arguments}
+        arguments = [a for a in default_runner_options(len(todo)) if a.split("=")[0] not in given] + arguments
+    pipeline_options = PipelineOptions(arguments)
+    local_workers = pipeline_options.get_all_options().get("direct_num_workers") or 1
+    job = _Job(
+        dataset=options.dataset,
+        reference=options.reference,
+        fingerprint=fingerprint,
+        folder=folder,
+        embeddings=options.embeddings,
+        batch_size=options.batch_size,
+        precision=precision,
+        max_failures=options.max_failures,
+        threads=max(1, decode_threads() // local_workers),
+        meta={
+            "reference_fingerprint": fingerprint,
+            "dataset_fingerprint": options.dataset.fingerprint,
+            "scale": manifest["scale"],
+            "bias": manifest["bias"],
+        },
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(folder, todo, report, stop), daemon=True)
+    watcher.start()
+    try:
+        pipeline = beam.Pipeline(options=pipeline_options)
+        pipeline | "Shards" >> beam.Create(todo) | "Score" >> beam.ParDo(ScoreShard(job))
+        result = pipeline.run()
+        result.wait_until_finish()
+    except CurateError:
+        raise
+    except Exception as e:
+        raise _from_worker(e) from e
+    finally:
+        stop.set()
+        watcher.join()
+    return _stage_seconds(result, report)
+
+
+def _from_worker(error: Exception) -> Exception:
+    """The CurateError that a worker raised, out of the traceback text that Beam passes on; else the error itself."""
+    found = re.findall(r"curate\.errors\.(\w+): (.+)", str(error).replace("\\n", "\n"))
+    kind = getattr(errors, found[-1][0], None) if found else None
+    if kind is None or not issubclass(kind, CurateError):
+        return error
+    return kind(re.sub(r" \[while running .*", "", found[-1][1]).strip().strip("\"'"))  # type: ignore[no-any-return]
+
+
+def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
+    """Seconds by stage over all workers, from Beam's metrics; empty where the runner keeps none."""
+    try:
+        found = result.metrics().query()
+    except Exception as e:  # runners without metrics raise kinds of their own
+        report(f"this Beam runner gives no metrics ({type(e).__name__}); counts below come from the table itself")
+        return {}
+    return {
+        m.key.metric.name.removesuffix("_ms"): m.committed.sum / 1000
+        for m in found["distributions"]
+        if m.key.metric.namespace == "curate"
+    }
+
+
+def _watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
+    """A live line from the committed files: the runner itself blocks, and other runners live elsewhere."""
+    waiting = {shard.name for shard in todo}
+    started, examples = time.perf_counter(), 0
+    while not stop.wait(PROGRESS_SECONDS):
+        new = waiting & finished_shards(folder)
+        waiting -= new
+        examples += sum(_row_count(folder, name) for name in new)
+        done, seconds = len(todo) - len(waiting), time.perf_counter() - started
+        if done:
+            eta = seconds / done * len(waiting)
+            rate = examples / seconds
+            report(f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s, {eta:,.0f} s left")
+
+
+def _row_count(folder: str, name: str) -> int:
+    fs, path = filesystem(join_url(folder, name + ENDING))
+    with fs.open(path, "rb") as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def _counts(folder: str, name: str) -> tuple[int, int, int]:
+    """(examples, failures, shard size) as a score file's own metadata tells them."""
+    import json
+
+    fs, path = filesystem(join_url(folder, name + ENDING))
+    try:
+        with fs.open(path, "rb") as file:
+            about = json.loads(pq.read_schema(file).metadata[b"curate"])
+    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
+    return about["examples"], about["failures"], about["shard_size"]
+
+
+def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard]) -> set[str]:
+    """The shards that are done, after making sure that they are of this very data set."""
+    manifest = read_manifest(folder)
+    done = finished_shards(folder)
+    if manifest is None:
+        if done:
+            raise TableError(f"{folder}: score files without a manifest.json; choose another --out")
+        return done
+    if manifest["dataset_fingerprint"] != options.dataset.fingerprint:
+        raise TableError(
+            f"{folder}: was made of data set {manifest['dataset_fingerprint']}, '{options.dataset.name}' is now "
+            f"{options.dataset.fingerprint} (other fields or classes); choose another name or --out"
+        )
+    if manifest["embeddings"] != options.embeddings:
+        has, asked = ("has", "without") if manifest["embeddings"] else ("has no", "with")
+        raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
+    if manifest["shards_digest"] != shards_digest(shards):
+        sizes = {shard.name: shard.size for shard in shards}
+        known = [name for name in sorted(done) if name in sizes]
+        with ThreadPoolExecutor(16) as pool:
+            for name, (_, _, size) in zip(known, pool.map(lambda n: _counts(folder, n), known), strict=True):
+                if size != sizes[name]:
+                    raise TableError(
+                        f"{folder}: shard '{name}' was scored at size {size} and is now {sizes[name]}; "
+                        f"delete {name}{ENDING} there to score it again"
+                    )
+    return done
+
+
+def _check_first_examples(dataset: DatasetSpec, shard: Shard) -> None:
+    """Find out now, not on a worker, that a column is missing or a shard holds nothing at all."""
+    if not list(islice(read_shard(dataset, shard), 1)) and dataset.format == "webdataset":
+        raise ShardError(f"{shard.url}: no example in it; expected members such as KEY.{dataset.image[0]}")
+
+
+def _manifest(
+    options: ScoreOptions,
+    shards: Sequence[Shard],
+    model: Model,
+    fingerprint: str,
+    flops: Flops,
+    precision: Precision,
+) -> dict[str, Any]:
+    scale = getattr(model.module, "logit_scale", None)
+    bias = getattr(model.module, "logit_bias", None)
+    return {
+        "dataset": options.dataset.name,
+        "dataset_fingerprint": options.dataset.fingerprint,
+        "shards_digest": shards_digest(shards),
+        "task": options.dataset.task,
+        "loss": LOSS_NAMES[options.dataset.task],
+        "precision": precision,
+        "embeddings": options.embeddings,
+        "scale": float(scale.exp()) if scale is not None else None,
+        "bias": float(bias) if bias is not None else None,
+        "reference": {
+            "name": options.reference.name,
+            "fingerprint": fingerprint,
+            "model": options.reference.to_dict(),
+            "preprocessing": model.preprocessing.to_dict(),
+        },
+        "flops": {
+            "forward_per_example": flops.per_example,
+            "uncounted_operators": list(flops.uncounted),
+            "reference_train": options.reference_train_flops,
+        },
+    }
+
+
+def _finish(
+    options: ScoreOptions,
+    folder: str,
+    manifest: dict[str, Any],
+    flops: Flops,
+    shards: Sequence[Shard],
+    attempted: int,
+    started: float,
+    stage_seconds: dict[str, float],
+) -> ScoreSummary:
+    bad = {name: why for name, why in noted_errors(folder).items() if name in {shard.name for shard in shards}}
+    done = sorted(finished_shards(folder))
+    with ThreadPoolExecutor(16) as pool:
+        counts = list(pool.map(lambda name: _counts(folder, name), done))
+    examples, failures = sum(c[0] for c in counts), sum(c[1] for c in counts)
+    scored = examples + failures
+    manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
+    manifest["flops"]["reference_score"] = flops.per_example * scored
+    write_manifest(folder, manifest)
+    if bad:
+        first = sorted(bad)[0]
+        more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
+        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
+    if failures > options.max_failures * max(1, scored):
+        raise FailuresError(_too_many(failures, scored, options.max_failures, folder))
+    return ScoreSummary(
+        folder=folder,
+        shards=len(done),
+        examples=examples,
+        failures=failures,
+        scored_now=attempted,
+        seconds=time.perf_counter() - started,
+        stage_seconds=stage_seconds,
+    )
+
+
+def _too_many(failures: int, read: int, allowed: float, folder: str) -> str:
+    return (
+        f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
+        f"see why in {os.path.join(folder, '_failures')}, then mend the data or raise --max-failures"
+    )

@@ -1,0 +1,139 @@
+"""Only reads: what a query may be, and DuckDB's errors as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ..errors import QueryError
+from .sql import error_line
+
+BATCH_ROWS = 10_000
+READS = frozenset(
+    [
+        "SELECT",
+        "WITH",
+        "FROM",
+        "VALUES",
+        "TABLE",
+        "DESCRIBE",
+        "DESC",
+        "SHOW",
+        "SUMMARIZE",
+        "PIVOT",
+        "PIVOT_WIDER",
+        "UNPIVOT",
+        "PIVOT_LONGER",
+        "(",
+    ]
+)
+PIVOTS = frozenset(["PIVOT", "PIVOT_WIDER"])
+CHANGES = frozenset(["COPY", "DELETE", "INSERT", "MERGE", "TRUNCATE", "UPDATE"])
+WAY_OUT = {
+    "COPY": "use --format csv, json or parquet with --output FILE",
+    "EXPORT": "use --format parquet with --output FILE",
+    "CREATE": "name a part of one query with WITH name AS (SELECT ...)",
+    "ATTACH": "read other files in the query: FROM 'file.parquet' or read_csv('file.csv')",
+    "PRAGMA": "use SHOW TABLES, DESCRIBE or SUMMARIZE",
+    "CALL": "use SHOW TABLES, DESCRIBE or SUMMARIZE",
+}
+DEFAULT_WAY_OUT = "open the files with plain DuckDB for anything but SELECT"
+
+
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
+    """Run one reading statement: SELECT, FROM, WITH, PIVOT, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
+
+    The rows come as a stream of batches, so a result may be larger than memory; JSON columns are Arrow's `json`
+    extension type. Raises QueryError where the statement is not a read or DuckDB refuses it, also while the stream
+    is read.
+    """
+    check_read(sql)
+    try:
+        result = connection.execute(sql)
+        kinds = [str(column[1]) for column in result.description]
+        # DuckDB 2 renamed the method; 1.4 has only the old name.
+        reader = result.to_arrow_reader(BATCH_ROWS) if hasattr(result, "to_arrow_reader") else None
+        reader = reader or result.fetch_record_batch(BATCH_ROWS)
+    except (duckdb.Error, OSError) as e:
+        raise QueryError(error_line(e)) from None
+    schema = pa.schema(
+        [
+            pa.field(field.name, pa.json_()) if kind == "JSON" and pa.types.is_string(field.type) else field
+            for field, kind in zip(reader.schema, kinds, strict=True)
+        ]
+    )
+    return pa.RecordBatchReader.from_batches(schema, _batches(reader, schema))
+
+
+def _batches(reader: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in reader:
+            columns = [
+                pa.ExtensionArray.from_storage(field.type, column)
+                if isinstance(field.type, pa.BaseExtensionType) and not isinstance(column, pa.ExtensionArray)
+                else column
+                for field, column in zip(schema, batch.columns, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+    except (duckdb.Error, pa.ArrowException, OSError) as e:
+        raise QueryError(error_line(e)) from None
+
+
+def check_read(sql: str) -> None:
+    """Raise QueryError unless `sql` is a single statement that only reads."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as e:
+        raise QueryError(error_line(e)) from None
+    words = _words(sql)
+    if not statements or not words:
+        raise QueryError("the query is empty; try: SHOW TABLES")
+    first = words[0][1]
+    kinds = [statement.type.name for statement in statements]
+    # A PIVOT without IN is several statements to DuckDB, which it makes itself: they have no text of their own.
+    own = kinds == ["MULTI"] or (len(kinds) > 1 and not any(statement.query.strip() for statement in statements))
+    pivots = own and any(word in PIVOTS for _, word in words)
+    if len(statements) > 1 and not pivots:
+        raise QueryError(f"found {len(statements)} statements, expected one; run them one by one")
+    if first == "EXPLAIN" and (pivots or kinds == ["EXPLAIN"]):
+        # EXPLAIN ANALYZE runs what it explains.
+        check_read(sql.encode()[_explained(words) :].decode())
+        return
+    if first not in READS or not (pivots or kinds == ["SELECT"]):
+        _refuse(first if first not in READS else kinds[-1])
+    # WITH may hold statements that write: DuckDB 2 runs `WITH a AS (COPY ...) SELECT 1` as a SELECT.
+    for (_, before), (_, word) in zip(words, words[1:], strict=False):
+        if word in CHANGES and before in ("(", ")"):
+            _refuse(word, f'; a column of this name is written "{word.lower()}"')
+
+
+def _refuse(kind: str, more: str = "") -> None:
+    raise QueryError(f"{kind} is not a read, and curate sql only reads; {WAY_OUT.get(kind, DEFAULT_WAY_OUT)}{more}")
+
+
+def _words(sql: str) -> list[tuple[int, str]]:
+    """(byte offset, upper-case text) of every token but comments; an operator is its first character."""
+    content, found = sql.encode(), []
+    tokens = duckdb.tokenize(sql)
+    ends = [offset for offset, _ in tokens[1:]] + [len(content)]
+    for (offset, kind), end in zip(tokens, ends, strict=True):
+        name = str(kind).rsplit(".", 1)[-1]
+        text = content[offset:end].decode(errors="replace").split(None, 1)[:1]
+        if name == "comment" or not text:
+            continue
+        found.append((offset, text[0][0] if name == "operator" else text[0].split("--")[0].split("/*")[0].upper()))
+    return found
+
+
+def _explained(words: list[tuple[int, str]]) -> int:
+    """Byte offset of the statement after EXPLAIN and its options."""
+    i = 1
+    if words[i][1] == "(" and words[i + 1][1] in ("ANALYZE", "ANALYSE", "FORMAT", "VERBOSE"):
+        i = next(j for j, (_, word) in enumerate(words) if word == ")")  # options hold no brackets
+        i += 1
+    while words[i][1] in ("ANALYZE", "ANALYSE", "VERBOSE"):
+        i += 1
+    return words[i][0]

@@ -1,0 +1,92 @@
+"""A query's first rows as a table that fits the terminal."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import IO, Any
+
+import pyarrow as pa
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MAX_ROWS = 50
+MAX_CELL = 60
+MAX_COUNTED = 1_000_000
+
+
+def print_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
+    """Print at most 50 rows; returns the rows printed.
+
+    Columns for which a terminal has no room are named below in place of being squeezed; a pipe or file gets all.
+    Counting what is left stops at a million, so a look at a big table does not read all of it.
+    """
+    rows: list[tuple[Any, ...]] = []
+    total = 0
+    for batch in result:
+        head = batch.slice(0, MAX_ROWS - len(rows))
+        if head.num_rows:
+            rows += zip(*(column.to_pylist(maps_as_pydicts="strict") for column in head.columns), strict=True)
+        total += batch.num_rows
+        if total > MAX_COUNTED:
+            break
+    names = result.schema.names
+    cells = [[format_cell(value) for value in row] for row in rows]
+    widths = [max(cell_len(text) for text in (name, *column)) for name, column in _columns(names, cells)]
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=file, highlight=False, width=sum(widths) + 3 * len(widths) + 4)
+    shown = _that_fit(widths, console.width)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, field in zip(names[:shown], result.schema, strict=False):
+        numeric = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+    for row, texts in zip(rows, cells, strict=True):
+        pairs = zip(row[:shown], texts[:shown], strict=True)
+        table.add_row(*(Text(text, style="dim" if value is None else "") for value, text in pairs))
+    console.print(table)
+    if total > MAX_COUNTED:
+        console.print(f"… over {MAX_COUNTED:,} rows; --format csv for all")
+    elif total > len(rows):
+        console.print(f"… {total:,} rows; --format csv for all")
+    elif total == 0:
+        console.print("0 rows")
+    if shown < len(names):
+        console.print(f"… {len(names) - shown} more columns: {', '.join(names[shown:])}", markup=False)
+    return len(rows)
+
+
+def format_cell(value: Any) -> str:
+    """One value for people: 1234567 is 1,234,567, a float has 4 significant digits, what is long is cut."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
+    if isinstance(value, int) or (isinstance(value, Decimal) and value == value.to_integral_value()):
+        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
+    text = json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    # EXPLAIN's drawings are the one text in which lines matter.
+    if "\n" in text and text.lstrip()[:1] in "┌╭":
+        return text
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"
+
+
+def _columns(names: list[str], rows: list[list[str]]) -> list[tuple[str, list[str]]]:
+    return [(name, [line for row in rows for line in row[i].split("\n")]) for i, name in enumerate(names)]
+
+
+def _that_fit(widths: list[int], room: int) -> int:
+    """How many leading columns fit, three spaces between them; at least one."""
+    used, count = 0, 0
+    for width in widths:
+        used += width + 3
+        if used > room + 3 and count:
+            break
+        count += 1
+    return count

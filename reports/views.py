@@ -1,0 +1,147 @@
+"""SQL views over score tables and runs: DuckDB reads the folders as they lie, nothing is loaded or copied.
+
+Views bind to globs with declared columns, so connecting lists names but opens no score, selection or run file, and
+every view has the same columns whether there are files or not.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import QueryError
+from .runs import METRICS_COLUMNS, metrics_sql, runs_sql
+from .sql import Columns, empty_sql, error_line, literal, parquet_sql
+
+SCORE_FILES = "dataset=*/reference=*/*.parquet"
+FAILURE_FILES = "dataset=*/reference=*/_failures/*.parquet"
+SCORES_COLUMNS: Columns = {
+    "shard": "VARCHAR",
+    "row": "INTEGER",
+    "key": "VARCHAR",
+    "target_hash": "UBIGINT",
+    "loss": "FLOAT",
+    "label": "INTEGER",
+    "predicted": "INTEGER",
+    "similarity": "FLOAT",
+    "image_embedding": "FLOAT[]",
+    "text_embedding": "FLOAT[]",
+}
+FAILURES_COLUMNS: Columns = {
+    "shard": "VARCHAR",
+    "row": "INTEGER",
+    "key": "VARCHAR",
+    "stage": "VARCHAR",
+    "reason": "VARCHAR",
+}
+SELECTIONS_COLUMNS: Columns = {
+    "step": "BIGINT",
+    "shard": "VARCHAR",
+    "key": "VARCHAR",
+    "online_loss": "FLOAT",
+    "reference_loss": "FLOAT",
+    "score": "FLOAT",
+    "selected": "BOOLEAN",
+}
+ANALYSIS_COLUMNS: Columns = {"dataset": "VARCHAR", "shard": "VARCHAR", "key": "VARCHAR"}
+OF_SCORES = {"dataset": r"dataset=([^/]*)/[^/]*/[^/]*$", "reference": r"reference=([^/]*)/[^/]*$"}
+OF_FAILURES = {"dataset": r"dataset=([^/]*)/[^/]*/_failures/", "reference": r"reference=([^/]*)/_failures/[^/]*$"}
+OF_SELECTIONS = {"run": r"([^/]*)/selections/[^/]*$"}
+
+
+def connect(
+    *,
+    scores: str = "scores",
+    runs: str = "runs",
+    datasets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views scores, failures, runs, metrics, selections and analysis.
+
+    `scores` and `runs` are folders or fsspec URLs; what is not there yet gives empty views with the same columns.
+    `datasets` are the [datasets.NAME] tables of curate.toml: those with an `analysis` setting fill the view of that
+    name (relative paths count from the working folder). FLOPs columns are FLOPs, seconds are seconds.
+
+    Raises QueryError where a root cannot be listed or an analysis file cannot be read.
+    """
+    connection = duckdb.connect()
+    # Otherwise a misspelt table name could find a Python variable of ours instead of an error.
+    connection.execute("SET python_enable_replacements = false")
+    score_root, run_root = _open_root(connection, scores), _open_root(connection, runs)
+    metrics = f"{run_root}/*/metrics.jsonl"
+    definitions = {
+        "scores": _parquet_view(connection, f"{score_root}/{SCORE_FILES}", OF_SCORES, SCORES_COLUMNS),
+        "failures": _parquet_view(connection, f"{score_root}/{FAILURE_FILES}", OF_FAILURES, FAILURES_COLUMNS),
+        "runs": runs_sql(run_root),
+        "metrics": metrics_sql(metrics) if _names(connection, metrics) else empty_sql(METRICS_COLUMNS),
+        "selections": _parquet_view(
+            connection, f"{run_root}/*/selections/*.parquet", OF_SELECTIONS, SELECTIONS_COLUMNS
+        ),
+        "analysis": _analysis_view(connection, datasets or {}),
+    }
+    for name, sql in definitions.items():
+        try:
+            connection.execute(f"CREATE VIEW {name} AS {sql}")
+        except (duckdb.Error, OSError) as e:
+            raise QueryError(f"view {name}: {error_line(e)}") from None
+    return connection
+
+
+def _open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
+    """The root as DuckDB reads it, its own glob characters escaped; an fsspec URL's filesystem is registered."""
+    try:
+        fs, path = url_to_fs(root)
+        if isinstance(fs, LocalFileSystem):
+            return glob.escape(str(path).rstrip("/"))
+        fs.invalidate_cache()
+        protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+        if not connection.filesystem_is_registered(protocol):
+            connection.register_filesystem(fs)
+    except (ImportError, ValueError, OSError, duckdb.Error) as e:
+        raise QueryError(f"{root}: cannot open this kind of URL: {error_line(e)}") from None
+    return glob.escape(root.rstrip("/"))
+
+
+def _names(connection: duckdb.DuckDBPyConnection, pattern: str) -> bool:
+    """Whether the pattern names any file. DuckDB refuses to read one that does not."""
+    try:
+        return connection.execute(f"SELECT file FROM glob({literal(pattern)}) LIMIT 1").fetchone() is not None
+    except (duckdb.Error, OSError) as e:
+        raise QueryError(f"{pattern}: cannot be listed: {error_line(e)}") from None
+
+
+def _parquet_view(
+    connection: duckdb.DuckDBPyConnection, pattern: str, of_path: Mapping[str, str], columns: Columns
+) -> str:
+    if not _names(connection, pattern):
+        return empty_sql({**dict.fromkeys(of_path, "VARCHAR"), **columns})
+    return parquet_sql(pattern, columns, of_path)
+
+
+def _analysis_view(connection: duckdb.DuckDBPyConnection, datasets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every data set's own columns, by name. These are unknown here, so one file a data set is opened for its schema."""
+    parts = []
+    for name, entry in sorted(datasets.items()):
+        path = str(entry.get("analysis") or "")
+        if not path:
+            continue
+        folder, _, last = path.rpartition("/")
+        pattern = f"{_open_root(connection, folder) if folder else '.'}/{last}"
+        if not last.endswith((".parquet", ".pq")):
+            pattern = f"{pattern.rstrip('/')}/*.parquet"
+        if not _names(connection, pattern):
+            continue
+        part = (
+            f"SELECT {literal(name)} AS dataset, COLUMNS(c -> lower(c) <> 'dataset') "
+            f"FROM read_parquet({literal(pattern)}, hive_partitioning = false)"
+        )
+        try:
+            connection.execute(f"{part} LIMIT 0")
+        except (duckdb.Error, OSError) as e:
+            raise QueryError(f"data set '{name}': analysis {path} cannot be read: {error_line(e)}") from None
+        parts.append(part)
+    return " UNION ALL BY NAME ".join([empty_sql(ANALYSIS_COLUMNS), *parts])

@@ -1,0 +1,94 @@
+"""The join of training examples with their stored scores: on (shard, key), proven by a hash of the target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..datasets.readers import Example
+from ..datasets.shards import Shard
+from ..datasets.spec import DatasetSpec
+from ..errors import JoinError, TableError
+from ..scoring.table import ScoreTable, ShardScores
+from .options import OnMissing
+
+
+def join_shard(
+    examples: Sequence[Example], scores: ShardScores, on_missing: OnMissing = "error"
+) -> tuple[list[Example], np.ndarray, Counter[str]]:
+    """Join one shard's examples with its scores.
+
+    Returns the examples that stay, their reference losses float32 [N] (NaN where `on_missing="score"` leaves the loss
+    to be computed), and counts of what was dropped or left. Raises JoinError at the first example whose score is
+    missing or whose target is not the one that was scored, naming shard, key and both values.
+    """
+    counts: Counter[str] = Counter()
+    keys = [example.key for example in examples]
+    hashes = np.fromiter((e.target_hash for e in examples), dtype=np.uint64, count=len(examples))
+    if keys == scores.keys:
+        # The usual case, and why the join costs next to nothing: same shard, same order.
+        positions = np.arange(len(keys))
+    else:
+        index = {key: i for i, key in enumerate(scores.keys)}
+        positions = np.fromiter((index.get(key, -1) for key in keys), dtype=np.int64, count=len(keys))
+    found = positions >= 0
+    stored = np.where(found, scores.target_hash[positions] if len(scores.keys) else 0, hashes)
+    if (stored != hashes).any():
+        bad = int(np.flatnonzero(stored != hashes)[0])
+        raise JoinError(
+            f"shard '{scores.shard}', key '{keys[bad]}': the target's hash is {int(hashes[bad]):016x}, the score table "
+            f"has {int(stored[bad]):016x}; labels or captions changed since scoring: run score-reference into a new --out"
+        )
+    loss = np.where(found, scores.loss[positions] if len(scores.keys) else np.nan, np.nan).astype(np.float32)
+    if found.all():
+        return list(examples), loss, counts
+    keep = np.ones(len(keys), dtype=bool)
+    for i in np.flatnonzero(~found):
+        if keys[i] in scores.failed_keys:
+            keep[i] = False
+            counts["failed_in_scoring"] += 1
+        elif on_missing == "error":
+            raise JoinError(
+                f"shard '{scores.shard}', key '{keys[i]}': expected a score, found none among {len(scores.keys):,}; "
+                "run score-reference again, or choose --on-missing score|skip"
+            )
+        elif on_missing == "skip":
+            keep[i] = False
+            counts["skipped"] += 1
+        else:
+            counts["scored_in_run"] += 1
+    return [e for e, kept in zip(examples, keep, strict=True) if kept], loss[keep], counts
+
+
+def check_table(
+    table: ScoreTable, dataset: DatasetSpec, shards: Sequence[Shard], on_missing: OnMissing, needed: int
+) -> None:
+    """Everything about a table that can be known before step 1, over all of its rows. Raises TableError.
+
+    `needed` is the super-batch's size: a table with fewer examples cannot fill one.
+    """
+    manifest = table.manifest
+    if manifest["dataset"] != dataset.name:
+        raise TableError(
+            f"{table.folder}: scores data set '{manifest['dataset']}', this run trains on '{dataset.name}'; "
+            "give the table of this data set"
+        )
+    if manifest["dataset_fingerprint"] != dataset.fingerprint:
+        raise TableError(
+            f"{table.folder}: made of data set {manifest['dataset_fingerprint']}, '{dataset.name}' is now "
+            f"{dataset.fingerprint} (other fields or classes); run score-reference into a new --out"
+        )
+    missing = [shard.name for shard in shards if not table.holds(shard.name)]
+    if missing and on_missing == "error":
+        raise TableError(
+            f"{table.folder}: {len(missing):,} of {len(shards):,} shards are not scored, first '{missing[0]}'; "
+            "run score-reference again, or choose --on-missing score|skip"
+        )
+    examples, _ = table.check()
+    if examples < needed and on_missing != "score":
+        raise TableError(
+            f"{table.folder}: only {examples:,} scored examples, a super-batch needs {needed:,}; score more data, or "
+            "lower --batch-size or --filter-ratio"
+        )

@@ -1,0 +1,108 @@
+"""What the user chose for a run, checked before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..errors import SpecError
+from ..scoring.forward import Precision
+from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
+from ..scoring.selection import Sampler, sub_batch_size, super_batch_size
+
+OnMissing = Literal["error", "score", "skip"]
+Augment = Literal["none", "flip", "crop-flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """One training run. Exactly one of `budget_flops`, `examples` and `steps` ends it.
+
+    `batch_size` is b, what the learner trains on at each step; the super-batch is b / (1 - `filter_ratio`).
+    `filter_ratio` is the share dropped. `score_scale` multiplies the losses that make the score (None: 1 for
+    cross-entropy, 20 for dot products). `selections_every` steps, the whole super-batch is written to `selections/`.
+    """
+
+    dataset: str
+    learner: str
+    policy: str = "uniform"
+    online: str | None = None
+    reference_scores: str | None = None
+    reference: str | None = None
+    budget_flops: float | None = None
+    examples: int | None = None
+    steps: int | None = None
+    charge_reference: bool = False
+    batch_size: int = 128
+    filter_ratio: float = 0.5
+    temperature: float = 1.0
+    score_scale: float | None = None
+    sampler: Sampler = "softmax"
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    online_lr: float | None = None
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    label_smoothing: float = 0.0
+    augment: Augment | None = None
+    precision: Precision | None = None
+    compile: bool | None = None
+    seed: int = 0
+    on_missing: OnMissing = "error"
+    max_failures: float = 0.01
+    micro_batch: int = 2048
+    log_every: int = 20
+    selections_every: int = 1
+    checkpoint_every: int | None = None
+    evaluate: bool = True
+    cache_bytes: int = 2 << 30
+    shuffle_bytes: int = 1 << 30
+    out: str = "runs"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise SpecError(f"unknown policy '{self.policy}'; known are {', '.join(POLICIES)}")
+        if sum(x is not None for x in (self.budget_flops, self.examples, self.steps)) != 1:
+            raise SpecError("give exactly one of --budget-flops, --examples and --steps")
+        if self.policy in NEEDS_ONLINE_MODEL and not self.online:
+            raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
+        if self.policy in NEEDS_REFERENCE and not self.reference_scores:
+            raise SpecError(
+                f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
+            )
+        for option in ("batch_size", "micro_batch", "log_every", "selections_every"):
+            if getattr(self, option) < 1:
+                raise SpecError(f"--{option.replace('_', '-')} is {getattr(self, option)}, expected at least 1")
+        for option in ("examples", "steps", "checkpoint_every"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise SpecError(f"--{option.replace('_', '-')} is {value}, expected at least 1")
+        if self.temperature <= 0:
+            raise SpecError(
+                f"--temperature is {self.temperature}, expected more than 0; for a hard choice --sampler topk"
+            )
+        if self.sampler not in ("softmax", "topk"):
+            raise SpecError(f"--sampler is '{self.sampler}', expected softmax or topk")
+        if self.on_missing not in ("error", "score", "skip"):
+            raise SpecError(f"--on-missing is '{self.on_missing}', expected error, score or skip")
+        try:
+            sub_batch_size(self.super_batch_size, self.filter_ratio if self.selects else 0.0)
+        except ValueError as e:
+            raise SpecError(f"--filter-ratio: {e}") from None
+
+    @property
+    def selects(self) -> bool:
+        return self.policy != "uniform"
+
+    @property
+    def super_batch_size(self) -> int:
+        if not self.selects:
+            return self.batch_size
+        try:
+            return super_batch_size(self.batch_size, self.filter_ratio)
+        except ValueError as e:
+            raise SpecError(f"--filter-ratio: {e}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,377 @@
+"""`curate train`: from options to a run folder. Everything is checked before the first step."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..datasets.batches import decode_all, decode_threads
+from ..datasets.shards import Shard, list_shards
+from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
+from ..errors import BusyError, ModelError, RunError, TableError
+from ..scoring.flops import forward_flops
+from ..scoring.forward import Precision, best_device, best_precision, score_batch
+from ..scoring.models import Model, ModelSpec, find_model, load_model, save_weights
+from ..scoring.table import ScoreTable, open_scores
+from . import checkpoint
+from .budget import format_flops, steps_within
+from .evaluate import evaluate
+from .join import check_table
+from .ledger import Ledger, StepCost
+from .loop import Job, train_loop
+from .options import TrainOptions
+from .records import RunRecords, write_json
+from .superbatch import SuperBatches, read_some
+from .trainee import Trainee
+
+Report = Callable[[str], None]
+# Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
+FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
+# A cosine is flat in float32 to 1e-6; bf16 keeps 8 bits of the logits.
+RESCORE_TOLERANCE: dict[str, float] = {"fp32": 1e-3, "bf16": 0.1}
+RESCORED_EXAMPLES = 16
+
+
+def train(
+    options: TrainOptions, *, config: Config | None = None, resume: bool = False, report: Report = print
+) -> dict[str, Any]:
+    """Train one learner under one policy and return its summary (also `summary.json` of the run folder).
+
+    With `resume`, a run that was interrupted goes on from its last checkpoint, and a finished one is returned as it
+    is. Raises CurateError before step 1 for whatever can be known by then.
+    """
+    config = config if config is not None else load_config()
+    run = Path(options.out, options.name or default_name(options))
+    dataset = find_dataset(options.dataset, config)
+    finished = _open_folder(run, options, resume)
+    if finished is not None:
+        report(f"{run}: already finished, nothing to do")
+        return finished
+    records = RunRecords(run, report)
+    try:
+        return _train(options, config, dataset, run, records)
+    except BaseException as e:
+        if not (run / "config.json").exists():
+            # Refused before step 1: leave no folder that the next attempt would trip over.
+            shutil.rmtree(run, ignore_errors=True)
+        else:
+            records.log(f"stopped: {type(e).__name__}: {e}; --resume goes on from the last checkpoint")
+        raise
+
+
+def default_name(options: TrainOptions) -> str:
+    """`dataset-policy-learner-seed0`, of characters that any file system takes."""
+    parts = [Path(options.dataset).name, options.policy, Path(options.learner).name, f"seed{options.seed}"]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-") for part in parts)
+
+
+def _train(
+    options: TrainOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    device = best_device()
+    precision = options.precision or best_precision(device)
+    shards = list_shards(dataset)
+
+    def build(name: str, seed: int) -> Model:
+        return load_model(
+            find_model(name, task=dataset.task, num_classes=dataset.num_classes, config=config), seed=seed
+        )
+
+    learner = build(options.learner, options.seed)
+    online = build(options.online, options.seed + 1) if options.online and _needs_online(options) else None
+    table, reference = _open_reference(options, config, dataset, shards, device, precision, records)
+    reference_cost = forward_flops(reference).per_example if reference else 0.0
+
+    ledger = _reference_ledger(table)
+    learner_trainee = Trainee(learner, options, options.lr, device)
+    online_trainee = Trainee(online, options, options.online_lr or options.lr, device) if online else None
+    cost, uncounted = step_cost(options, learner_trainee, online_trainee)
+    charged = 0.0
+    if options.charge_reference and table is not None:
+        if ledger.reference_train is None:
+            raise TableError(
+                f"{table.folder}: does not know what training its reference cost; leave --charge-reference out"
+            )
+        charged = ledger.reference_score + ledger.reference_train
+    steps = _steps(options, cost, charged)
+
+    geometries = [m.geometry for m in (learner, online, reference if options.on_missing == "score" else None) if m]
+    data = SuperBatches(
+        dataset,
+        shards,
+        options.super_batch_size,
+        geometries,
+        scores=table,
+        on_missing=options.on_missing,
+        seed=options.seed,
+        max_failures=options.max_failures,
+        cache_bytes=options.cache_bytes,
+        shuffle_bytes=options.shuffle_bytes,
+    )
+    models = {"learner": learner, **({"online": online} if online else {})}
+    write_json(run / "config.json", options.to_dict())
+    write_json(run / "manifest.json", _manifest(dataset, shards, models, table, device, precision, cost, uncounted))
+    records.log(
+        f"{run}: {options.policy}, {steps:,} steps of {options.batch_size} (super-batch {options.super_batch_size}), "
+        f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
+    )
+    if uncounted:
+        records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
+    options = replace(options, checkpoint_every=options.checkpoint_every or max(50, steps // 10))
+    score_precision: Precision = table.manifest["precision"] if table is not None else precision
+    job = Job(
+        options=replace(options, augment=options.augment or _default_augment(dataset)),
+        run=run,
+        data=data,
+        learner=learner_trainee,
+        online=online_trainee,
+        reference=reference if options.on_missing == "score" else None,
+        reference_cost=reference_cost,
+        steps=steps,
+        cost=cost,
+        ledger=ledger,
+        records=records,
+        device=device,
+        precision=precision,
+        score_precision=score_precision,
+        score_scale=options.score_scale or (1.0 if dataset.task == "classification" else 20.0),
+    )
+    if reference is not None:
+        ledger.add_outside("verification", reference_cost * RESCORED_EXAMPLES)
+    finished = train_loop(job)
+    ledger = job.ledger
+
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    save_weights(learner.module, folder / "learner.safetensors")
+    if online:
+        save_weights(online.module, folder / "online.safetensors")
+    quality: dict[str, float] = {}
+    evaluation_started = time.perf_counter()
+    if options.evaluate and dataset.test:
+        quality = evaluate(learner, dataset, device=device, precision=precision)
+        ledger.add_outside("evaluation", forward_flops(learner).per_example * quality["test_examples"])
+    seconds = {**finished.seconds, "evaluate": time.perf_counter() - evaluation_started}
+    summary = {
+        "run": run.name,
+        "dataset": dataset.name,
+        "policy": options.policy,
+        "learner": options.learner,
+        "online": options.online if online else None,
+        "reference": table.manifest["reference"]["name"] if table else None,
+        "seed": options.seed,
+        "steps": steps,
+        "examples_trained": steps * options.batch_size,
+        "examples_scored": finished.counts.pop("scored"),
+        "ledger": ledger.lines(),
+        "outside_the_ledger": ledger.outside,
+        "regimes": ledger.regimes(),
+        "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},
+        "quality": quality,
+        "counts": finished.counts,
+    }
+    write_json(run / "summary.json", summary)
+    checkpoint.remove_all(run)
+    shown = ", ".join(f"{k} {v:.4g}" for k, v in quality.items())
+    records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown or 'not evaluated (no test split)'}")
+    return summary
+
+
+def _needs_online(options: TrainOptions) -> bool:
+    return options.policy in ("hard-learner", "learnability")
+
+
+def _default_augment(dataset: DatasetSpec) -> Any:
+    return "crop-flip" if dataset.task == "classification" else "none"
+
+
+def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, Any] | None:
+    """Make the run folder, or find it as an earlier call left it. Returns the summary of a finished run."""
+    import json
+
+    config = run / "config.json"
+    if config.exists():
+        before = json.loads(config.read_text(encoding="utf-8"))
+        if not resume:
+            raise RunError(f"{run}: this run exists; --resume goes on with it, --name makes another")
+        now = json.loads(json.dumps(options.to_dict()))
+        changed = [k for k in now if k not in FREE_TO_CHANGE and now[k] != before.get(k)]
+        if changed:
+            k = changed[0]
+            raise RunError(
+                f"{run}: was started with {k} = {before.get(k)}, now {now[k]}; use the same, or another --name"
+            )
+        if (run / "summary.json").exists():
+            summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+            return summary
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _lock(run)
+    except OSError as e:
+        raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
+    return None
+
+
+_LOCKS: dict[str, Any] = {}
+
+
+def _lock(run: Path) -> None:
+    """Hold the run folder for this process; the lock dies with it."""
+    import fcntl
+
+    file = (run / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(
+            f"{run}: another process is training into this folder; wait for it or use another --name"
+        ) from None
+    _LOCKS[str(run)] = file
+
+
+def _steps(options: TrainOptions, cost: StepCost, charged: float) -> int:
+    if options.steps is not None:
+        return options.steps
+    if options.examples is not None:
+        return steps_within(options.examples, options.batch_size)
+    assert options.budget_flops is not None
+    return steps_within(options.budget_flops, cost.total, charged)
+
+
+def step_cost(options: TrainOptions, learner: Trainee, online: Trainee | None) -> tuple[StepCost, list[str]]:
+    """FLOPs of one step, measured once on the very shapes; and the operators that the measure left out."""
+    train = learner.train_flops(options.batch_size)
+    uncounted = set(train.uncounted)
+    online_score = online_train = 0.0
+    if options.policy == "rho":
+        online_score = forward_flops(learner.model).per_example * options.super_batch_size
+    elif online is not None:
+        scoring, training = forward_flops(online.model), online.train_flops(options.batch_size)
+        uncounted.update(scoring.uncounted, training.uncounted)
+        online_score, online_train = scoring.per_example * options.super_batch_size, float(training.total)
+    cost = StepCost(learner_train=float(train.total), online_score=online_score, online_train=online_train)
+    return cost, sorted(uncounted)
+
+
+def _reference_ledger(table: ScoreTable | None) -> Ledger:
+    if table is None:
+        return Ledger()
+    flops = table.manifest["flops"]
+    return Ledger(reference_score=flops.get("reference_score") or 0.0, reference_train=flops["reference_train"])
+
+
+def _open_reference(
+    options: TrainOptions,
+    config: Config,
+    dataset: DatasetSpec,
+    shards: Sequence[Shard],
+    device: torch.device,
+    precision: Precision,
+    records: RunRecords,
+) -> tuple[ScoreTable | None, Model | None]:
+    """The table, checked over all its rows and against the reference itself, and the reference where it is at hand."""
+    if not options.selects or not options.reference_scores or options.policy == "hard-learner":
+        return None, None
+    table = open_scores(options.reference_scores)
+    check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
+    about = table.manifest["reference"]
+    try:
+        if options.reference:
+            spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
+        else:
+            spec = ModelSpec(**about["model"])
+        reference = load_model(spec, trained=True)
+    except ModelError as e:
+        if options.reference or options.on_missing == "score":
+            raise
+        records.log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
+        return table, None
+    if reference.fingerprint() != table.reference_fingerprint:
+        raise TableError(
+            f"{table.folder}: was scored by reference {table.reference_fingerprint[:8]}, "
+            f"'{spec.name}' is {reference.fingerprint()[:8]}; give the table of this reference, or score again"
+        )
+    reference.to(device)
+    _check_rescored(table, reference, dataset, shards, device)
+    return table, reference
+
+
+def _check_rescored(
+    table: ScoreTable, reference: Model, dataset: DatasetSpec, shards: Sequence[Shard], device: torch.device
+) -> None:
+    """Score a few examples again: what the table says of a picture must be what its reference says of it now."""
+    examples = [e for e in read_some(dataset, shards, RESCORED_EXAMPLES) if table.holds(e.shard)]
+    stored = {shard: table.shard(shard) for shard in {e.shard for e in examples}}
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(decode_threads()) as pool:
+        pixels = decode_all(examples, reference.geometry, pool)
+    for example, picture in zip(examples, pixels, strict=True):
+        scores = stored[example.shard]
+        if example.key not in scores.keys or not hasattr(picture, "shape"):
+            continue
+        target = (
+            torch.tensor([example.target])
+            if dataset.task == "classification"
+            else reference.tokenize([str(example.target)])
+        )
+        image = torch.from_numpy(picture)[None].to(device)  # type: ignore[arg-type]
+        precision: Precision = table.manifest["precision"]
+        now = float(score_batch(reference, image, target.to(device), precision=precision).loss)
+        then = float(scores.loss[scores.keys.index(example.key)])
+        tolerance = RESCORE_TOLERANCE[precision] * max(1.0, abs(then))
+        if (
+            abs(now - then) > tolerance
+            and int(scores.target_hash[scores.keys.index(example.key)]) == example.target_hash
+        ):
+            raise TableError(
+                f"{table.folder}: shard '{example.shard}', key '{example.key}': the table's loss is {then:.5g}, the "
+                f"reference says {now:.5g} now; pictures or preprocessing changed: score again into a new --out"
+            )
+
+
+def _manifest(
+    dataset: DatasetSpec,
+    shards: Sequence[Shard],
+    models: dict[str, Model],
+    table: ScoreTable | None,
+    device: torch.device,
+    precision: Precision,
+    cost: StepCost,
+    uncounted: list[str],
+) -> dict[str, Any]:
+    import open_clip
+    import timm
+
+    return {
+        "versions": {
+            "curate": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "hardware": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()} cores",
+        "precision": precision,
+        "dataset": {**dataset.to_dict(), "fingerprint": dataset.fingerprint, "shards": len(shards)},
+        "models": {
+            name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
+            for name, m in models.items()
+        },
+        "score_table": table and {"folder": table.folder, "reference": table.manifest["reference"]},
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "operators_not_counted": uncounted,
+    }

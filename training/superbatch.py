@@ -1,0 +1,257 @@
+"""Super-batches: B examples drawn uniformly, decoded, joined with their reference losses; resumable to the example."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..datasets.batches import decode_all, decode_threads
+from ..datasets.decoding import Geometry
+from ..datasets.readers import Example, Failure, read_shard
+from ..datasets.shards import Shard
+from ..datasets.spec import DatasetSpec
+from ..errors import FailuresError, SpecError, TableError
+from ..scoring.models import Model
+from ..scoring.table import ScoreTable
+from .join import join_shard
+from .options import OnMissing
+
+# Too few to call a data set bad: the first shard may hold all its bad examples together.
+MIN_JUDGED = 1000
+
+
+@dataclass
+class Record:
+    """An example in the shuffle buffer, its stored loss, and its pixels once decoded, where they are kept."""
+
+    example: Example
+    reference_loss: float
+    pixels: dict[Geometry, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the stream stands: enough to go on with the very next example. JSON-able.
+
+    `carry` are the (shard index, row) left over from the window before, in order.
+    """
+
+    epoch: int = 0
+    window: int = 0
+    offset: int = 0
+    carry: tuple[tuple[int, int], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Position:
+        carry = tuple((int(s), int(r)) for s, r in values["carry"])
+        return cls(values["epoch"], values["window"], values["offset"], carry)
+
+
+@dataclass(frozen=True)
+class SuperBatch:
+    """B examples. `pixels` uint8 [B, H, W, 3] by geometry; `reference_loss` float32 [B], NaN where it is to be scored.
+
+    `position` is where to go on after this batch; `counts` are running totals of what was dropped and why.
+    """
+
+    records: list[Record]
+    pixels: dict[Geometry, torch.Tensor]
+    reference_loss: torch.Tensor
+    position: Position
+    counts: dict[str, int]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def shards(self) -> list[str]:
+        return [record.example.shard for record in self.records]
+
+    @property
+    def keys(self) -> list[str]:
+        return [record.example.key for record in self.records]
+
+    def targets(self, model: Model) -> torch.Tensor:
+        """Labels int64 [B], or this model's caption tokens int64 [B, L]."""
+        if model.spec.task == "classification":
+            return torch.tensor([record.example.target for record in self.records], dtype=torch.int64)
+        return model.tokenize([str(record.example.target) for record in self.records])
+
+
+class SuperBatches:
+    """An endless, seeded stream of super-batches.
+
+    An epoch visits the shards in random order, a window of them (up to `shuffle_bytes`) in memory at a time; within a
+    window the order is uniform. What is left of a window goes on into the next; what is left of an epoch is dropped.
+    A data set whose decoded pixels fit in `cache_bytes` is read and decoded once. Order depends on `seed` and the data
+    alone, never on timing.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetSpec,
+        shards: Sequence[Shard],
+        size: int,
+        geometries: Sequence[Geometry],
+        *,
+        scores: ScoreTable | None = None,
+        on_missing: OnMissing = "error",
+        seed: int = 0,
+        max_failures: float = 0.01,
+        shuffle_bytes: int = 1 << 30,
+        cache_bytes: int = 2 << 30,
+    ) -> None:
+        self.dataset, self.shards, self.size = dataset, list(shards), size
+        self.geometries = list(dict.fromkeys(geometries))
+        self.scores, self.on_missing, self.seed = scores, on_missing, seed
+        self.max_failures, self.shuffle_bytes = max_failures, shuffle_bytes
+        self._cache: dict[int, list[Record]] = {}
+        self._cache_room = cache_bytes
+        self._counts: Counter[str] = Counter()
+        self._counted: set[int] = set()
+        self._bad: set[tuple[str, str]] = set()
+        self._index = {shard.name: i for i, shard in enumerate(self.shards)}
+        self._pool = ThreadPoolExecutor(decode_threads())
+
+    def stream(self, position: Position | None = None) -> Iterator[SuperBatch]:
+        """Super-batches from `position` on, for ever.
+
+        Raises SpecError where an epoch cannot fill a single one, FailuresError where more than `max_failures` of the
+        examples are bad, JoinError and ShardError as they are met.
+        """
+        position = position or Position()
+        while True:
+            full = 0
+            windows = self._windows(position.epoch)
+            carry = self._recall(position.carry)
+            for window in range(position.window, len(windows)):
+                pool = carry + [record for shard in windows[window] for record in self._load(shard)]
+                start = tuple((self._index[r.example.shard], r.example.row) for r in carry)
+                order = np.random.default_rng((self.seed, position.epoch, window)).permutation(len(pool))
+                offset = position.offset if window == position.window else 0
+                while True:
+                    batch, next_offset = self._fill(pool, order, offset)
+                    if len(batch) < self.size:
+                        carry = batch
+                        break
+                    offset = next_offset
+                    full += 1
+                    yield self._super_batch(batch, Position(position.epoch, window, offset, start))
+            if not full and position == Position(position.epoch):
+                raise SpecError(
+                    f"data set '{self.dataset.name}' has {len(carry):,} usable examples, a super-batch needs "
+                    f"{self.size:,}; lower --batch-size or --filter-ratio"
+                )
+            position = Position(position.epoch + 1)
+
+    def _windows(self, epoch: int) -> list[list[int]]:
+        """This epoch's shard order, cut into runs of up to `shuffle_bytes`."""
+        windows: list[list[int]] = [[]]
+        held = 0
+        for shard in np.random.default_rng((self.seed, epoch)).permutation(len(self.shards)).tolist():
+            size = self.shards[shard].size
+            if windows[-1] and held + size > self.shuffle_bytes:
+                windows.append([])
+                held = 0
+            windows[-1].append(shard)
+            held += size
+        return windows
+
+    def _recall(self, carry: Sequence[tuple[int, int]]) -> list[Record]:
+        loaded = {shard: {r.example.row: r for r in self._load(shard)} for shard in {shard for shard, _ in carry}}
+        return [loaded[shard][row] for shard, row in carry]
+
+    def _load(self, index: int) -> list[Record]:
+        """One shard's usable examples, joined."""
+        if index in self._cache:
+            return self._cache[index]
+        shard = self.shards[index]
+        examples: list[Example] = []
+        for item in read_shard(self.dataset, shard):
+            if isinstance(item, Example):
+                examples.append(item)
+            else:
+                self._fail(item)
+        losses = np.full(len(examples), np.nan, dtype=np.float32)
+        counts: Counter[str] = Counter()
+        if self.scores is not None and self.scores.holds(shard.name):
+            stored = self.scores.shard(shard.name)
+            if stored.shard_size != shard.size:
+                raise TableError(
+                    f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
+                    f"run score-reference into a new --out ({shard.url})"
+                )
+            examples, losses, counts = join_shard(examples, stored, self.on_missing)
+        elif self.scores is not None:
+            counts["skipped" if self.on_missing == "skip" else "scored_in_run"] = len(examples)
+            examples, losses = ([], losses[:0]) if self.on_missing == "skip" else (examples, losses)
+        records = [Record(e, loss) for e, loss in zip(examples, losses.tolist(), strict=True)]
+        if index not in self._counted:
+            self._counted.add(index)
+            self._counts["examples"] += len(records)
+            self._counts.update(counts)
+        room = sum(3 * g.size * g.size for g in self.geometries) * len(records)
+        if room <= self._cache_room:
+            self._cache_room -= room
+            self._cache[index] = records
+        return records
+
+    def _fill(self, pool: list[Record], order: np.ndarray, offset: int) -> tuple[list[Record], int]:
+        """The next B records that decode, from `offset` on; fewer at the window's end."""
+        batch: list[Record] = []
+        while len(batch) < self.size and offset < len(order):
+            wanted = [pool[i] for i in order[offset : offset + self.size - len(batch)]]
+            offset += len(wanted)
+            batch += self._decoded(wanted)
+        return batch, offset
+
+    def _decoded(self, records: list[Record]) -> list[Record]:
+        good = [r for r in records if not self._bad or (r.example.shard, r.example.key) not in self._bad]
+        for geometry in self.geometries:
+            waiting = [r for r in good if geometry not in r.pixels]
+            if waiting:
+                pixels = decode_all([r.example for r in waiting], geometry, self._pool)
+                for record, result in zip(waiting, pixels, strict=True):
+                    if isinstance(result, Failure):
+                        self._fail(result)
+                    else:
+                        record.pixels[geometry] = result
+        return [r for r in good if len(r.pixels) == len(self.geometries)]
+
+    def _fail(self, failure: Failure) -> None:
+        name = (failure.shard, failure.key)
+        if name in self._bad:
+            return
+        self._bad.add(name)
+        self._counts["failures"] = len(self._bad)
+        seen = self._counts["examples"] + len(self._bad)
+        if seen >= MIN_JUDGED and len(self._bad) > self.max_failures * seen:
+            raise FailuresError(
+                f"{len(self._bad):,} of {seen:,} examples read so far are bad (allowed {self.max_failures:.1%}); one of "
+                f"them: shard '{failure.shard}', key '{failure.key}', {failure.stage}: {failure.reason}"
+            )
+
+    def _super_batch(self, batch: list[Record], position: Position) -> SuperBatch:
+        pixels = {g: torch.from_numpy(np.stack([r.pixels[g] for r in batch])) for g in self.geometries}
+        for record in batch:
+            if self._index[record.example.shard] not in self._cache:
+                record.pixels.clear()
+        losses = torch.tensor([record.reference_loss for record in batch], dtype=torch.float32)
+        return SuperBatch(batch, pixels, losses, position, dict(self._counts))
+
+
+def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
+    """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
+    chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
+    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
+    return [record for record in records if isinstance(record, Example)]

@@ -1,0 +1,98 @@
+"""A model that is being trained: its module, optimizer, training loss and augmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import timm.optim
+import torch
+import torch.nn.functional as F
+
+from ..scoring.flops import Flops, train_flops
+from ..scoring.forward import Precision, autocast
+from ..scoring.models import Model
+from .options import Augment, TrainOptions
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class Trainee:
+    """The learner, or the online model: both take the same steps on the same sub-batches."""
+
+    def __init__(self, model: Model, options: TrainOptions, lr: float, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lr = lr
+        compiled = options.compile if options.compile is not None else device.type == "cuda"
+        self.forward: Any = torch.compile(self.module) if compiled else self.module
+        self.loss = training_loss(model, options.label_smoothing)
+        self.optimizer = timm.optim.create_optimizer_v2(
+            self.module, opt=options.optimizer, lr=lr, weight_decay=options.weight_decay
+        )
+
+    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr: float, precision: Precision) -> torch.Tensor:
+        """One optimizer step on a batch already on the device. Returns the detached training loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.module.train()
+        images = self.model.normalize(pixels_BHWC)
+        with autocast(pixels_BHWC.device, precision):
+            output = self.forward(images) if self.model.spec.task == "classification" else self.forward(images, targets)
+        loss = self.loss(output, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        scale = getattr(self.module, "logit_scale", None)
+        if scale is not None:
+            with torch.no_grad():
+                scale.clamp_(0, MAX_LOGIT_SCALE)
+        return loss.detach()
+
+    def train_flops(self, batch_size: int) -> Flops:
+        return train_flops(self.model, self.loss, batch_size)
+
+
+def training_loss(model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Cross-entropy for classifiers; open_clip's own softmax loss, or its sigmoid loss where the model has a bias."""
+    if model.spec.task == "classification":
+        return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
+    sigmoid = getattr(model.module, "logit_bias", None) is not None
+    contrastive = open_clip.SigLipLoss() if sigmoid else open_clip.ClipLoss()
+
+    def loss(output: Any, tokens: torch.Tensor) -> torch.Tensor:
+        values = list(output.values()) if isinstance(output, dict) else list(output)
+        image_BD, text_BD, *scale_and_bias = values
+        value: torch.Tensor = contrastive(image_BD.float(), text_BD.float(), *scale_and_bias)
+        return value
+
+    return loss
+
+
+def augment(pixels_BHWC: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
+    """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
+
+    `generator` lives on the CPU, so that every device draws the same.
+    """
+    if how == "none":
+        return pixels_BHWC
+    B, size = pixels_BHWC.shape[:2]
+    device = pixels_BHWC.device
+    columns_BW = torch.arange(size).expand(B, size)
+    rows_BH = columns_BW
+    if how == "crop-flip":
+        margin = max(1, size // 8)
+        rows_BH = reflect(rows_BH + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
+        columns_BW = reflect(columns_BW + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
+    flip_B = torch.rand(B, 1, generator=generator) < 0.5
+    columns_BW = torch.where(flip_B, columns_BW.flip(1), columns_BW)
+    index_B = torch.arange(B, device=device)[:, None, None]
+    return pixels_BHWC[index_B, rows_BH.to(device)[:, :, None], columns_BW.to(device)[:, None, :]]
+
+
+def reflect(index: torch.Tensor, size: int) -> torch.Tensor:
+    """Indices past an edge come back from it: -1 is 1, `size` is size - 2."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
