@@ -1,7 +1,7 @@
 """What people look at: SQL views over scores and runs, comparisons, plots."""
 
 from .output import FORMATS, write
-from .query import query
+from .reading import query
 from .views import connect
 
 __all__ = ["FORMATS", "connect", "query", "write"]

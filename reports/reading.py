@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -105,7 +106,7 @@ def check_read(sql: str) -> None:
     if first not in READS or not (pivots or kinds == ["SELECT"]):
         _refuse(first if first not in READS else kinds[-1])
     # WITH may hold statements that write: DuckDB 2 runs `WITH a AS (COPY ...) SELECT 1` as a SELECT.
-    for (_, before), (_, word) in zip(words, words[1:], strict=False):
+    for (_, before), (_, word) in pairwise(words):
         if word in CHANGES and before in ("(", ")"):
             _refuse(word, f'; a column of this name is written "{word.lower()}"')
 
