@@ -109,7 +109,7 @@ def score_reference(
             out=out,
             embeddings=embeddings,
             batch_size=batch_size,
-            precision=parse_precision(precision),
+            precision=parse_precision(precision),  # type: ignore[arg-type]
             max_failures=parse_share(max_failures, "--max-failures"),
             reference_train_flops=recorded_train_flops(reference),
             runner_options=tuple(beam_options or ()),
@@ -212,6 +212,42 @@ def train(
     )
     summary = run_training(options, config=load_config(config), resume=resume, report=report)
     typer.echo(f"{out.rstrip('/')}/{summary['run']}")
+
+
+@cli.command()
+def sql(
+    query: Annotated[
+        str, typer.Argument(help="One SELECT over scores, failures, runs, metrics, selections, analysis.")
+    ],
+    scores: ScoresOption = "scores",
+    runs: RunsOption = "runs",
+    format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
+    output: Annotated[str | None, typer.Option(help="File to write to, instead of standard output.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Ask SQL (DuckDB, read-only) over score tables and runs.
+
+    Example: curate sql "SELECT policy, avg(top1) FROM runs GROUP BY policy"
+    """
+    from .datasets.spec import analysis_files, load_config
+    from .reports import connect, write
+    from .reports import query as run_query
+
+    connection = connect(scores=scores, runs=runs, datasets=analysis_files(load_config(config)))
+    write(run_query(connection, query), format, output)
+
+
+@cli.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where its data, scores and runs go.")] = Path("demo"),
+) -> None:
+    """The whole way on real data: CIFAR-10 with people's wrong labels. Run again, it reuses what is done.
+
+    Example: curate demo
+    """
+    from .reports.demo import demo as run_demo
+
+    run_demo(folder)
 
 
 def parse_share(text: str, option: str) -> float:

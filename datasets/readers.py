@@ -7,11 +7,10 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from webdataset.tariterators import base_plus_ext
 
 from ..errors import ExampleError, ShardError
 from .shards import Shard
@@ -103,6 +102,8 @@ def parse_target(spec: DatasetSpec, stored: bytes | None) -> int | str:
 
 def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
     """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name."""
+    from webdataset.tariterators import base_plus_ext  # imports torch, which those who only read specs can do without
+
     wanted_target = spec.label if spec.task == "classification" else spec.text
     key: str | None = None
     image: bytes | None = None
@@ -111,9 +112,11 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
     with open_read(shard.url) as file:
         tail = _Tail(file)
         try:
-            with tarfile.open(fileobj=tail, mode="r|*") as tar:
+            with tarfile.open(fileobj=cast(Any, tail), mode="r|*") as tar:
                 for member in tar:
-                    tar.members = []  # tarfile remembers every member; a shard of any size must not grow memory
+                    cast(
+                        Any, tar
+                    ).members = []  # tarfile remembers every member; a shard of any size must not grow memory
                     member_key, ending = base_plus_ext(member.name)
                     if not member.isreg() or member_key is None:
                         continue

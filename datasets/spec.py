@@ -84,7 +84,8 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,16 @@ def guess_format(pattern: str) -> Format:
     if plain.endswith((".parquet", ".pq")):
         return "parquet"
     return "folder"
+
+
+def analysis_files(config: Config) -> dict[str, dict[str, str]]:
+    """The `analysis` setting of every data set that has one, as an absolute path or URL."""
+    base = config.path.parent if config.path else None
+    return {
+        name: {"analysis": _absolute(entry["analysis"], base)[0]}
+        for name, entry in config.datasets.items()
+        if isinstance(entry.get("analysis"), str)
+    }
 
 
 def add_dataset(config_path: Path, name: str, table: Mapping[str, Any]) -> None:

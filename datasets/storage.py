@@ -16,9 +16,10 @@ from ..errors import ShardError, TableError
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL and the path in it."""
     try:
-        return url_to_fs(url)
+        fs, path = url_to_fs(url)
     except (ImportError, ValueError) as e:
         raise ShardError(f"{url}: cannot open this kind of URL: {e}") from None
+    return fs, str(path)
 
 
 def is_local(url: str) -> bool:

@@ -16,7 +16,7 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 import torch
 from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions
 from apache_beam.utils import shared
 
 from .. import errors
@@ -43,6 +43,7 @@ from ..scoring.table import (
     write_manifest,
     writing,
 )
+from .runner import runner_of
 from .score_shard import score_shard
 
 Report = Callable[[str], None]
@@ -184,13 +185,6 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         return _finish(options, folder, manifest, flops, shards, len(todo), started, stage_seconds)
 
 
-def default_runner_options(shards: int) -> tuple[str, ...]:
-    """Beam's direct runner with one process a core, spelled out: a bare DirectRunner is another engine where it can
-    download one. One process where a GPU does the work."""
-    workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, shards))
-    return ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}")
-
-
 def _run(
     options: ScoreOptions,
     folder: str,
@@ -200,12 +194,8 @@ def _run(
     precision: Precision,
     report: Report,
 ) -> dict[str, float]:
-    arguments = list(options.runner_options)
-    if not any(a.split("=")[0] == "--runner" for a in arguments):
-        given = {a.split("=")[0] for a in arguments}
-        arguments = [a for a in default_runner_options(len(todo)) if a.split("=")[0] not in given] + arguments
-    pipeline_options = PipelineOptions(arguments)
-    local_workers = pipeline_options.get_all_options().get("direct_num_workers") or 1
+    runner, pipeline_options = runner_of(options.runner_options, len(todo))
+    local_workers = pipeline_options.view_as(DirectOptions).direct_num_workers or 1
     job = _Job(
         dataset=options.dataset,
         reference=options.reference,
@@ -227,7 +217,7 @@ def _run(
     watcher = threading.Thread(target=_watch, args=(folder, todo, report, stop), daemon=True)
     watcher.start()
     try:
-        pipeline = beam.Pipeline(options=pipeline_options)
+        pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> beam.Create(todo) | "Score" >> beam.ParDo(ScoreShard(job))
         result = pipeline.run()
         result.wait_until_finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from ..scoring.forward import Precision, Scored, score_batch
+from ..scoring.forward import Precision, Scored, score_batch, target_tensor
 from ..scoring.models import Model
 from ..scoring.table import score_schema
 
@@ -46,12 +46,13 @@ def score_shard(
     Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or infinite is a failure
     of stage `loss`.
     """
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     failures: list[Failure] = []
     schema = score_schema(spec.task, _embedding_width(model) if embeddings else 0)
     batches: list[pa.RecordBatch] = []
     for decoded, targets in prefetch(_prepared(spec, shard, model, batch_size, decode_threads)):
-        seconds.update(decoded.seconds)
+        for stage, spent in decoded.seconds.items():
+            seconds[stage] += spent
         failures += decoded.failures
         if not decoded.examples:
             continue
@@ -72,13 +73,6 @@ def _prepared(
     """Decoded batches with their targets as tensors; runs ahead in the prefetching thread."""
     for decoded in decoded_batches(read_shard(spec, shard), model.geometry, batch_size, threads):
         yield decoded, target_tensor(model, [example.target for example in decoded.examples])
-
-
-def target_tensor(model: Model, targets: list[int | str]) -> torch.Tensor:
-    """Labels as int64 [B], captions as tokens int64 [B, L]."""
-    if model.spec.task == "classification" or not targets:
-        return torch.tensor([t for t in targets if isinstance(t, int)], dtype=torch.int64)
-    return model.tokenize([str(t) for t in targets])
 
 
 def _rows(schema: pa.Schema, examples: list[Example], scored: Scored) -> tuple[pa.RecordBatch, list[Failure]]:

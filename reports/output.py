@@ -147,7 +147,10 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _whole_file(file: str) -> Iterator[IO[bytes]]:
     """A file to write that takes its place under its name only once it is complete."""
-    fs, path = url_to_fs(file)
+    try:
+        fs, path = url_to_fs(file)
+    except (ImportError, ValueError) as e:
+        raise QueryError(f"{file}: cannot open this kind of URL: {error_line(e)}") from None
     local = isinstance(fs, LocalFileSystem)
     folder = os.path.dirname(path) if local else None
     if folder:

@@ -53,11 +53,11 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRead
     """
     check_read(sql)
     try:
-        result = connection.execute(sql)
-        kinds = [str(column[1]) for column in result.description]
+        relation = connection.sql(sql)
+        kinds = [str(kind) for kind in relation.types]
         # DuckDB 2 renamed the method; 1.4 has only the old name.
-        reader = result.to_arrow_reader(BATCH_ROWS) if hasattr(result, "to_arrow_reader") else None
-        reader = reader or result.fetch_record_batch(BATCH_ROWS)
+        arrow = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
+        reader = arrow(BATCH_ROWS)
     except (duckdb.Error, OSError) as e:
         raise QueryError(error_line(e)) from None
     schema = pa.schema(
@@ -66,10 +66,11 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRead
             for field, kind in zip(reader.schema, kinds, strict=True)
         ]
     )
-    return pa.RecordBatchReader.from_batches(schema, _batches(reader, schema))
+    return pa.RecordBatchReader.from_batches(schema, _batches(connection, reader, schema))
 
 
-def _batches(reader: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _batches(connection: duckdb.DuckDBPyConnection, reader: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The reader's batches under `schema`; holds the connection, without which the stream would end."""
     try:
         for batch in reader:
             columns = [
@@ -119,7 +120,7 @@ def _words(sql: str) -> list[tuple[int, str]]:
     """(byte offset, upper-case text) of every token but comments; an operator is its first character."""
     content, found = sql.encode(), []
     tokens = duckdb.tokenize(sql)
-    ends = [offset for offset, _ in tokens[1:]] + [len(content)]
+    ends = [*(offset for offset, _ in tokens), len(content)][1:]
     for (offset, kind), end in zip(tokens, ends, strict=True):
         name = str(kind).rsplit(".", 1)[-1]
         text = content[offset:end].decode(errors="replace").split(None, 1)[:1]

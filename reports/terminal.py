@@ -67,8 +67,10 @@ def format_cell(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
-    if isinstance(value, int) or (isinstance(value, Decimal) and value == value.to_integral_value()):
-        return f"{int(value):,}" if abs(value) >= 10_000 else str(int(value))
+    if isinstance(value, Decimal):
+        value = int(value) if value == value.to_integral_value() else str(value)
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
     text = json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     # EXPLAIN's drawings are the one text in which lines matter.
     if "\n" in text and text.lstrip()[:1] in "┌╭":

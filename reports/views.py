@@ -136,7 +136,7 @@ def _analysis_view(connection: duckdb.DuckDBPyConnection, datasets: Mapping[str,
         if not _names(connection, pattern):
             continue
         part = (
-            f"SELECT {literal(name)} AS dataset, COLUMNS(c -> lower(c) <> 'dataset') "
+            f"SELECT {literal(name)} AS dataset, COLUMNS(lambda c: lower(c) <> 'dataset') "
             f"FROM read_parquet({literal(pattern)}, hive_partitioning = false)"
         )
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,12 +51,11 @@ def score_batch(
     if len(parts) == 1:
         return parts[0]
     fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding")
-    return Scored(
-        **{
-            name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
-            for name in fields
-        }
-    )
+    whole: dict[str, Any] = {
+        name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
+        for name in fields
+    }
+    return Scored(**whole)
 
 
 def _score(model: Model, run: Any, pixels_BHWC: torch.Tensor, targets: torch.Tensor) -> Scored:
@@ -72,6 +71,13 @@ def _score(model: Model, run: Any, pixels_BHWC: torch.Tensor, targets: torch.Ten
         image_embedding=image_BD,
         text_embedding=text_BD,
     )
+
+
+def target_tensor(model: Model, targets: Sequence[int | str]) -> torch.Tensor:
+    """Labels as int64 [B], captions as tokens int64 [B, L]."""
+    if model.spec.task == "classification" or not targets:
+        return torch.tensor([t for t in targets if isinstance(t, int)], dtype=torch.int64)
+    return model.tokenize([str(t) for t in targets])
 
 
 def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,7 @@
-"""Models by name: timm for classifiers, open_clip for image-text, custom entries of curate.toml, or a run folder."""
+"""Models by name: timm for classifiers, open_clip for image-text, custom entries of curate.toml, or a run folder.
+
+Each library is imported where it is needed: a worker that scores with one does not wait for the other.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
@@ -22,7 +23,6 @@ from ..datasets.decoding import INTERPOLATIONS, Geometry
 from ..datasets.spec import Config, Task, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..errors import ModelError
-from . import architectures as _registered_with_timm  # noqa: F401
 
 SCHEMES = ("hf-hub:", "local-dir:")
 LEARNER_FILE = "checkpoints/learner.safetensors"
@@ -210,6 +210,10 @@ def _from_entry(name: str, entry: Mapping[str, Any], task: Task, num_classes: in
 
 
 def _timm_spec(name: str, architecture: str, num_classes: int, arguments: dict[str, Any]) -> ModelSpec:
+    import timm
+
+    from . import architectures as _registered_with_timm  # noqa: F401
+
     plain, _, tag = architecture.partition(".")
     if not timm.is_model(plain):
         near = timm.list_models(f"*{plain[:8]}*")[:5]
@@ -229,6 +233,8 @@ def _timm_spec(name: str, architecture: str, num_classes: int, arguments: dict[s
 
 
 def _open_clip_spec(name: str, architecture: str) -> ModelSpec:
+    import open_clip
+
     if architecture.startswith(SCHEMES):
         return ModelSpec(name=name, task="image-text", architecture=architecture, weights="published")
     plain, _, tag = architecture.partition(":")
@@ -245,6 +251,10 @@ def _open_clip_spec(name: str, architecture: str) -> ModelSpec:
 
 
 def _build_timm(spec: ModelSpec) -> Model:
+    import timm
+
+    from . import architectures as _registered_with_timm  # noqa: F401
+
     module = timm.create_model(
         spec.architecture,
         pretrained=spec.weights == "published",
@@ -267,6 +277,8 @@ def _build_timm(spec: ModelSpec) -> Model:
 
 
 def _build_open_clip(spec: ModelSpec) -> Model:
+    import open_clip
+
     # open_clip logs a page of progress on the root logger for every model that it makes.
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -296,6 +308,8 @@ def _build_open_clip(spec: ModelSpec) -> Model:
 
 def _register_config(config: dict[str, Any]) -> str:
     """Make open_clip know a JSON config under a name drawn from its content."""
+    import open_clip
+
     text = json.dumps(config, sort_keys=True)
     name = f"curate-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if name not in open_clip.list_models():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
     warmup = round(options.warmup * job.steps)
     how = options.augment or "none"
 
-    step, seconds, position = 0, Counter[str](), Position()
+    step, position = 0, Position()
+    seconds: defaultdict[str, float] = defaultdict(float)
     resumed = checkpoint.load(job.run, trainees, generators)
     if resumed:
         step, position = resumed.step, Position.from_dict(resumed.state["position"])
@@ -212,7 +213,7 @@ def _record_selection(
     )
 
 
-def _state(batch: SuperBatch, seconds: Counter[str], ledger: Ledger) -> dict[str, Any]:
+def _state(batch: SuperBatch, seconds: dict[str, float], ledger: Ledger) -> dict[str, Any]:
     return {"position": batch.position.to_dict(), "seconds": dict(seconds), "ledger": ledger.to_dict()}
 
 

@@ -15,31 +15,27 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..datasets.batches import decode_all, decode_threads
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import BusyError, ModelError, RunError, TableError
+from ..errors import BusyError, RunError, TableError
 from ..scoring.flops import forward_flops
-from ..scoring.forward import Precision, best_device, best_precision, score_batch
-from ..scoring.models import Model, ModelSpec, find_model, load_model, save_weights
-from ..scoring.table import ScoreTable, open_scores
+from ..scoring.forward import Precision, best_device, best_precision
+from ..scoring.models import Model, find_model, load_model, save_weights
+from ..scoring.table import ScoreTable
 from . import checkpoint
 from .budget import format_flops, steps_within
 from .evaluate import evaluate
-from .join import check_table
 from .ledger import Ledger, StepCost
 from .loop import Job, train_loop
 from .options import TrainOptions
 from .records import RunRecords, write_json
-from .superbatch import SuperBatches, read_some
+from .reference import RESCORED_EXAMPLES, open_reference
+from .superbatch import SuperBatches
 from .trainee import Trainee
 
 Report = Callable[[str], None]
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
-# A cosine is flat in float32 to 1e-6; bf16 keeps 8 bits of the logits.
-RESCORE_TOLERANCE: dict[str, float] = {"fp32": 1e-3, "bf16": 0.1}
-RESCORED_EXAMPLES = 16
 
 
 def train(
@@ -90,7 +86,7 @@ def _train(
 
     learner = build(options.learner, options.seed)
     online = build(options.online, options.seed + 1) if options.online and _needs_online(options) else None
-    table, reference = _open_reference(options, config, dataset, shards, device, precision, records)
+    table, reference = open_reference(options, config, dataset, shards, device, records.log)
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
@@ -269,76 +265,6 @@ def _reference_ledger(table: ScoreTable | None) -> Ledger:
         return Ledger()
     flops = table.manifest["flops"]
     return Ledger(reference_score=flops.get("reference_score") or 0.0, reference_train=flops["reference_train"])
-
-
-def _open_reference(
-    options: TrainOptions,
-    config: Config,
-    dataset: DatasetSpec,
-    shards: Sequence[Shard],
-    device: torch.device,
-    precision: Precision,
-    records: RunRecords,
-) -> tuple[ScoreTable | None, Model | None]:
-    """The table, checked over all its rows and against the reference itself, and the reference where it is at hand."""
-    if not options.selects or not options.reference_scores or options.policy == "hard-learner":
-        return None, None
-    table = open_scores(options.reference_scores)
-    check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
-    about = table.manifest["reference"]
-    try:
-        if options.reference:
-            spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
-        else:
-            spec = ModelSpec(**about["model"])
-        reference = load_model(spec, trained=True)
-    except ModelError as e:
-        if options.reference or options.on_missing == "score":
-            raise
-        records.log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
-        return table, None
-    if reference.fingerprint() != table.reference_fingerprint:
-        raise TableError(
-            f"{table.folder}: was scored by reference {table.reference_fingerprint[:8]}, "
-            f"'{spec.name}' is {reference.fingerprint()[:8]}; give the table of this reference, or score again"
-        )
-    reference.to(device)
-    _check_rescored(table, reference, dataset, shards, device)
-    return table, reference
-
-
-def _check_rescored(
-    table: ScoreTable, reference: Model, dataset: DatasetSpec, shards: Sequence[Shard], device: torch.device
-) -> None:
-    """Score a few examples again: what the table says of a picture must be what its reference says of it now."""
-    examples = [e for e in read_some(dataset, shards, RESCORED_EXAMPLES) if table.holds(e.shard)]
-    stored = {shard: table.shard(shard) for shard in {e.shard for e in examples}}
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(decode_threads()) as pool:
-        pixels = decode_all(examples, reference.geometry, pool)
-    for example, picture in zip(examples, pixels, strict=True):
-        scores = stored[example.shard]
-        if example.key not in scores.keys or not hasattr(picture, "shape"):
-            continue
-        target = (
-            torch.tensor([example.target])
-            if dataset.task == "classification"
-            else reference.tokenize([str(example.target)])
-        )
-        image = torch.from_numpy(picture)[None].to(device)  # type: ignore[arg-type]
-        precision: Precision = table.manifest["precision"]
-        now = float(score_batch(reference, image, target.to(device), precision=precision).loss)
-        then = float(scores.loss[scores.keys.index(example.key)])
-        tolerance = RESCORE_TOLERANCE[precision] * max(1.0, abs(then))
-        if (
-            abs(now - then) > tolerance
-            and int(scores.target_hash[scores.keys.index(example.key)]) == example.target_hash
-        ):
-            raise TableError(
-                f"{table.folder}: shard '{example.shard}', key '{example.key}': the table's loss is {then:.5g}, the "
-                f"reference says {now:.5g} now; pictures or preprocessing changed: score again into a new --out"
-            )
 
 
 def _manifest(

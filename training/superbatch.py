@@ -18,6 +18,7 @@ from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
+from ..scoring.forward import target_tensor
 from ..scoring.models import Model
 from ..scoring.table import ScoreTable
 from .join import join_shard
@@ -83,9 +84,7 @@ class SuperBatch:
 
     def targets(self, model: Model) -> torch.Tensor:
         """Labels int64 [B], or this model's caption tokens int64 [B, L]."""
-        if model.spec.task == "classification":
-            return torch.tensor([record.example.target for record in self.records], dtype=torch.int64)
-        return model.tokenize([str(record.example.target) for record in self.records])
+        return target_tensor(model, [record.example.target for record in self.records])
 
 
 class SuperBatches:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import open_clip
 import timm.optim
 import torch
 import torch.nn.functional as F
@@ -59,6 +58,8 @@ def training_loss(model: Model, label_smoothing: float = 0.0) -> Callable[[Any, 
     """Cross-entropy for classifiers; open_clip's own softmax loss, or its sigmoid loss where the model has a bias."""
     if model.spec.task == "classification":
         return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
+    import open_clip
+
     sigmoid = getattr(model.module, "logit_bias", None) is not None
     contrastive = open_clip.SigLipLoss() if sigmoid else open_clip.ClipLoss()
 

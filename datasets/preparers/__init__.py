@@ -19,7 +19,7 @@ PREPARERS: dict[str, str] = {
     "cifar10n": "CIFAR-10 with the labels people gave it, 40 % of them wrong, and a clean part for references",
     "digits": "scikit-learn's 1,797 handwritten digits: ready in a second",
     "emoji": "emoji of four vendors with their names, 64 px: clean image-text pairs for references",
-    "icons": "icons and clip art with their authors' names, 64 px: 57,000 noisy image-text pairs",
+    "icons": "icons and clip art with their authors' names, 64 px: 51,000 noisy image-text pairs",
 }
 
 MARK = "prepared.json"

@@ -1,0 +1,34 @@
+"""Which Beam engine runs a pipeline."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from ..datasets.batches import decode_threads
+
+
+def runner_of(arguments: Sequence[str], elements: int) -> tuple[Any, PipelineOptions]:
+    """The runner and Beam's options for these command-line arguments.
+
+    Where they name no runner: Beam's FnApiRunner on this machine with a process a core (one where a GPU does the
+    work), which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
+    DirectRunner would be another engine where it can download one.
+    """
+    options = PipelineOptions(list(arguments))
+    direct = options.view_as(DirectOptions)
+    if options.view_as(StandardOptions).runner:
+        return None, options
+    named = {argument.split("=")[0] for argument in arguments}
+    if "--direct_num_workers" not in named:
+        direct.direct_num_workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, elements))
+    if "--direct_running_mode" in named:
+        return FnApiRunner(), options
+    workers = SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m curate.pipelines.worker")
+    return FnApiRunner(default_environment=workers), options

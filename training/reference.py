@@ -1,0 +1,96 @@
+"""The reference's side of a run: its score table, verified before step 1, and the model itself where it is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from ..datasets.batches import decode_all, decode_threads
+from ..datasets.shards import Shard
+from ..datasets.spec import Config, DatasetSpec
+from ..errors import ModelError, TableError
+from ..scoring.forward import score_batch, target_tensor
+from ..scoring.models import Model, ModelSpec, find_model, load_model
+from ..scoring.scores import NEEDS_REFERENCE
+from ..scoring.table import ScoreTable, open_scores
+from .join import check_table
+from .options import TrainOptions
+from .superbatch import read_some
+
+# What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
+RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+RESCORED_EXAMPLES = 16
+
+
+def open_reference(
+    options: TrainOptions,
+    config: Config,
+    dataset: DatasetSpec,
+    shards: Sequence[Shard],
+    device: torch.device,
+    log: Callable[[str], None],
+) -> tuple[ScoreTable | None, Model | None]:
+    """The table that a policy needs, checked over all its rows and against its reference; and the reference.
+
+    The reference is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
+    and ModelError where the user asked for what only the reference can give.
+    """
+    if options.policy not in NEEDS_REFERENCE or not options.reference_scores:
+        return None, None
+    table = open_scores(options.reference_scores)
+    check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
+    try:
+        if options.reference:
+            spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
+        else:
+            spec = ModelSpec(**table.manifest["reference"]["model"])
+        reference = load_model(spec, trained=True)
+    except ModelError as e:
+        if options.reference or options.on_missing == "score":
+            raise
+        log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
+        return table, None
+    if reference.fingerprint() != table.reference_fingerprint:
+        raise TableError(
+            f"{table.folder}: was scored by reference {table.reference_fingerprint[:8]}, "
+            f"'{spec.name}' is {reference.fingerprint()[:8]}; give the table of this reference, or score again"
+        )
+    check_rescored(table, reference.to(device), dataset, shards, device)
+    return table, reference
+
+
+def check_rescored(
+    table: ScoreTable, reference: Model, dataset: DatasetSpec, shards: Sequence[Shard], device: torch.device
+) -> None:
+    """Score a few examples again: what the table says of a picture must be what its reference says of it now.
+
+    A changed label is left to the join, which names it as such. Raises TableError with shard, key and both losses.
+    """
+    then: list[float] = []
+    examples = []
+    for example in read_some(dataset, [s for s in shards if table.holds(s.name)], RESCORED_EXAMPLES):
+        scores = table.shard(example.shard)
+        if example.key in scores.keys:
+            i = scores.keys.index(example.key)
+            if int(scores.target_hash[i]) == example.target_hash:
+                examples.append(example)
+                then.append(float(scores.loss[i]))
+    with ThreadPoolExecutor(decode_threads()) as pool:
+        decoded = decode_all(examples, reference.geometry, pool)
+    kept = [i for i, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
+    if not kept:
+        return
+    pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
+    targets = target_tensor(reference, [examples[i].target for i in kept]).to(device)
+    precision = table.manifest["precision"]
+    losses = score_batch(reference, pixels, targets, precision=precision).loss.tolist()
+    for i, now in zip(kept, losses, strict=True):
+        if abs(now - then[i]) > RESCORE_TOLERANCE[precision] * max(1.0, abs(then[i])):
+            raise TableError(
+                f"{table.folder}: shard '{examples[i].shard}', key '{examples[i].key}': the table's loss is "
+                f"{then[i]:.5g}, the reference says {now:.5g} now; pictures or preprocessing changed: score again into "
+                "a new --out"
+            )
