@@ -12,7 +12,15 @@ LEDGER = dict.fromkeys(
     ["learner_train", "online_score", "online_train", "reference_score", "reference_train"], "DOUBLE"
 )
 SECONDS = dict.fromkeys(["total", "data", "score", "select", "train", "evaluate"], "DOUBLE")
-METRICS: dict[str, Any] = {"step": "BIGINT", "loss": "DOUBLE", "lr": "DOUBLE", "seconds": SECONDS, "flops": LEDGER}
+METRICS: dict[str, Any] = {
+    **dict.fromkeys(["step", "examples"], "BIGINT"),
+    **dict.fromkeys(
+        ["loss", "online_train_loss", "online_loss", "reference_loss", "score", "score_selected"], "DOUBLE"
+    ),
+    "lr": "DOUBLE",
+    "seconds": SECONDS,
+    "flops": LEDGER,
+}
 QUALITY = dict.fromkeys(["top1", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
 CONFIG: dict[str, Any] = {
     **dict.fromkeys(["dataset", "policy", "learner", "online", "reference_scores", "reference", "sampler"], "VARCHAR"),

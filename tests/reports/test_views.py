@@ -106,7 +106,7 @@ def write_runs(root):
     put(
         root,
         "a/metrics.jsonl",
-        b'{"step": 1, "loss": 2.5, "lr": 0.1, "seconds": {"data": 0.5, "train": 1.5}, "kept": 3}\n',
+        b'{"step": 1, "loss": 2.5, "online_loss": 1.25, "lr": 0.1, "seconds": {"data": 0.5, "train": 1.5}, "kept": 3}\n',
     )
     put(root, "b/metrics.jsonl", b'{"step": 1, "loss": NaN, "flops": {"learner_train": 7e9}}\n{"step": 2, "lo')
     selection = {
@@ -215,6 +215,7 @@ def test_a_torn_line_of_metrics_hides_no_other(roots):
     first, second = rows(connect(**roots), "FROM metrics ORDER BY run")
     assert (first["run"], first["step"], first["loss"], first["lr"]) == ("a", 1, 2.5, 0.1)
     assert (first["seconds"]["data"], first["seconds"]["train"], first["seconds"]["select"]) == (0.5, 1.5, None)
+    assert (first["online_loss"], first["reference_loss"]) == (1.25, None)
     assert json.loads(first["line"])["kept"] == 3
     assert (second["run"], second["flops"]["learner_train"]) == ("b", 7e9)
     assert second["loss"] is None or np.isnan(second["loss"])

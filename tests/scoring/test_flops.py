@@ -1,0 +1,56 @@
+"""FLOPs against figures worked out by hand from the layers' shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from curate.scoring import ModelSpec, forward_flops, load_model, train_flops
+
+
+def build(**options):
+    return load_model(ModelSpec(name="m", num_classes=10, **options))
+
+
+def test_convolutions_by_hand():
+    model = build(
+        task="classification",
+        architecture="small_resnet",
+        arguments={"channels": [4, 8], "layers": [0]},
+        preprocessing={"size": 16},
+    )
+    stem = 2 * 16 * 16 * 4 * 3 * 9
+    stage = 2 * 8 * 8 * 8 * 4 * 9
+    head = 2 * 8 * 10
+    measured = forward_flops(model, 3)
+    assert measured.total == 3 * (stem + stage + head)
+    assert measured.per_example == stem + stage + head
+    assert "native_batch_norm" in measured.uncounted
+    # Backward costs twice the forward, but for the pictures' own gradient, which nobody needs.
+    assert train_flops(model, F.cross_entropy, 5).total == 5 * (3 * (stage + head) + 2 * stem)
+
+
+def test_attention_is_counted_by_hand():
+    tokens, width, depth = 17, 32, 2
+    model = build(
+        task="classification",
+        architecture="vit_tiny_patch16_224",
+        arguments={"img_size": 32, "patch_size": 8, "embed_dim": width, "depth": depth, "num_heads": 2},
+    )
+    patches = 2 * 16 * width * 3 * 64
+    block = 2 * tokens * width * (3 * width + width + 4 * width + 4 * width) + 2 * 2 * tokens * tokens * width
+    assert forward_flops(model, 2).per_example == patches + depth * block + 2 * width * 10
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = build(task="classification", architecture="small_resnet", arguments={"channels": [4, 8], "layers": [0]})
+    before, training = model.fingerprint(), model.module.training
+    forward_flops(model)
+    train_flops(model, F.cross_entropy, 4)
+    assert model.fingerprint() == before
+    assert model.module.training == training
+    assert all(p.grad is None and p.device == torch.device("cpu") for p in model.module.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_image_text_scales_with_the_batch(batch_size, clip_config):
+    model = build(task="image-text", architecture="clip", open_clip_config=clip_config)
+    assert forward_flops(model, batch_size).per_example == forward_flops(model, 2).per_example > 0

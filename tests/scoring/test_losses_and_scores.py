@@ -1,0 +1,53 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from curate.scoring import easy_reference, hard_learner, learnability, losses, scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@given(st.integers(1, 20), st.integers(2, 12), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_cross_entropy_equals_float64(B, C, seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(0, 5, (B, C)), rng.integers(0, C, B)
+    expected = [math.log(sum(math.exp(x - row[y]) for x in row)) for row, y in zip(logits, labels, strict=True)]
+    got = losses.cross_entropy(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels))
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=2e-6)
+
+
+def test_cross_entropy_of_bf16_logits_is_computed_in_float32():
+    logits = torch.randn(8, 10).bfloat16()
+    got = losses.cross_entropy(logits, torch.arange(8))
+    assert got.dtype == torch.float32
+    assert torch.equal(got, losses.cross_entropy(logits.float(), torch.arange(8)))
+
+
+def test_negative_dot_product_is_of_each_pair_alone():
+    image = torch.nn.functional.normalize(torch.randn(6, 16), dim=-1)
+    text = torch.nn.functional.normalize(torch.randn(6, 16), dim=-1)
+    expected = [-float(np.dot(i.double().numpy(), t.double().numpy())) for i, t in zip(image, text, strict=True)]
+    np.testing.assert_allclose(losses.negative_dot_product(image, text).numpy(), expected, atol=1e-6)
+    alone = torch.cat([losses.negative_dot_product(image[i : i + 1], text[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(losses.negative_dot_product(image, text), alone)
+
+
+def test_scores_by_policy():
+    online, reference = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])
+    assert hard_learner(online, scale=2).tolist() == [6.0, 2.0]
+    assert easy_reference(reference).tolist() == [-1.0, -2.0]
+    assert learnability(online, reference, scale=0.5).tolist() == [1.0, -0.5]
+    assert scores.score("rho", online, reference).tolist() == [2.0, -1.0]
+    assert scores.score("hard-learner", online, None).tolist() == [3.0, 1.0]
+    assert scores.score("easy-reference", None, reference).tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "given_losses"), [("learnability", (1, 0)), ("hard-learner", (0, 1)), ("uniform", (1, 1))]
+)
+def test_a_score_without_its_losses_is_refused(policy, given_losses):
+    online, reference = (torch.ones(2) if there else None for there in given_losses)
+    with pytest.raises(ValueError, match=policy):
+        scores.score(policy, online, reference)
