@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,9 @@ def app() -> None:
     except CurateError as e:
         typer.echo(f"curate: {e}", err=True)
         sys.exit(1)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt:
         typer.echo("curate: interrupted; the same command goes on (train: with --resume)", err=True)
         sys.exit(130)
@@ -97,7 +101,6 @@ def score_reference(
     from .pipelines.score_reference import ScoreOptions
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.models import find_model
-    from .scoring.run_costs import recorded_train_flops
 
     known = load_config(config)
     spec = find_dataset(dataset, known)
@@ -111,7 +114,6 @@ def score_reference(
             batch_size=batch_size,
             precision=parse_precision(precision),  # type: ignore[arg-type]
             max_failures=parse_share(max_failures, "--max-failures"),
-            reference_train_flops=recorded_train_flops(reference),
             runner_options=tuple(beam_options or ()),
         ),
         report,

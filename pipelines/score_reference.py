@@ -29,6 +29,7 @@ from ..errors import CurateError, FailuresError, ModelError, ShardError, TableEr
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
 from ..scoring.models import Model, ModelSpec, load_model
+from ..scoring.run_costs import recorded_train_flops
 from ..scoring.table import (
     ENDING,
     LOSS_NAMES,
@@ -64,7 +65,6 @@ class ScoreOptions:
     batch_size: int = 128
     precision: Precision | None = None
     max_failures: float = 0.01
-    reference_train_flops: float | None = None
     runner_options: tuple[str, ...] = ()
 
 
@@ -294,7 +294,7 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
     done = finished_shards(folder)
     if manifest is None:
         if done:
-            raise TableError(f"{folder}: score files without a manifest.json; choose another --out")
+            raise TableError(f"{folder}: score files without a _manifest.json; choose another --out")
         return done
     if manifest["dataset_fingerprint"] != options.dataset.fingerprint:
         raise TableError(
@@ -341,8 +341,8 @@ def _manifest(
         "loss": LOSS_NAMES[options.dataset.task],
         "precision": precision,
         "embeddings": options.embeddings,
-        "scale": float(scale.exp()) if scale is not None else None,
-        "bias": float(bias) if bias is not None else None,
+        "scale": float(scale.detach().exp()) if scale is not None else None,
+        "bias": float(bias.detach()) if bias is not None else None,
         "reference": {
             "name": options.reference.name,
             "fingerprint": fingerprint,
@@ -352,7 +352,7 @@ def _manifest(
         "flops": {
             "forward_per_example": flops.per_example,
             "uncounted_operators": list(flops.uncounted),
-            "reference_train": options.reference_train_flops,
+            "reference_train": recorded_train_flops(options.reference.name),
         },
     }
 

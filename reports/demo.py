@@ -69,6 +69,8 @@ def demo(folder: Path) -> None:
     Raises CurateError where a command fails (it has said why).
     """
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "curate.toml"

@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "seed": "BIGINT",
 }
 SUMMARY: dict[str, Any] = {
-    **dict.fromkeys(["dataset", "policy", "learner", "online"], "VARCHAR"),
+    **dict.fromkeys(["dataset", "policy", "learner", "online", "reference_table"], "VARCHAR"),
     **dict.fromkeys(["seed", "steps", "learner_updates", "examples_trained", "examples_scored"], "BIGINT"),
     "ledger": LEDGER,
     "seconds": SECONDS,
@@ -67,7 +67,7 @@ def runs_sql(root: str) -> str:
         coalesce(s.policy, c.policy) AS policy,
         coalesce(s.learner, c.learner) AS learner,
         coalesce(s.online, c.online) AS online,
-        coalesce(nullif(regexp_extract(c.reference_scores, 'reference=([^/]+)', 1), ''), c.reference_scores, c.reference)
+        coalesce(s.reference_table, nullif(regexp_extract(c.reference_scores, 'reference=([^/]+)', 1), ''), c.reference_scores, c.reference)
             AS reference,
         c.filter_ratio,
         c.temperature,

@@ -1,9 +1,10 @@
 """The score table on disk: one Parquet file a data shard, which appears whole or not at all and so marks itself done.
 
     SCORES/dataset=D/reference=NAME-FINGERPRINT8/
-        SHARD.parquet  _failures/SHARD.parquet  _errors/SHARD.json  manifest.json
+        SHARD.parquet  _failures/SHARD.parquet  _errors/SHARD.json  _manifest.json
 
-Failures lie in a folder of their own, so that `scores/*/*/*.parquet` is the scores and nothing else.
+Failures lie in a folder of their own, so that `scores/*/*/*.parquet` is the scores and nothing else;
+and every name that is not scores starts with `_` or `.`, which Arrow, Spark and Polars pass over.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ..datasets.spec import DatasetSpec, Task
 from ..datasets.storage import exists, filesystem, is_local, join_url, list_names, read_bytes, remove, write_atomically
 from ..errors import BusyError, TableError
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"
 ENDING = ".parquet"
 FAILURES, ERRORS = "_failures", "_errors"
 FORMAT_VERSION = 1

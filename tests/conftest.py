@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from curate.cli import app
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import encode_png
 from curate.datasets.spec import Config, DatasetSpec, add_dataset, add_model, find_dataset, load_config
-from curate.pipelines.score_reference import ScoreOptions, ScoreSummary, score_reference
+from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.models import find_model
 from curate.training import TrainOptions, train
 
@@ -214,22 +214,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def shard_edit(change: Callable[[str, bytes], tuple[str, bytes] | None]) -> Callable[[Path], None]:
-    """Rewrites a tar member by member: `change` gives the new member, or None to leave it out."""
-
-    def rewrite(path: Path) -> None:
-        changed = [change(name, content) for name, content in read_tar(path)]
-        write_tar(path, [member for member in changed if member is not None])
-
-    return rewrite
-
-
 def replace_member(path: Path, replacements: Mapping[str, bytes | None]) -> None:
     """Give members of a tar other bytes (None leaves one out)."""
     names = [name for name, _ in read_tar(path)]
     assert set(replacements) <= set(names), f"{sorted(replacements)} not all in {names[:4]}..."
     members = [(name, replacements.get(name, content)) for name, content in read_tar(path)]
     write_tar(path, [(name, content) for name, content in members if content is not None])
-
-
-__all__ = ["CommandResult", "Digits", "Pairs", "ScoreSummary"]

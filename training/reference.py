@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 RESCORED_EXAMPLES = 16
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The table and the model behind it, each None where the policy or the machine has none."""
+
+    table: ScoreTable | None
+    model: Model | None
+    rescored: int
+
+
 def open_reference(
     options: TrainOptions,
     config: Config,
@@ -32,14 +42,14 @@ def open_reference(
     shards: Sequence[Shard],
     device: torch.device,
     log: Callable[[str], None],
-) -> tuple[ScoreTable | None, Model | None]:
+) -> Reference:
     """The table that a policy needs, checked over all its rows and against its reference; and the reference.
 
-    The reference is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
+    The model is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
     and ModelError where the user asked for what only the reference can give.
     """
     if options.policy not in NEEDS_REFERENCE or not options.reference_scores:
-        return None, None
+        return Reference(None, None, 0)
     table = open_scores(options.reference_scores)
     check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
     try:
@@ -52,22 +62,23 @@ def open_reference(
         if options.reference or options.on_missing == "score":
             raise
         log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
-        return table, None
+        return Reference(table, None, 0)
     if reference.fingerprint() != table.reference_fingerprint:
         raise TableError(
             f"{table.folder}: was scored by reference {table.reference_fingerprint[:8]}, "
             f"'{spec.name}' is {reference.fingerprint()[:8]}; give the table of this reference, or score again"
         )
-    check_rescored(table, reference.to(device), dataset, shards, device)
-    return table, reference
+    rescored = check_rescored(table, reference.to(device), dataset, shards, device)
+    return Reference(table, reference, rescored)
 
 
 def check_rescored(
     table: ScoreTable, reference: Model, dataset: DatasetSpec, shards: Sequence[Shard], device: torch.device
-) -> None:
+) -> int:
     """Score a few examples again: what the table says of a picture must be what its reference says of it now.
 
-    A changed label is left to the join, which names it as such. Raises TableError with shard, key and both losses.
+    Returns how many were. A changed label is left to the join, which names it as such. Raises TableError with shard,
+    key and both losses.
     """
     then: list[float] = []
     examples = []
@@ -82,7 +93,7 @@ def check_rescored(
         decoded = decode_all(examples, reference.geometry, pool)
     kept = [i for i, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
     if not kept:
-        return
+        return 0
     pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
     targets = target_tensor(reference, [examples[i].target for i in kept]).to(device)
     precision = table.manifest["precision"]
@@ -94,3 +105,4 @@ def check_rescored(
                 f"{then[i]:.5g}, the reference says {now:.5g} now; pictures or preprocessing changed: score again into "
                 "a new --out"
             )
+    return len(kept)

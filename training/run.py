@@ -29,7 +29,7 @@ from .ledger import Ledger, StepCost
 from .loop import Job, train_loop
 from .options import TrainOptions
 from .records import RunRecords, write_json
-from .reference import RESCORED_EXAMPLES, open_reference
+from .reference import open_reference
 from .superbatch import SuperBatches
 from .trainee import Trainee
 
@@ -86,7 +86,8 @@ def _train(
 
     learner = build(options.learner, options.seed)
     online = build(options.online, options.seed + 1) if options.online and _needs_online(options) else None
-    table, reference = open_reference(options, config, dataset, shards, device, records.log)
+    opened = open_reference(options, config, dataset, shards, device, records.log)
+    table, reference = opened.table, opened.model
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
@@ -143,8 +144,8 @@ def _train(
         score_precision=score_precision,
         score_scale=options.score_scale or (1.0 if dataset.task == "classification" else 20.0),
     )
-    if reference is not None:
-        ledger.add_outside("verification", reference_cost * RESCORED_EXAMPLES)
+    if opened.rescored:
+        ledger.add_outside("verification", reference_cost * opened.rescored)
     finished = train_loop(job)
     ledger = job.ledger
 
@@ -166,6 +167,7 @@ def _train(
         "learner": options.learner,
         "online": options.online if online else None,
         "reference": table.manifest["reference"]["name"] if table else None,
+        "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.batch_size,
@@ -297,7 +299,12 @@ def _manifest(
             name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
             for name, m in models.items()
         },
-        "score_table": table and {"folder": table.folder, "reference": table.manifest["reference"]},
+        "score_table": table
+        and {
+            "folder": table.folder,
+            "reference": table.manifest["reference"],
+            "flops_per_example": table.manifest["flops"]["forward_per_example"],
+        },
         "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
         "operators_not_counted": uncounted,
     }
