@@ -73,10 +73,10 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
         fs, path = filesystem(url)
         fs.invalidate_cache()
         matches = fs.glob(path, detail=True)
+        if not matches:
+            raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
         local = is_local(url)
         found += [(p if local else fs.unstrip_protocol(p), int(matches[p]["size"] or 0)) for p in sorted(matches)]
-    if not found:
-        raise ShardError(f"data set '{dataset}': no shard matches '{pattern}'; check the path and its quoting")
     return found
 
 

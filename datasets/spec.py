@@ -18,6 +18,7 @@ from ..errors import SpecError
 CONFIG_NAME = "curate.toml"
 TASKS = ("classification", "image-text")
 FORMATS = ("webdataset", "parquet", "folder")
+SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 
 Task = Literal["classification", "image-text"]
@@ -151,6 +152,10 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
     for option in ("train", "test", "image", "classes", "templates"):
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
+    for option, value in values.items():
+        wanted = {"rows_per_shard": int, **dict.fromkeys(SINGLE_STRINGS, str)}.get(option)
+        if wanted and not isinstance(value, wanted):
+            raise SpecError(f"data set '{name}': {option} is {value!r}, expected a {wanted.__name__}")
     values["train"] = tuple(p for pattern in values.get("train", ()) for p in _absolute(pattern, base))
     values["test"] = tuple(p for pattern in values.get("test", ()) for p in _absolute(pattern, base))
     if values.get("analysis"):

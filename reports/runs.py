@@ -67,8 +67,12 @@ def runs_sql(root: str) -> str:
         coalesce(s.policy, c.policy) AS policy,
         coalesce(s.learner, c.learner) AS learner,
         coalesce(s.online, c.online) AS online,
-        coalesce(s.reference_table, nullif(regexp_extract(c.reference_scores, 'reference=([^/]+)', 1), ''), c.reference_scores, c.reference)
-            AS reference,
+        coalesce(
+            s.reference_table,
+            nullif(regexp_extract(c.reference_scores, 'reference=([^/]+)', 1), ''),
+            c.reference_scores,
+            c.reference
+        ) AS reference,
         c.filter_ratio,
         c.temperature,
         c.sampler,

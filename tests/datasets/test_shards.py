@@ -73,7 +73,7 @@ def test_a_number_missing_from_a_range_is_named(tmp_path):
 
 def test_a_missing_number_is_named_where_the_pattern_has_a_glob_too(tmp_path):
     touch(tmp_path, "0-a.tar", "2-a.tar")
-    with pytest.raises(ShardError, match="1-"):
+    with pytest.raises(ShardError, match=r"no shard matches .*/1-\*\.tar"):
         shards_of(tmp_path, "{0..2}-*.tar")
 
 
