@@ -34,19 +34,19 @@ from curate.scoring.models import find_model, load_model
 from data import pictures, reference_with_weights
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
 
-SHARDS, PER_SHARD, BATCH_SIZE, ROUNDS = 16, 192, 64, 3
+SHARDS, PER_SHARD, BATCH_SIZE, ROUNDS = 12, 160, 32, 3
 MODEL = "resnet18"
-BARE_SECONDS = 8.0
+BARE_SECONDS = 6.0
 GOAL = 0.90
 
 
 def measure(work: Path, report: Report) -> list[Figure]:
     prepare(work, report)
     figures = []
+    cores = decode_threads()
     precisions: list[Precision] = ["fp32", "bf16"] if best_precision(best_device()) == "bf16" else ["fp32"]
     for precision in precisions:
         report(f"  {MODEL} in {precision}")
-        cores = decode_threads()
         found = in_turn(
             ROUNDS if precision == precisions[-1] else 2,
             report,

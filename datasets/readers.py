@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +20,9 @@ from .shards import Shard
 from .spec import DatasetSpec
 from .storage import filesystem, open_read, read_bytes
 
-TAR_END = b"\0" * 1024
+TAR_END_BYTES = 1024
+# Members in such a folder are webdataset's own metadata; its reader skips them too.
+METADATA = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +115,16 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
     target: bytes | None = None
     endings: set[str] = set()
     with open_read(shard.url) as file:
-        tail = _Tail(file)
+        # tarfile's own decompressor takes a cut file for a normal end; gzip's does not.
+        tail = _Tail(gzip.GzipFile(fileobj=file) if shard.url.split("?")[0].endswith("gz") else file)
         try:
-            with tarfile.open(fileobj=cast(Any, tail), mode="r|*") as tar:
+            with tarfile.open(fileobj=cast(Any, tail), mode="r|") as tar:
                 for member in tar:
                     cast(
                         Any, tar
                     ).members = []  # tarfile remembers every member; a shard of any size must not grow memory
                     member_key, ending = base_plus_ext(member.name)
-                    if not member.isreg() or member_key is None:
+                    if not member.isreg() or member_key is None or METADATA.match(member.name):
                         continue
                     if member_key != key:
                         if key is not None:
@@ -134,9 +140,10 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
                         image = _member_bytes(tar, member)
             while tail.read(1 << 20):
                 pass
-            if not shard.url.endswith(("gz", "tgz")) and not tail.last_bytes.endswith(TAR_END):
-                raise tarfile.ReadError("no end-of-archive mark")
-        except (tarfile.TarError, EOFError, OSError) as e:
+            # tarfile takes a missing end mark, and a damaged header anywhere, for a normal end.
+            if not TAR_END_BYTES <= tail.size - tar.offset <= tail.zeros:
+                raise tarfile.ReadError("no end-of-archive mark where the members end")
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
             raise ShardError(
                 f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
             ) from None
@@ -150,16 +157,17 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _Tail:
-    """Passes reads on and remembers the last bytes: tarfile itself takes a missing end mark for a normal end."""
+    """Passes reads on and counts the bytes, and the zeros that they end with."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self.last_bytes = b""
+        self.size = self.zeros = 0
 
     def read(self, size: int = -1) -> bytes:
         data: bytes = self._file.read(size)
-        if data:
-            self.last_bytes = (self.last_bytes + data)[-len(TAR_END) :] if len(data) < len(TAR_END) else data[-1024:]
+        zeros = len(data) - len(data.rstrip(b"\0"))
+        self.zeros = zeros + (self.zeros if zeros == len(data) else 0)
+        self.size += len(data)
         return data
 
 

@@ -171,8 +171,11 @@ def save_weights(module: nn.Module, path: Path) -> None:
 
 
 def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:
-    manifest = json.loads(read_bytes(join_url(folder, "manifest.json")))
-    spec = ModelSpec(**manifest["models"]["learner"])
+    try:
+        manifest = json.loads(read_bytes(join_url(folder, "manifest.json")))
+        spec = ModelSpec(**manifest["models"]["learner"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ModelError(f"run '{folder}': its manifest.json is missing or damaged ({e})") from None
     if spec.task != task:
         raise ModelError(f"run '{folder}' trained a model for {spec.task}; this data set is {task}")
     if num_classes and spec.num_classes != num_classes:

@@ -89,6 +89,7 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         scores.replace_schema_metadata({"curate": json.dumps(about)}),
         compression={name: "none" if name in vectors else "zstd" for name in _leaf_columns(scores.schema)},
         use_dictionary=["shard"],
+        write_page_checksum=True,
     )
     write_atomically(join_url(folder, shard.name + ENDING), content)
     return written + len(content)
@@ -257,11 +258,11 @@ class ScoreTable:
     def _read_file(self, name: str, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
         url = join_url(self.folder, name + ENDING)
         try:
-            table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns)
+            table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns, page_checksum_verification=True)
             about = json.loads(table.schema.metadata[b"curate"])
         except FileNotFoundError:
             raise TableError(f"{url}: shard '{name}' is not scored; run 'curate score-reference' again") from None
-        except (pa.ArrowException, KeyError, TypeError, OSError) as e:
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:
             raise TableError(f"{url}: damaged or not a score file ({e}); delete it and score again") from None
         if about["reference_fingerprint"] != self.reference_fingerprint:
             raise TableError(

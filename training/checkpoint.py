@@ -84,6 +84,10 @@ def load(run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Ge
     return Resumed(state.pop("step"), state)
 
 
+def exists(run: Path) -> bool:
+    return bool(_checkpoints(run))
+
+
 def remove_all(run: Path) -> None:
     for folder in _checkpoints(run):
         shutil.rmtree(folder)

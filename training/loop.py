@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..datasets.batches import prefetch
+from ..errors import RunError
 from ..scoring import scores
 from ..scoring.forward import Precision, score_batch
 from ..scoring.models import Model
@@ -111,6 +112,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             # Step 3: b indices without replacement, with probability softmax(S).
             started = time.perf_counter()
             if score_B is not None:
+                if not bool(torch.isfinite(score_B).all()):
+                    raise _diverged(job, step, "a score")
                 chosen_b = select(
                     score_B,
                     b,
@@ -142,6 +145,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             if score_B is not None and step % options.selections_every == 0:
                 _record_selection(job, step, batch, online_loss_B, reference_loss_B, score_B, chosen_b)
             if step % options.log_every == 0 or step == job.steps:
+                if not bool(torch.isfinite(loss)):
+                    raise _diverged(job, step - 1, "the learner's loss")
                 job.records.metric(
                     {
                         "step": step,
@@ -173,6 +178,10 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
         batches.close()  # type: ignore[attr-defined]
     job.records.flush()
     return Finished(dict(seconds), {**counts, "scored": step * B if options.selects else 0})
+
+
+def _diverged(job: Job, done: int, what: str) -> RunError:
+    return RunError(f"{job.run}: {what} is nan or infinite at step {done + 1:,}; lower --lr or --online-lr")
 
 
 def _reference_losses(job: Job, batch: SuperBatch) -> torch.Tensor | None:

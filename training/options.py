@@ -78,6 +78,14 @@ class TrainOptions:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise SpecError(f"--{option.replace('_', '-')} is {value}, expected at least 1")
+        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1, "max_failures": 1}
+        for option, most in bounds.items():
+            value = getattr(self, option)
+            if value is not None and not 0 <= value <= most:
+                expected = "0 or more" if most > 1 else "0 to 1"
+                raise SpecError(f"--{option.replace('_', '-')} is {value:g}, expected {expected}")
+        if self.augment not in (None, "none", "flip", "crop-flip"):
+            raise SpecError(f"--augment is '{self.augment}', expected none, flip or crop-flip")
         if self.temperature <= 0:
             raise SpecError(
                 f"--temperature is {self.temperature}, expected more than 0; for a hard choice --sampler topk"

@@ -17,7 +17,7 @@ import torch
 from .. import __version__
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import BusyError, RunError, TableError
+from ..errors import BusyError, CurateError, RunError, TableError
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
 from ..scoring.models import Model, find_model, load_model, save_weights
@@ -57,8 +57,9 @@ def train(
     try:
         return _train(options, config, dataset, run, records)
     except BaseException as e:
-        if not (run / "config.json").exists():
-            # Refused before step 1: leave no folder that the next attempt would trip over.
+        refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
+        if refused or not (run / "config.json").exists():
+            # Refused before anything was trained: leave no folder that the next attempt would trip over.
             shutil.rmtree(run, ignore_errors=True)
         else:
             records.log(f"stopped: {type(e).__name__}: {e}; --resume goes on from the last checkpoint")

@@ -251,6 +251,8 @@ class SuperBatches:
 
 def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
     """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
+    if not shards:
+        return []
     chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
     records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
     return [record for record in records if isinstance(record, Example)]

@@ -10,6 +10,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 
+from ..errors import SpecError
 from ..scoring.flops import Flops, train_flops
 from ..scoring.forward import Precision, autocast
 from ..scoring.models import Model
@@ -28,6 +29,8 @@ class Trainee:
         compiled = options.compile if options.compile is not None else device.type == "cuda"
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.loss = training_loss(model, options.label_smoothing)
+        if options.optimizer not in timm.optim.list_optimizers():
+            raise SpecError(f"--optimizer is '{options.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ...")
         self.optimizer = timm.optim.create_optimizer_v2(
             self.module, opt=options.optimizer, lr=lr, weight_decay=options.weight_decay
         )

@@ -60,7 +60,7 @@ def test_an_unknown_setting_names_itself_and_the_known_ones():
 def test_an_unknown_data_set_names_the_known_ones_and_the_file(tmp_path):
     path = tmp_path / "curate.toml"
     path.write_text('[datasets.cats]\ntrain = "c.tar"\n[datasets.dogs]\ntrain = "d.tar"\n')
-    with pytest.raises(SpecError, match="unknown data set 'birds'.*knows cats, dogs") as caught:
+    with pytest.raises(SpecError, match=r"unknown data set 'birds'.*knows cats, dogs") as caught:
         find_dataset("birds", load_config(path))
     assert str(path) in str(caught.value)
 

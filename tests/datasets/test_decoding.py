@@ -1,0 +1,182 @@
+import io
+import struct
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import open_clip
+import pytest
+import timm.data
+import torch
+from curate.datasets.batches import decode_all
+from curate.datasets.decoding import MAX_PIXELS, Geometry, decode
+from curate.datasets.readers import Example, Failure
+from curate.errors import ExampleError
+from PIL import Image
+
+SIZES = [(40, 40), (100, 37), (37, 100), (224, 33), (31, 31), (16, 64), (33, 32), (257, 255)]
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """A real picture with detail at every scale: sklearn's flower."""
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("flower.jpg"))
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def to_uint8(tensor_CHW):
+    """Back to bytes from a transform that ends in unit mean and deviation; exact, since ToTensor divides by 255."""
+    return np.rint(tensor_CHW.double().numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_equal_open_clips_own_transform(photograph, size, mode, interpolation):
+    image = photograph.resize(size)
+    transform = open_clip.image_transform(
+        32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
+    )
+    ours = decode(encoded(image), Geometry(size=32, mode=mode, interpolation=interpolation))
+    np.testing.assert_array_equal(ours, to_uint8(transform(image)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("side", "crop_pct", "interpolation"),
+    [
+        (32, 0.875, "bicubic"),
+        (32, 0.95, "bilinear"),
+        (28, 0.9, "bicubic"),
+        (33, 0.875, "bicubic"),
+        (32, 1.0, "bicubic"),
+    ],
+)
+def test_pixels_equal_timms_own_transform(photograph, size, side, crop_pct, interpolation):
+    image = photograph.resize(size)
+    transform = timm.data.create_transform(
+        (3, side, side), interpolation=interpolation, crop_pct=crop_pct, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    ours = decode(encoded(image), Geometry(size=side, crop_pct=crop_pct, interpolation=interpolation))
+    np.testing.assert_array_equal(ours, to_uint8(transform(image)))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "1", "CMYK", "I;16", "RGBA"])
+def test_every_colour_mode_becomes_what_pillow_calls_rgb(photograph, mode):
+    small = photograph.resize((32, 32))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(small.convert("L")).astype(np.uint16) * 257)
+        assert image.mode == "I;16"
+    else:
+        image = small.convert(mode)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    pixels = decode(data, Geometry(size=32))
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    # 16 bits clip at 255, as in open_clip's and timm's own convert("RGB"): published weights see what they were shown.
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_cmyk_jpeg_is_read(photograph):
+    pixels = decode(encoded(photograph.resize((32, 32)).convert("CMYK"), "JPEG", quality=95), Geometry(size=32))
+    reference = np.asarray(photograph.resize((32, 32))).astype(int)
+    assert np.abs(pixels.astype(int) - reference).mean() < 12  # neither inverted nor grey
+
+
+def png_header(width, height):
+    """A PNG that promises width x height pixels and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (9_460, 9_460), (13_000, 10_000)])
+def test_a_bomb_is_refused_from_its_header_alone(size):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExampleError) as caught:
+            decode(png_header(*size), Geometry(size=32))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size[0] * size[1] > MAX_PIXELS
+    assert caught.value.stage == "decode"
+    assert "pixels" in caught.value.reason
+    assert "readable" not in caught.value.reason  # it was never tried
+    assert peak < 1_000_000
+
+
+def test_the_limit_is_the_users_and_names_both_sizes(photograph):
+    data = encoded(photograph.resize((20, 10)))
+    assert decode(data, Geometry(size=8), max_pixels=200).shape == (8, 8, 3)
+    with pytest.raises(ExampleError, match=r"image is 20x10"):
+        decode(data, Geometry(size=8), max_pixels=199)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_a_picture_cut_anywhere_is_refused(photograph, kind):
+    data = encoded(photograph.resize((64, 48)), kind)
+    for cut in range(0, len(data) // 10 * 9, max(1, len(data) // 23)):
+        with pytest.raises(ExampleError) as caught:
+            decode(data[:cut], Geometry(size=32))
+        assert caught.value.stage == "decode"
+        assert caught.value.reason.startswith("not a readable image: ")
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n" + bytes(50), b"<svg></svg>", b"\xff\xd8\xff"])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(ExampleError, match="not a readable image"):
+        decode(data, Geometry(size=32))
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 1_000), (1, 1)])
+def test_a_sliver_is_no_bomb(size):
+    column = np.arange(size[0] * size[1]).reshape(size[1], size[0]) % 251
+    image = Image.fromarray(column.astype(np.uint8)).convert("RGB")
+    tracemalloc.start()
+    try:
+        pixels = decode(encoded(image), Geometry(size=32, interpolation="nearest"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pixels.shape == (32, 32, 3)
+    assert peak < 5_000_000
+    # What is seen is the middle of the long side.
+    short, middle = min(size), max(size) // 2
+    flat = column.T if size[0] > size[1] else column
+    seen = set(flat[max(0, middle - short - 1) : middle + short + 1].ravel().tolist())
+    assert set(pixels[:, :, 0].ravel().tolist()) <= seen
+
+
+def test_bad_pictures_become_failures_in_their_own_places(photograph):
+    good = encoded(photograph.resize((32, 32)))
+    examples = [Example("s", i, f"k{i}", b"bad" if i % 40 == 3 else good, 0, 0) for i in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        results = decode_all(examples, Geometry(size=32), pool)
+    failures = {i: r for i, r in enumerate(results) if isinstance(r, Failure)}
+    assert {i: (f.row, f.key, f.stage) for i, f in failures.items()} == {i: (i, f"k{i}", "decode") for i in (3, 43, 83)}
+    for i, pixels in enumerate(results):
+        if i not in failures:
+            np.testing.assert_array_equal(pixels, np.asarray(photograph.resize((32, 32))))
+
+
+def test_normalisation_on_the_device_equals_timms_on_the_host(photograph):
+    from curate.scoring.models import ModelSpec, load_model
+
+    model = load_model(ModelSpec(name="m", task="classification", architecture="resnet10t", num_classes=3))
+    config = timm.data.resolve_model_data_config(model.module)
+    transform = timm.data.create_transform(**config, is_training=False)
+    image = photograph.resize((300, 211))
+    ours = model.normalize(torch.from_numpy(decode(encoded(image), model.geometry).copy())[None])[0]
+    torch.testing.assert_close(ours, transform(image), rtol=0, atol=1e-5)
