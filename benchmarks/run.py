@@ -23,6 +23,15 @@ from rich.table import Table
 
 NAMES = ("score_throughput", "against_webdataset", "train_step", "join", "memory")
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.5
+HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"
+INTRODUCTION = """# Benchmark results
+
+Written by `make bench`: the newest result of every benchmark. A figure is the median over n rounds, in each of which
+both sides ran in turn; a ratio is taken within its round. `load before` is the machine's load average (1 minute) when
+the benchmark began: well above zero means that others were computing too. What is compared, and why, stands at the
+head of each benchmark's file.
+"""
 
 
 def main() -> None:
@@ -37,6 +46,8 @@ def main() -> None:
             about = surroundings()
             loads = ", ".join(map(str, about["load_average_before"]))
             console.print(f"[bold]{name}[/]: {benchmark.goal} (load before: {loads})")
+            if about["load_average_before"][0] > BUSY:
+                console.print("  [yellow]others are computing on this machine: expect a wide spread[/]")
             started = time.perf_counter()
             figures = benchmark.measure(Path(folder), console.print)
             show(console, figures)
@@ -85,10 +96,11 @@ def write_readme() -> None:
         if name in newest:
             surroundings_seen.setdefault(_describe(newest[name]), []).append(newest[name])
     for described, results in surroundings_seen.items():
-        lines += [described, "", "| benchmark | figure | median | min..max | n | goal | met | date |", "|---" * 8 + "|"]
+        lines += [described, "", HEADER, "|---" * 9 + "|"]
         for result in results:
             for figure in result["figures"]:
-                lines.append(f"| {' | '.join((result['benchmark'], *_row(figure), result['date']))} |")
+                before = str(result["load_average_before"][0])
+                lines.append(f"| {' | '.join((result['benchmark'], *_row(figure), before, result['date']))} |")
         lines.append("")
     (RESULTS / "README.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -61,10 +61,10 @@ def training_loss(model: Model, label_smoothing: float = 0.0) -> Callable[[Any, 
     """Cross-entropy for classifiers; open_clip's own softmax loss, or its sigmoid loss where the model has a bias."""
     if model.spec.task == "classification":
         return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
-    import open_clip
+    from open_clip.loss import ClipLoss, SigLipLoss
 
     sigmoid = getattr(model.module, "logit_bias", None) is not None
-    contrastive = open_clip.SigLipLoss() if sigmoid else open_clip.ClipLoss()
+    contrastive = SigLipLoss() if sigmoid else ClipLoss()
 
     def loss(output: Any, tokens: torch.Tensor) -> torch.Tensor:
         values = list(output.values()) if isinstance(output, dict) else list(output)

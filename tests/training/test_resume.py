@@ -1,0 +1,210 @@
+"""A run that was killed and resumed ends with the very bytes of an undisturbed one."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import silent, start_curate
+from curate.training import TrainOptions, run, train
+from curate.training.loop import train_loop
+
+STEPS = 80
+SECONDS = 60
+
+
+def left_by(folder):
+    """All that must be equal: both models' bytes, every selection, every line of metrics but the clock, the ledger."""
+    weights = {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
+    selections = [
+        row
+        for file in sorted((folder / "selections").glob("*.parquet"))
+        for row in pq.ParquetFile(file).read().to_pylist()
+    ]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "weights": weights,
+        "selections": sorted(selections, key=lambda row: (row["step"], row["shard"], row["key"])),
+        "metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in metrics],
+        "summary": {k: v for k, v in summary.items() if k not in ("seconds", "run")},
+    }
+
+
+def assert_equal(left, right, told):
+    """Part by part, so that a failure says which differs, not a megabyte of weights."""
+    assert left["weights"].keys() == right["weights"].keys() == {"learner.safetensors", "online.safetensors"}, told
+    assert [r["step"] for r in left["metrics"]] == [r["step"] for r in right["metrics"]], told
+    for a, b in zip(left["metrics"], right["metrics"], strict=True):
+        assert a == b, told
+    assert len(left["selections"]) == len(right["selections"]), told
+    for a, b in zip(left["selections"], right["selections"], strict=True):
+        assert a == b, told
+    assert left["summary"] == right["summary"], told
+    for name, content in left["weights"].items():
+        assert content == right["weights"][name], f"{name}: {told}"
+
+
+def command(digits, out, *more):
+    return (
+        *("train", "--config", digits.toml, "--dataset", "digits", "--policy", "learnability"),
+        *("--learner", "learner", "--online", "scorer", "--reference-scores", digits.table),
+        *("--steps", STEPS, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 1),
+        *("--precision", "fp32", "--out", out, "--name", "run", *more),
+    )
+
+
+def last_step(folder):
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    except FileNotFoundError:
+        return 0
+    return len(lines)
+
+
+def killed_at(digits, out, step, *more):
+    """Start (or resume) a run, kill it once `step` is logged, and say which step was logged last."""
+    process = start_curate(*command(digits, out, *more))
+    deadline = time.monotonic() + SECONDS
+    while last_step(out / "run") < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return last_step(out / "run")
+
+
+def finished(digits, out, *more):
+    assert start_curate(*command(digits, out, *more)).wait(timeout=SECONDS) == 0
+    return left_by(out / "run")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory):
+    found = finished(digits, tmp_path_factory.mktemp("undisturbed"))
+    assert len(found["metrics"]) == STEPS
+    assert len(found["selections"]) == STEPS * 64
+    return found
+
+
+def test_killed_with_9_and_resumed(digits, tmp_path, undisturbed):
+    seed = int.from_bytes(os.urandom(4), "little")
+    step = random.Random(seed).randint(6, 60)
+    killed = killed_at(digits, tmp_path, step)
+    told = f"seed {seed}: killed when {step} was wanted and {killed} logged"
+    assert step <= killed < STEPS, told
+    kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("resume-*"))
+    assert kept, told
+    assert_equal(finished(digits, tmp_path, "--resume"), undisturbed, told)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "resumed after step" in log, told
+
+
+def test_killed_twice_once_before_the_first_checkpoint(digits, tmp_path, undisturbed):
+    seed = int.from_bytes(os.urandom(4), "little")
+    random_step = random.Random(seed)
+    first = killed_at(digits, tmp_path, random_step.randint(1, 4))
+    second = killed_at(digits, tmp_path, random_step.randint(20, 60), "--resume")
+    told = f"seed {seed}: killed at {first} and {second}"
+    assert_equal(finished(digits, tmp_path, "--resume"), undisturbed, told)
+
+
+class Stopped(Exception):
+    """Stands for a power cut: raised after a step, where nothing is saved on the way out."""
+
+
+def options_for(digits, out, **changes):
+    known = dict(
+        dataset="digits",
+        policy="learnability",
+        learner="learner",
+        online="scorer",
+        reference_scores=str(digits.table),
+        steps=60,
+        batch_size=32,
+        precision="fp32",
+        log_every=1,
+        checkpoint_every=7,
+        evaluate=False,
+        out=str(out),
+        name="run",
+    )
+    return TrainOptions(**{**known, **changes})
+
+
+def stopping_at(monkeypatch, stop):
+    def loop(job):
+        def after_step(step):
+            if step == stop:
+                raise Stopped
+
+        return train_loop(job, after_step)
+
+    monkeypatch.setattr(run, "train_loop", loop)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shuffle_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
+        {"shuffle_bytes": 1, "cache_bytes": 0},
+        {"shuffle_bytes": 700_000, "policy": "hard-learner"},
+        {"shuffle_bytes": 1, "policy": "rho", "online": None},
+        {"shuffle_bytes": 1, "policy": "uniform", "online": None, "batch_size": 64},
+        {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
+    train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
+    whole = left_by(tmp_path / "whole/run")
+    options = options_for(digits, tmp_path / "cut", **changes)
+    for stop in (5, 23, 24, 46):  # before the first checkpoint; in the second epoch; twice from one checkpoint
+        stopping_at(monkeypatch, stop)
+        with pytest.raises(Stopped):
+            train(options, config=digits.config, resume=stop > 5, report=silent)
+    monkeypatch.setattr(run, "train_loop", train_loop)
+    train(options, config=digits.config, resume=True, report=silent)
+    cut = left_by(tmp_path / "cut/run")
+    for name in cut["weights"]:
+        assert cut["weights"][name] == whole["weights"][name], name
+    assert cut["metrics"] == whole["metrics"]
+    assert cut["selections"] == whole["selections"]
+    assert cut["summary"] == whole["summary"]
+
+
+def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path, monkeypatch):
+    train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
+    stopping_at(monkeypatch, 20)
+    with pytest.raises(Stopped):
+        train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
+    monkeypatch.setattr(run, "train_loop", train_loop)
+    with pytest.raises(Exception, match=r"was started with lr = 0\.002, now 0\.01"):
+        train(options_for(digits, tmp_path / "cut", lr=0.01), config=digits.config, resume=True, report=silent)
+    other = options_for(digits, tmp_path / "cut", checkpoint_every=11, cache_bytes=0)
+    train(other, config=digits.config, resume=True, report=silent)
+    assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
+
+
+def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch):
+    train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
+    stopping_at(monkeypatch, 20)
+    with pytest.raises(Stopped):
+        train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
+    monkeypatch.setattr(run, "train_loop", train_loop)
+    checkpoints = tmp_path / "cut/run/checkpoints"
+    (standing,) = checkpoints.glob("resume-*")
+    partial = checkpoints / ".resume-000000021.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text('{"step": 21')
+    with (tmp_path / "cut/run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "loss": 0.')  # cut in the middle of a line
+    assert standing.name == "resume-000000014"
+    train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
+    left = left_by(tmp_path / "cut/run")
+    assert left["metrics"] == left_by(tmp_path / "whole/run")["metrics"]
+    # The weights are all that a finished run keeps of its checkpoints.
+    assert set(left["weights"]) == {"learner.safetensors", "online.safetensors"}
