@@ -21,7 +21,7 @@ from measuring import Benchmark, Figure, surroundings
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("score_throughput", "against_webdataset", "train_step", "join", "memory")
+NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "memory")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"

@@ -6,14 +6,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import apache_beam as beam
-import pyarrow.parquet as pq
 import torch
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions
@@ -24,7 +23,7 @@ from ..datasets.batches import decode_threads
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import exists, filesystem, join_url, make_folder
+from ..datasets.storage import exists, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
@@ -44,14 +43,13 @@ from ..scoring.table import (
     write_manifest,
     writing,
 )
+from .committed import Report, shard_counts, watch
 from .runner import runner_of
 from .score_shard import score_shard
 
-Report = Callable[[str], None]
 STAGES = ("read", "decode", "forward", "write")
 # Below this many examples a worker has seen too little to call the whole data set bad.
 MIN_JUDGED = 1000
-PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +212,7 @@ def _run(
         },
     )
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder, todo, report, stop), daemon=True)
+    watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
     watcher.start()
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
@@ -254,40 +252,6 @@ def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
     }
 
 
-def _watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
-    """A live line from the committed files: the runner itself blocks, and other runners live elsewhere."""
-    waiting = {shard.name for shard in todo}
-    started, examples = time.perf_counter(), 0
-    while not stop.wait(PROGRESS_SECONDS):
-        new = waiting & finished_shards(folder)
-        waiting -= new
-        examples += sum(_row_count(folder, name) for name in new)
-        done, seconds = len(todo) - len(waiting), time.perf_counter() - started
-        if done:
-            eta = seconds / done * len(waiting)
-            rate = examples / seconds
-            report(f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s, {eta:,.0f} s left")
-
-
-def _row_count(folder: str, name: str) -> int:
-    fs, path = filesystem(join_url(folder, name + ENDING))
-    with fs.open(path, "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
-
-
-def _counts(folder: str, name: str) -> tuple[int, int, int]:
-    """(examples, failures, shard size) as a score file's own metadata tells them."""
-    import json
-
-    fs, path = filesystem(join_url(folder, name + ENDING))
-    try:
-        with fs.open(path, "rb") as file:
-            about = json.loads(pq.read_schema(file).metadata[b"curate"])
-    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
-        raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
-    return about["examples"], about["failures"], about["shard_size"]
-
-
 def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard]) -> set[str]:
     """The shards that are done, after making sure that they are of this very data set."""
     manifest = read_manifest(folder)
@@ -308,7 +272,7 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
         sizes = {shard.name: shard.size for shard in shards}
         known = [name for name in sorted(done) if name in sizes]
         with ThreadPoolExecutor(16) as pool:
-            for name, (_, _, size) in zip(known, pool.map(lambda n: _counts(folder, n), known), strict=True):
+            for name, (_, _, size) in zip(known, pool.map(lambda n: shard_counts(folder, n), known), strict=True):
                 if size != sizes[name]:
                     raise TableError(
                         f"{folder}: shard '{name}' was scored at size {size} and is now {sizes[name]}; "
@@ -370,7 +334,7 @@ def _finish(
     bad = {name: why for name, why in noted_errors(folder).items() if name in {shard.name for shard in shards}}
     done = sorted(finished_shards(folder))
     with ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(lambda name: _counts(folder, name), done))
+        counts = list(pool.map(lambda name: shard_counts(folder, name), done))
     examples, failures = sum(c[0] for c in counts), sum(c[1] for c in counts)
     scored = examples + failures
     manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}

@@ -64,6 +64,8 @@ def train(
         else:
             records.log(f"stopped: {type(e).__name__}: {e}; --resume goes on from the last checkpoint")
         raise
+    finally:
+        _LOCKS.pop(str(run)).close()
 
 
 def default_name(options: TrainOptions) -> str:
@@ -226,7 +228,7 @@ _LOCKS: dict[str, Any] = {}
 
 
 def _lock(run: Path) -> None:
-    """Hold the run folder for this process; the lock dies with it."""
+    """Hold the run folder until `train` ends; the lock dies with a killed process too."""
     import fcntl
 
     file = (run / ".lock").open("a+", encoding="utf-8")

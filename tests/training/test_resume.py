@@ -112,7 +112,7 @@ def test_killed_twice_once_before_the_first_checkpoint(digits, tmp_path, undistu
     assert_equal(finished(digits, tmp_path, "--resume"), undisturbed, told)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Stands for a power cut: raised after a step, where nothing is saved on the way out."""
 
 
@@ -123,7 +123,7 @@ def options_for(digits, out, **changes):
         learner="learner",
         online="scorer",
         reference_scores=str(digits.table),
-        steps=60,
+        steps=40,
         batch_size=32,
         precision="fp32",
         log_every=1,
@@ -139,7 +139,7 @@ def stopping_at(monkeypatch, stop):
     def loop(job):
         def after_step(step):
             if step == stop:
-                raise Stopped
+                raise StoppedError
 
         return train_loop(job, after_step)
 
@@ -151,9 +151,7 @@ def stopping_at(monkeypatch, stop):
     [
         {"shuffle_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
         {"shuffle_bytes": 1, "cache_bytes": 0},
-        {"shuffle_bytes": 700_000, "policy": "hard-learner"},
-        {"shuffle_bytes": 1, "policy": "rho", "online": None},
-        {"shuffle_bytes": 1, "policy": "uniform", "online": None, "batch_size": 64},
+        {"shuffle_bytes": 500_000, "policy": "rho", "online": None},
         {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
@@ -162,9 +160,9 @@ def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, cha
     train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
     whole = left_by(tmp_path / "whole/run")
     options = options_for(digits, tmp_path / "cut", **changes)
-    for stop in (5, 23, 24, 46):  # before the first checkpoint; in the second epoch; twice from one checkpoint
+    for stop in (5, 16, 30):  # before the first checkpoint; in the second epoch and in the third
         stopping_at(monkeypatch, stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             train(options, config=digits.config, resume=stop > 5, report=silent)
     monkeypatch.setattr(run, "train_loop", train_loop)
     train(options, config=digits.config, resume=True, report=silent)
@@ -179,7 +177,7 @@ def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, cha
 def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path, monkeypatch):
     train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
     stopping_at(monkeypatch, 20)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
     monkeypatch.setattr(run, "train_loop", train_loop)
     with pytest.raises(Exception, match=r"was started with lr = 0\.002, now 0\.01"):
@@ -192,7 +190,7 @@ def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path, monkeypa
 def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch):
     train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
     stopping_at(monkeypatch, 20)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
     monkeypatch.setattr(run, "train_loop", train_loop)
     checkpoints = tmp_path / "cut/run/checkpoints"
