@@ -30,7 +30,7 @@ bench: .venv/installed
 	@echo "Setting up .venv with $(PYTHON) (a few minutes; torch and its libraries take 5.5 GB)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clean:

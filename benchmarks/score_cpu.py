@@ -25,7 +25,7 @@ from curate.scoring.models import find_model, load_model
 from measuring import Benchmark, Figure, Report, in_turn, ratios
 from score_throughput import BATCH_SIZE, MODEL, PER_SHARD, prepare
 
-ROUNDS, SHARDS = 7, 2
+ROUNDS, SHARDS = 5, 2
 
 
 def measure(work: Path, report: Report) -> list[Figure]:
