@@ -214,6 +214,7 @@ def _run(
     stop = threading.Event()
     watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
     watcher.start()
+    own_threads = torch.get_num_threads()  # a runner inside this process has its workers change them
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> beam.Create(todo) | "Score" >> beam.ParDo(ScoreShard(job))
@@ -224,6 +225,7 @@ def _run(
     except Exception as e:
         raise _from_worker(e) from e
     finally:
+        torch.set_num_threads(own_threads)
         stop.set()
         watcher.join()
     return _stage_seconds(result, report)

@@ -9,6 +9,7 @@ and every name that is not scores starts with `_` or `.`, which Arrow, Spark and
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -148,8 +149,6 @@ def writing(folder: str) -> Iterator[None]:
     if not is_local(folder):
         yield
         return
-    import fcntl
-
     path = os.path.join(filesystem(folder)[1], ".lock")
     with open(path, "a+", encoding="utf-8") as file:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from curate.cli import app
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import encode_png
@@ -22,6 +23,9 @@ from curate.datasets.spec import Config, DatasetSpec, add_dataset, add_model, fi
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.models import find_model
 from curate.training import TrainOptions, train
+
+# Tiny tensors gain nothing from more threads, and lose much where other jobs share the cores.
+torch.set_num_threads(1)
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")

@@ -78,7 +78,14 @@ class TrainOptions:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise SpecError(f"--{option.replace('_', '-')} is {value}, expected at least 1")
-        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1, "max_failures": 1}
+        bounds = {
+            "lr": 1e9,
+            "online_lr": 1e9,
+            "weight_decay": 1e9,
+            "warmup": 1,
+            "label_smoothing": 1,
+            "max_failures": 1,
+        }
         for option, most in bounds.items():
             value = getattr(self, option)
             if value is not None and not 0 <= value <= most:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import platform
 import re
@@ -9,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from ..errors import BusyError, CurateError, RunError, TableError
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
 from ..scoring.models import Model, find_model, load_model, save_weights
+from ..scoring.scores import NEEDS_ONLINE_MODEL
 from ..scoring.table import ScoreTable
 from . import checkpoint
 from .budget import format_flops, steps_within
@@ -34,6 +38,8 @@ from .superbatch import SuperBatches
 from .trainee import Trainee
 
 Report = Callable[[str], None]
+# What a run that was killed before it wrote its config.json may have left.
+BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
 
@@ -88,7 +94,9 @@ def _train(
         )
 
     learner = build(options.learner, options.seed)
-    online = build(options.online, options.seed + 1) if options.online and _needs_online(options) else None
+    online = (
+        build(options.online, options.seed + 1) if options.online and options.policy in NEEDS_ONLINE_MODEL else None
+    )
     opened = open_reference(options, config, dataset, shards, device, records.log)
     table, reference = opened.table, opened.model
     reference_cost = forward_flops(reference).per_example if reference else 0.0
@@ -189,18 +197,12 @@ def _train(
     return summary
 
 
-def _needs_online(options: TrainOptions) -> bool:
-    return options.policy in ("hard-learner", "learnability")
-
-
 def _default_augment(dataset: DatasetSpec) -> Any:
     return "crop-flip" if dataset.task == "classification" else "none"
 
 
 def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, Any] | None:
     """Make the run folder, or find it as an earlier call left it. Returns the summary of a finished run."""
-    import json
-
     config = run / "config.json"
     if config.exists():
         before = json.loads(config.read_text(encoding="utf-8"))
@@ -216,6 +218,11 @@ def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, An
         if (run / "summary.json").exists():
             summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
             return summary
+    elif run.is_dir():
+        # A refused run is removed again, so it must not start where somebody else's files are.
+        foreign = sorted({path.name for path in run.iterdir()} - BEFORE_CONFIG)
+        if foreign:
+            raise RunError(f"{run}: holds '{foreign[0]}' and is no run folder; choose another --name or --out")
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         _lock(run)
@@ -229,8 +236,6 @@ _LOCKS: dict[str, Any] = {}
 
 def _lock(run: Path) -> None:
     """Hold the run folder until `train` ends; the lock dies with a killed process too."""
-    import fcntl
-
     file = (run / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -282,16 +287,13 @@ def _manifest(
     cost: StepCost,
     uncounted: list[str],
 ) -> dict[str, Any]:
-    import open_clip
-    import timm
-
     return {
         "versions": {
             "curate": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "timm": timm.__version__,
-            "open_clip": open_clip.__version__,
+            "timm": version("timm"),
+            "open_clip": version("open_clip_torch"),
         },
         "hardware": torch.cuda.get_device_name()
         if device.type == "cuda"

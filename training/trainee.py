@@ -30,7 +30,9 @@ class Trainee:
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.loss = training_loss(model, options.label_smoothing)
         if options.optimizer not in timm.optim.list_optimizers():
-            raise SpecError(f"--optimizer is '{options.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ...")
+            raise SpecError(
+                f"--optimizer is '{options.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ..."
+            )
         self.optimizer = timm.optim.create_optimizer_v2(
             self.module, opt=options.optimizer, lr=lr, weight_decay=options.weight_decay
         )

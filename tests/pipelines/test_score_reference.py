@@ -113,6 +113,12 @@ def test_beams_default_of_several_processes_gives_the_same_bytes(digits, tmp_pat
     assert {n: f[2] for n, f in ours.items()} == {n: f[2] for n, f in theirs.items()}
 
 
+def test_scoring_in_this_process_leaves_torchs_threads_as_they_were(digits, tmp_path):
+    assert torch.get_num_threads() == 1
+    score_reference(digits.options(tmp_path), silent)
+    assert torch.get_num_threads() == 1
+
+
 def test_the_batch_size_does_not_change_what_is_said(digits, tmp_path):
     summary = score_reference(digits.options(tmp_path, batch_size=7), silent)
     ours, theirs = rows(digits.table), rows(summary.folder)

@@ -9,7 +9,7 @@ import duckdb
 import pytest
 import torch
 from curate.datasets.spec import Config
-from curate.errors import TableError
+from curate.errors import RunError, TableError
 from curate.pipelines.score_reference import score_reference
 from curate.training import TrainOptions, train
 from safetensors.torch import load_file
@@ -131,3 +131,12 @@ def test_a_run_is_a_model(digits, tmp_path):
             assert torch.equal(tensor, weights[1][name]), name
     assert first["steps"] == 6
     assert second["steps"] == 1
+
+
+def test_a_folder_that_is_no_run_is_left_alone(digits, tmp_path):
+    mine = tmp_path / "photos" / "cat.jpg"
+    mine.parent.mkdir()
+    mine.write_bytes(b"precious")
+    with pytest.raises(RunError, match=r"holds 'cat.jpg' and is no run folder"):
+        run(digits.config, tmp_path, "photos", dataset="digits")
+    assert mine.read_bytes() == b"precious"
