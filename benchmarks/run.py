@@ -56,9 +56,10 @@ def main() -> None:
 
 
 def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float) -> None:
+    threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     content = {
         "benchmark": benchmark.name,
-        "command": f"python benchmarks/run.py {benchmark.name}",
+        "command": f"{threads}python benchmarks/run.py {benchmark.name}",
         "goal": benchmark.goal,
         **about,
         "setting": benchmark.setting,
@@ -85,12 +86,7 @@ def write_readme() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         newest[content["benchmark"]] = content
-    lines = [
-        "# Benchmark results",
-        "",
-        "Written by `make bench`; each row is the median over n interleaved rounds.",
-        "",
-    ]
+    lines = [INTRODUCTION]
     surroundings_seen: dict[str, list[dict[str, Any]]] = {}
     for name in NAMES:
         if name in newest:

@@ -89,7 +89,8 @@ def exists(run: Path) -> bool:
 
 
 def remove_all(run: Path) -> None:
-    for folder in _checkpoints(run):
+    """Also what a kill in the middle of a save left."""
+    for folder in (*_checkpoints(run), *(run / "checkpoints").glob(".resume-*.partial")):
         shutil.rmtree(folder)
 
 

@@ -111,6 +111,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
 
             # Step 3: b indices without replacement, with probability softmax(S).
             started = time.perf_counter()
+            chosen_b: torch.Tensor | slice = slice(None)  # a uniform super-batch is the batch
             if score_B is not None:
                 if not bool(torch.isfinite(score_B).all()):
                     raise _diverged(job, step, "a score")
@@ -121,8 +122,6 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                     temperature=options.temperature,
                     generator=generators["select"],
                 )
-            else:
-                chosen_b = torch.arange(b, device=device)
             seconds["select"] += time.perf_counter() - started
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
@@ -142,7 +141,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             job.ledger.add_step(job.cost)
             seconds["train"] += time.perf_counter() - started
 
-            if score_B is not None and step % options.selections_every == 0:
+            if score_B is not None and isinstance(chosen_b, torch.Tensor) and step % options.selections_every == 0:
                 _record_selection(job, step, batch, online_loss_B, reference_loss_B, score_B, chosen_b)
             if step % options.log_every == 0 or step == job.steps:
                 if not bool(torch.isfinite(loss)):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -224,6 +225,25 @@ def test_a_shard_that_fails_midway_leaves_nothing_of_itself(digits, tmp_path):
     assert "00003.parquet" not in tree(folder)
     path.write_bytes(whole)
     assert score_reference(options(tmp_path / "scores"), silent).examples == 900
+
+
+def test_a_full_disk_at_the_rename_leaves_no_half_file(digits, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("00003.parquet"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(TableError, match=r"00003\.parquet: cannot be written \(No space left on device\)"):
+        score_reference(digits.options(tmp_path), silent)
+    (folder,) = tmp_path.glob("*/*")
+    assert "00003.parquet" not in tree(folder)
+    assert not [name for name in tree(folder) if "partial" in name]
+    monkeypatch.setattr(os, "replace", replace)
+    assert score_reference(digits.options(tmp_path), silent).examples == 900
+    assert rows(folder) == rows(digits.table)
 
 
 def test_a_worker_that_dies_of_a_bug_keeps_what_is_committed(digits, tmp_path, monkeypatch):

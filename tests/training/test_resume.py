@@ -9,7 +9,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 from conftest import silent, start_curate
-from curate.training import TrainOptions, run, train
+from curate.training import TrainOptions, checkpoint, run, train
 from curate.training.loop import train_loop
 
 STEPS = 80
@@ -127,7 +127,7 @@ def options_for(digits, out, **changes):
         batch_size=32,
         precision="fp32",
         log_every=1,
-        checkpoint_every=7,
+        checkpoint_every=5,
         evaluate=False,
         out=str(out),
         name="run",
@@ -160,10 +160,11 @@ def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, cha
     train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
     whole = left_by(tmp_path / "whole/run")
     options = options_for(digits, tmp_path / "cut", **changes)
-    for stop in (5, 16, 30):  # before the first checkpoint; in the second epoch and in the third
+    # An epoch is 14 steps: before the first checkpoint; in the middle of the first epoch; of the second.
+    for stop in (4, 12, 23):
         stopping_at(monkeypatch, stop)
         with pytest.raises(StoppedError):
-            train(options, config=digits.config, resume=stop > 5, report=silent)
+            train(options, config=digits.config, resume=stop > 4, report=silent)
     monkeypatch.setattr(run, "train_loop", train_loop)
     train(options, config=digits.config, resume=True, report=silent)
     cut = left_by(tmp_path / "cut/run")
@@ -187,6 +188,25 @@ def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path, monkeypa
     assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
 
 
+def test_a_power_cut_between_the_selections_and_their_checkpoint(digits, tmp_path, monkeypatch):
+    train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
+    save = checkpoint.save
+
+    def save_or_stop(run_folder, step, *more):
+        if step == 15:
+            raise StoppedError
+        save(run_folder, step, *more)
+
+    monkeypatch.setattr(checkpoint, "save", save_or_stop)
+    with pytest.raises(StoppedError):
+        train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
+    assert "000000011-000000015.parquet" in {p.name for p in (tmp_path / "cut/run/selections").iterdir()}
+    monkeypatch.setattr(checkpoint, "save", save)
+    other = options_for(digits, tmp_path / "cut", checkpoint_every=13)
+    train(other, config=digits.config, resume=True, report=silent)
+    assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
+
+
 def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch):
     train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
     stopping_at(monkeypatch, 20)
@@ -200,7 +220,7 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
     (partial / "state.json").write_text('{"step": 21')
     with (tmp_path / "cut/run/metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "loss": 0.')  # cut in the middle of a line
-    assert standing.name == "resume-000000014"
+    assert standing.name == "resume-000000020"
     train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
     left = left_by(tmp_path / "cut/run")
     assert left["metrics"] == left_by(tmp_path / "whole/run")["metrics"]
