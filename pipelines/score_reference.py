@@ -175,7 +175,7 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         precision = options.precision or best_precision(best_device())
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
         if todo:
-            _check_first_examples(options.dataset, todo[0])
+            _check_first_examples(options.dataset, todo)
             write_manifest(folder, {**manifest, "counts": None})
             stage_seconds = _run(options, folder, todo, manifest, fingerprint, precision, report)
         else:
@@ -283,10 +283,19 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
     return done
 
 
-def _check_first_examples(dataset: DatasetSpec, shard: Shard) -> None:
-    """Find out now, not on a worker, that a column is missing or a shard holds nothing at all."""
-    if not list(islice(read_shard(dataset, shard), 1)) and dataset.format == "webdataset":
-        raise ShardError(f"{shard.url}: no example in it; expected members such as KEY.{dataset.image[0]}")
+def _check_first_examples(dataset: DatasetSpec, todo: Sequence[Shard]) -> None:
+    """Find out now, not on a worker, that nothing can be read at all: a column is missing, say.
+
+    One bad shard is left to its worker, which notes it and lets the others go on.
+    """
+    for shard in {todo[0].name: todo[0], todo[-1].name: todo[-1]}.values():
+        try:
+            if list(islice(read_shard(dataset, shard), 1)) or dataset.format != "webdataset":
+                return
+            error = ShardError(f"{shard.url}: no example in it; expected members such as KEY.{dataset.image[0]}")
+        except ShardError as e:
+            error = e
+    raise error
 
 
 def _manifest(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import IN_MEMORY, read_tar, replace_member, reshard, silent, start_curate, tree
+from conftest import read_tar, replace_member, reshard, silent, start_curate, tree
 from curate.datasets import list_shards, read_shard
 from curate.datasets.readers import hash_target
 from curate.datasets.spec import add_dataset, find_dataset, load_config
@@ -292,7 +292,7 @@ def test_a_job_killed_with_9_goes_on_to_the_table_of_an_undisturbed_one(digits, 
     assert {p.removesuffix(".parquet") for p in committed} == open_scores(str(folder)).shard_names(), told
     open_scores(str(folder)).check()
     (folder / ".00059.parquet.deadbeef.partial").write_bytes(b"half of a score file")
-    process = start_curate(*command, "--", *IN_MEMORY)
+    process = start_curate(*command)
     assert process.wait(timeout=60) == 0, told
     after = score_files(folder)
     assert {n: after[n] for n in committed} == committed, told
