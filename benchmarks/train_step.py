@@ -32,7 +32,7 @@ from curate.training.trainee import Trainee
 from data import part_of_cifar10n
 from measuring import Benchmark, Figure, Report, in_turn, ratios
 
-ROUNDS, STEPS, WARM_UP = 3, 60, 10
+ROUNDS, STEPS, WARM_UP = 7, 60, 10
 BATCH_SIZE, SHARDS = 128, 10
 ARGUMENTS = {"channels": [32, 64, 128, 256], "layers": [0, 1, 1]}
 GOAL = 0.97
