@@ -192,7 +192,7 @@ def _train(
     }
     write_json(run / "summary.json", summary)
     checkpoint.remove_all(run)
-    shown = ", ".join(f"{k} {v:.4g}" for k, v in quality.items())
+    shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in quality.items())
     records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown or 'not evaluated (no test split)'}")
     return summary
 
