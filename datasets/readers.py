@@ -21,6 +21,8 @@ from .spec import DatasetSpec
 from .storage import filesystem, open_read, read_bytes
 
 TAR_END_BYTES = 1024
+# Below this a job has seen too little to call the whole data set bad: one shard may hold all the bad ones together.
+MIN_JUDGED = 1000
 # Members in such a folder are webdataset's own metadata; its reader skips them too.
 METADATA = re.compile(r"__[^/]*__($|/)")
 
@@ -46,6 +48,11 @@ class Failure:
     key: str
     stage: str
     reason: str
+
+
+def too_many_failures(failures: int, read: int, allowed: float) -> bool:
+    """Whether a running job should end: more than the allowed share failed, of enough examples to judge by."""
+    return read >= MIN_JUDGED and failures > allowed * read
 
 
 def hash_target(stored: bytes) -> int:

@@ -20,7 +20,7 @@ from apache_beam.utils import shared
 
 from .. import errors
 from ..datasets.batches import decode_threads
-from ..datasets.readers import read_shard
+from ..datasets.readers import read_shard, too_many_failures
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url, make_folder
@@ -48,8 +48,6 @@ from .runner import runner_of
 from .score_shard import score_shard
 
 STAGES = ("read", "decode", "forward", "write")
-# Below this many examples a worker has seen too little to call the whole data set bad.
-MIN_JUDGED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +144,7 @@ class ScoreShard(beam.DoFn):
         self._failures.inc(len(result.failures))
         self._judged += result.scores.num_rows + len(result.failures)
         self._failed += len(result.failures)
-        if self._judged >= MIN_JUDGED and self._failed > job.max_failures * self._judged:
+        if too_many_failures(self._failed, self._judged, job.max_failures):
             first = result.failures[0] if result.failures else None
             hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
             raise FailuresError(_too_many(self._failed, self._judged, job.max_failures, job.folder) + hint)

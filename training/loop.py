@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..datasets.batches import prefetch
+from ..datasets.decoding import Geometry
 from ..errors import RunError
 from ..scoring import scores
 from ..scoring.forward import Precision, score_batch
@@ -91,8 +92,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
 
             # Steps 1 and 2: a super-batch X of B, and S = loss(X | online) - loss(X | reference).
             started = time.perf_counter()
-            learner_pixels = _to(batch.pixels[job.learner.model.geometry], device)
-            learner_targets = _to(batch.targets(job.learner.model), device)
+            inputs = _Inputs(batch, device)
+            learner_pixels, learner_targets = inputs.of(job.learner.model)
             score_B = online_loss_B = reference_loss_B = None
             if options.selects:
                 reference_loss_B = _reference_losses(job, batch)
@@ -100,8 +101,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                     scorer = job.online or job.learner
                     online_loss_B = score_batch(
                         scorer.model,
-                        _to(batch.pixels[scorer.model.geometry], device),
-                        _to(batch.targets(scorer.model), device),
+                        *inputs.of(scorer.model),
                         precision=job.score_precision,
                         micro_batch=options.micro_batch,
                         forward=scorer.forward,
@@ -113,15 +113,16 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             started = time.perf_counter()
             chosen_b: torch.Tensor | slice = slice(None)  # a uniform super-batch is the batch
             if score_B is not None:
-                if not bool(torch.isfinite(score_B).all()):
-                    raise _diverged(job, step, "a score")
-                chosen_b = select(
-                    score_B,
-                    b,
-                    sampler=options.sampler,
-                    temperature=options.temperature,
-                    generator=generators["select"],
-                )
+                try:
+                    chosen_b = select(
+                        score_B,
+                        b,
+                        sampler=options.sampler,
+                        temperature=options.temperature,
+                        generator=generators["select"],
+                    )
+                except ValueError as e:  # b and the temperature were checked with the options: a score is not finite
+                    raise _diverged(job, step, "a score") from e
             seconds["select"] += time.perf_counter() - started
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
@@ -131,12 +132,12 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             loss = job.learner.step(pixels, learner_targets[chosen_b], lr_share * job.learner.lr, job.precision)
             online_train_loss = None
             if job.online:
+                own_pixels, own_targets = inputs.of(job.online.model)
                 # Where both see the same geometry they see the very same augmented pictures.
-                if job.online.model.geometry != job.learner.model.geometry:
-                    own = _to(batch.pixels[job.online.model.geometry], device)
-                    pixels = augment(own[chosen_b], how, generators["augment"])
-                online_targets = _to(batch.targets(job.online.model), device)[chosen_b]
-                online_train_loss = job.online.step(pixels, online_targets, lr_share * job.online.lr, job.precision)
+                if own_pixels is not learner_pixels:
+                    pixels = augment(own_pixels[chosen_b], how, generators["augment"])
+                online_lr = lr_share * job.online.lr
+                online_train_loss = job.online.step(pixels, own_targets[chosen_b], online_lr, job.precision)
             step += 1
             job.ledger.add_step(job.cost)
             seconds["train"] += time.perf_counter() - started
@@ -177,6 +178,23 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
         batches.close()  # type: ignore[attr-defined]
     job.records.flush()
     return Finished(dict(seconds), {**counts, "scored": step * B if options.selects else 0})
+
+
+class _Inputs:
+    """A super-batch on the device: every geometry and every model's targets are moved (and captions tokenized) once."""
+
+    def __init__(self, batch: SuperBatch, device: torch.device) -> None:
+        self._batch, self._device = batch, device
+        self._pixels: dict[Geometry, torch.Tensor] = {}
+        self._targets: dict[int, torch.Tensor] = {}
+
+    def of(self, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels uint8 [B, H, W, 3] and targets of all B for this model."""
+        if model.geometry not in self._pixels:
+            self._pixels[model.geometry] = _to(self._batch.pixels[model.geometry], self._device)
+        if id(model.tokenizer) not in self._targets:  # classifiers have none, and all share the labels
+            self._targets[id(model.tokenizer)] = _to(self._batch.targets(model), self._device)
+        return self._pixels[model.geometry], self._targets[id(model.tokenizer)]
 
 
 def _diverged(job: Job, done: int, what: str) -> RunError:

@@ -14,7 +14,7 @@ import torch
 
 from ..datasets.batches import decode_all, decode_threads
 from ..datasets.decoding import Geometry
-from ..datasets.readers import Example, Failure, read_shard
+from ..datasets.readers import Example, Failure, read_shard, too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
@@ -23,9 +23,6 @@ from ..scoring.models import Model
 from ..scoring.table import ScoreTable
 from .join import join_shard
 from .options import OnMissing
-
-# Too few to call a data set bad: the first shard may hold all its bad examples together.
-MIN_JUDGED = 1000
 
 
 @dataclass
@@ -234,7 +231,7 @@ class SuperBatches:
         self._bad.add(name)
         self._counts["failures"] = len(self._bad)
         seen = self._counts["examples"] + len(self._bad)
-        if seen >= MIN_JUDGED and len(self._bad) > self.max_failures * seen:
+        if too_many_failures(len(self._bad), seen, self.max_failures):
             raise FailuresError(
                 f"{len(self._bad):,} of {seen:,} examples read so far are bad (allowed {self.max_failures:.1%}); one of "
                 f"them: shard '{failure.shard}', key '{failure.key}', {failure.stage}: {failure.reason}"
