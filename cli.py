@@ -80,7 +80,9 @@ def prepare(
 @cli.command("score-reference")
 def score_reference(
     dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
-    reference: Annotated[str, typer.Option(help="A run folder, [models.NAME], or a pretrained timm/open_clip name.")],
+    reference: Annotated[
+        str, typer.Option(help="A run folder, a model entry of curate.toml, or a pretrained timm or open_clip name.")
+    ],
     out: ScoresOption = "scores",
     embeddings: Annotated[bool, typer.Option(help="Image-text: store both embeddings too (float16).")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
@@ -129,7 +131,9 @@ def score_reference(
 @cli.command()
 def train(
     dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
-    learner: Annotated[str, typer.Option(help="[models.NAME], a timm or open_clip name, or a run folder.")],
+    learner: Annotated[
+        str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run folder.")
+    ],
     policy: Annotated[
         str, typer.Option(help="uniform, hard-learner, easy-reference, learnability or rho.")
     ] = "uniform",
@@ -161,7 +165,7 @@ def train(
     max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the run.")] = "1%",
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 20,
     selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 1,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps; otherwise a tenth of the run.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps; otherwise every 30 seconds.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Measure quality on the test split at the end.")] = True,
     out: RunsOption = "runs",
     name: Annotated[str | None, typer.Option(help="Of the run's folder.")] = None,
@@ -217,6 +221,125 @@ def train(
 
 
 @cli.command()
+def plan(
+    ratio: Annotated[str | None, typer.Option(help="F_online / F_learner, such as 1/49, instead of models.")] = None,
+    learner: Annotated[str | None, typer.Option(help="A model of curate.toml, of timm or open_clip, or a run.")] = None,
+    online: Annotated[str | None, typer.Option(help="The small model that would train beside the learner.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A name in curate.toml, or shards; with --learner.")] = None,
+    budget_flops: Annotated[str | None, typer.Option(help="With --learner: 2e13, 20TF, 1EF.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The model that scores once; otherwise the online's.")] = None,
+    reference_scores: Annotated[str | None, typer.Option(help="A score table that knows its own cost.")] = None,
+    reference_steps: Annotated[int | None, typer.Option(help="Of --batch-size, that training it takes.")] = None,
+    data_size: Annotated[int | None, typer.Option(help="Examples that the reference scores once.")] = None,
+    runs: Annotated[int, typer.Option(help="How many runs share the reference and its table.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
+    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
+    expected_saving: Annotated[str | None, typer.Option(help="Learner updates you hope to save, such as 25%.")] = None,
+    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    config: ConfigOption = None,
+) -> None:
+    """Say what selection would cost, and what it must save, before anything is spent.
+
+    Example: curate plan --ratio 1/49 --expected-saving 25%
+    """
+    from .datasets.spec import load_config
+    from .reports.plan import write_plan
+    from .training import parse_flops
+    from .training.plan import PlanOptions, make_plan, parse_ratio
+
+    options = PlanOptions(
+        ratio=None if ratio is None else parse_ratio(ratio),
+        learner=learner,
+        online=online,
+        reference=reference,
+        reference_scores=reference_scores,
+        dataset=dataset,
+        data_size=data_size,
+        budget_flops=None if budget_flops is None else parse_flops(budget_flops),
+        reference_steps=reference_steps,
+        batch_size=batch_size,
+        filter_ratio=filter_ratio,
+        runs=runs,
+        expected_saving=None if expected_saving is None else parse_share(expected_saving, "--expected-saving"),
+    )
+    write_plan(make_plan(options, load_config(config)).to_dict(), format)
+
+
+@cli.command()
+def compare(
+    dataset: Annotated[str, typer.Option(help="A name in curate.toml with a test split.")],
+    learner: Annotated[str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run.")],
+    budget_flops: Annotated[str, typer.Option(help="What 1x stands for: 2e13, 20TF, 1EF.")],
+    policies: Annotated[str, typer.Option(help="Separated by commas; uniform must be one.")] = "uniform,learnability",
+    budgets: Annotated[str, typer.Option(help="Multiples of --budget-flops, every one a complete run.")] = "0.5x,1x,2x",
+    ladder: Annotated[
+        str, typer.Option(help="Further budgets of uniform's: savings can be read only up to its largest.")
+    ] = "4x",
+    seeds: Annotated[int, typer.Option(help="Runs of every point, seeds 0, 1, ...")] = 3,
+    online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
+    reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
+    search_lr: Annotated[
+        str | None, typer.Option(help="Rates that uniform tries at 1x; all policies then use its best: 1e-3,2e-3.")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate, where it is not searched.")] = 2e-3,
+    online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
+    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
+    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
+    sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
+    score_scale: Annotated[float | None, typer.Option(help="As of train.")] = None,
+    optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
+    weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
+    selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 5,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each on its share of the cores.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder of the comparison.")] = "comparison",
+    config: ConfigOption = None,
+) -> None:
+    """Compare policies at equal updates, FLOPs and seconds, every run's schedule ending at its own budget.
+
+    Writes comparison.json, points.parquet, plots and index.html. The same command again runs only what is missing.
+
+    Example: curate compare --dataset cifar10n --learner learner --online scorer --reference-scores scores
+    --policies uniform,learnability --budget-flops 10TF --search-lr 5e-4,1e-3,2e-3
+    """
+    from .datasets.spec import analysis_files, load_config
+    from .reports.comparison import write_folder
+    from .training import TrainOptions, parse_flops
+    from .training.comparison import CompareOptions, compare_runs
+
+    known = load_config(config)
+    base = TrainOptions(
+        dataset=dataset,
+        learner=learner,
+        online=online,
+        reference_scores=reference_scores,
+        budget_flops=parse_flops(budget_flops),
+        lr=lr,
+        online_lr=online_lr,
+        batch_size=batch_size,
+        filter_ratio=filter_ratio,
+        temperature=temperature,
+        sampler=sampler,  # type: ignore[arg-type]
+        score_scale=score_scale,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        selections_every=selections_every,
+    )
+    options = CompareOptions(
+        base=base,
+        policies=tuple(name.strip() for name in policies.split(",")),
+        budgets=parse_numbers(budgets, "--budgets"),
+        ladder=parse_numbers(ladder, "--ladder"),
+        seeds=seeds,
+        learning_rates=parse_numbers(search_lr, "--search-lr") if search_lr else (),
+        jobs=jobs,
+        out=out,
+    )
+    compared = compare_runs(options, config=known, report=report)
+    typer.echo(write_folder(out, compared.to_dict(), datasets=analysis_files(known), report=report))
+
+
+@cli.command()
 def sql(
     query: Annotated[
         str, typer.Argument(help="One SELECT over scores, failures, runs, metrics, selections, analysis.")
@@ -261,6 +384,14 @@ def parse_share(text: str, option: str) -> float:
     if not 0 <= share <= 1:
         raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
     return share
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers from `0.5x,1x,2x` or `1e-3,2e-3`. Raises SpecError."""
+    try:
+        return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
 
 
 def parse_precision(text: str | None) -> str | None:

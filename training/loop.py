@@ -27,6 +27,8 @@ from .superbatch import Position, SuperBatch, SuperBatches
 from .trainee import Trainee, augment
 
 PROGRESS_SECONDS = 5.0
+# Without --checkpoint-every: so often, but never more than a fiftieth of the time goes into checkpoints.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
 
 
 @dataclass
@@ -81,6 +83,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
 
     batches = prefetch(job.data.stream(position))
     shown = time.perf_counter()
+    next_checkpoint = shown + CHECKPOINT_SECONDS
     first_step, loop_started = step, time.perf_counter()
     counts: dict[str, int] = {}
     try:
@@ -162,9 +165,13 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                         "flops": job.ledger.lines(),
                     }
                 )
-            if options.checkpoint_every and step % options.checkpoint_every == 0 and step < job.steps:
+            started = time.perf_counter()
+            every = options.checkpoint_every
+            if step < job.steps and (step % every == 0 if every else started > next_checkpoint):
                 job.records.flush()
                 checkpoint.save(job.run, step, trainees, generators, _state(batch, seconds, job.ledger))
+                saved = time.perf_counter()
+                next_checkpoint = saved + max(CHECKPOINT_SECONDS, (saved - started) / CHECKPOINT_SHARE)
             if time.perf_counter() - shown > PROGRESS_SECONDS or step == job.steps:
                 shown = time.perf_counter()
                 rate = (step - first_step) / (shown - loop_started)

@@ -136,7 +136,6 @@ def _train(
     )
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
-    options = replace(options, checkpoint_every=options.checkpoint_every or max(50, steps // 10))
     score_precision: Precision = table.manifest["precision"] if table is not None else precision
     job = Job(
         options=replace(options, augment=options.augment or _default_augment(dataset)),

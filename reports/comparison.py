@@ -1,0 +1,199 @@
+"""What a comparison's runs say: points, quality at equal cost, savings at equal quality. Reads run folders only."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..datasets.storage import write_atomically
+from ..errors import RunError
+from .savings import quality_at, saving
+
+Report = Callable[[str], None]
+BASELINE = "uniform"
+REGIMES = ("fully_amortised", "foundation", "pretrained_reference", "nothing_amortised")
+LEDGER = ("learner_train", "online_score", "online_train", "reference_score", "reference_train")
+COSTS = {"learner_updates": "learner updates", "total_flops": "total FLOPs", "seconds": "seconds"}
+
+
+def points(runs: Iterable[Path], quality: str) -> list[dict[str, Any]]:
+    """One point a finished run: policy, budget, seed, quality, and what it cost by every measure.
+
+    `total_flops` is what the budget counts (learner train + online score + online train: the foundation regime);
+    `seconds` are of training, without evaluation. Raises RunError where a run's files are missing or damaged.
+    """
+    return [_point(run, quality) for run in runs]
+
+
+def _point(run: Path, quality: str) -> dict[str, Any]:
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        return {
+            "run": run.name,
+            "policy": summary["policy"],
+            "budget_flops": config["budget_flops"],
+            "seed": summary["seed"],
+            "quality": summary["quality"][quality],
+            "learner_updates": summary["steps"],
+            "total_flops": summary["regimes"]["foundation"],
+            "seconds": summary["seconds"]["total"] - summary["seconds"].get("evaluate", 0.0),
+            "filter_ratio": config["filter_ratio"],
+            "lr": config["lr"],
+            **{line: summary["ledger"][line] for line in LEDGER},
+            **{f"regime_{name}": summary["regimes"][name] for name in REGIMES},
+        }
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise RunError(
+            f"{run}: its summary.json or config.json is missing or damaged ({e}); delete the folder and compare again"
+        ) from None
+
+
+def analyse(found: Sequence[dict[str, Any]], quality: str) -> dict[str, Any]:
+    """All of comparison.json that follows from the points: `curves`, `equal`, `savings`, `headline`.
+
+    Every mean is over seeds and stands with its least and greatest value and n. Savings are read on uniform's ladder
+    of mean quality; their spread puts every seed's own quality on that same ladder.
+    """
+    curves = _curves(found)
+    if BASELINE not in curves:
+        raise RunError(f"no run of policy {BASELINE} among the points: nothing to compare with")
+    savings = _savings(found, curves)
+    return {
+        "quality": quality,
+        "policies": list(curves),
+        "seeds": sorted({p["seed"] for p in found}),
+        "curves": curves,
+        "equal": {cost: _equal(curves, cost) for cost in COSTS},
+        "savings": savings,
+        "headline": _headline(savings),
+    }
+
+
+def _curves(found: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Per policy, by ascending budget: spreads over seeds of quality and of every cost."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for policy in dict.fromkeys(p["policy"] for p in found):
+        budgets = sorted({p["budget_flops"] for p in found if p["policy"] == policy})
+        curves[policy] = []
+        for budget in budgets:
+            same = [p for p in found if p["policy"] == policy and p["budget_flops"] == budget]
+            measures = ["quality", *COSTS, *LEDGER, *(f"regime_{name}" for name in REGIMES)]
+            curves[policy].append({"budget_flops": budget, **{m: _spread([p[m] for p in same]) for m in measures}})
+    return curves
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | int] | None:
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return None
+    return {"mean": statistics.fmean(known), "min": min(known), "max": max(known), "n": len(known)}
+
+
+def _line(curve: Sequence[dict[str, Any]], measure: str) -> list[float]:
+    return [rung[measure]["mean"] for rung in curve]
+
+
+def _equal(curves: dict[str, list[dict[str, Any]]], cost: str) -> list[dict[str, Any]]:
+    """Every policy's quality at what each of uniform's rungs cost. `interpolated` where no run stood just there."""
+    rows = []
+    for rung in curves[BASELINE]:
+        at = rung[cost]["mean"]
+        row: dict[str, Any] = {"budget_flops": rung["budget_flops"], cost: at, "quality": {}}
+        for policy, curve in curves.items():
+            same = [r for r in curve if cost == "total_flops" and r["budget_flops"] == rung["budget_flops"]]
+            if policy == BASELINE or same:
+                row["quality"][policy] = {**(same or [rung])[0]["quality"], "interpolated": False}
+                continue
+            mean = quality_at(_line(curve, cost), _line(curve, "quality"), at)
+            if mean is not None:
+                low, high = (
+                    quality_at(_line(curve, cost), [r["quality"][x] for r in curve], at) for x in ("min", "max")
+                )
+                n = min(r["quality"]["n"] for r in curve)
+                row["quality"][policy] = {"mean": mean, "min": low, "max": high, "n": n, "interpolated": True}
+        rows.append(row)
+    return rows
+
+
+def _savings(found: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row a policy and budget: the saving in learner updates, and in total compute under every regime."""
+    ladder = curves[BASELINE]
+    qualities = _line(ladder, "quality")
+    uniform = {"learner_updates": _line(ladder, "learner_updates"), "flops": _line(ladder, "learner_train")}
+    rows = []
+    if len(ladder) < 2:
+        return []
+    for policy, curve in curves.items():
+        if policy == BASELINE:
+            continue
+        for rung in curve:
+            reached_by = [
+                p["quality"] for p in found if p["policy"] == policy and p["budget_flops"] == rung["budget_flops"]
+            ]
+
+            def row(cost: float, costs: list[float], by_seed: list[float] = reached_by, rung: Any = rung) -> Any:
+                whole = saving(cost, costs, qualities, rung["quality"]["mean"])
+                seeds = [saving(cost, costs, qualities, q) for q in by_seed]
+                return {**whole.to_dict(), "seeds": [s.to_dict() for s in seeds]}
+
+            regimes = {name: rung[f"regime_{name}"] for name in REGIMES}
+            rows.append(
+                {
+                    "policy": policy,
+                    "budget_flops": rung["budget_flops"],
+                    "quality": rung["quality"],
+                    "learner_updates": row(rung["learner_updates"]["mean"], uniform["learner_updates"]),
+                    "total_compute": {
+                        name: None if cost is None else row(cost["mean"], uniform["flops"])
+                        for name, cost in regimes.items()
+                    },
+                }
+            )
+    return rows
+
+
+def _headline(savings: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The policy and budget of the largest saving of total compute in the foundation regime, be it a loss.
+
+    A saving read on the ladder goes before one of which only a bound is known.
+    """
+    known = [row for row in savings if row["total_compute"]["foundation"]["where"] == "on"]
+    candidates = known or list(savings)
+    return max(candidates, key=lambda row: row["total_compute"]["foundation"]["share"], default=None)
+
+
+def write_folder(
+    folder: str, compared: dict[str, Any], *, datasets: Mapping[str, Mapping[str, Any]], report: Report = print
+) -> str:
+    """Write points.parquet, comparison.json, plots/ and index.html beside `runs/`; returns the page's path.
+
+    `compared` says what was run: `runs` (names of folders), `quality` (the measure), `learning_rate`, `search` and
+    `settings`. `datasets` are curate.toml's tables, for those that know more than training may.
+    """
+    root = Path(folder)
+    found = points([root / "runs" / name for name in compared["runs"]], compared["quality"])
+    content = {
+        **analyse(found, compared["quality"]),
+        **{k: compared[k] for k in ("learning_rate", "search", "settings")},
+    }
+    write_points(found, root / "points.parquet")
+    write_comparison(content, root / "comparison.json")
+    return str(root / "comparison.json")
+
+
+def write_points(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """All points as Parquet."""
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(pa.Table.from_pylist(list(found)), partial)
+    partial.replace(path)
+
+
+def write_comparison(content: dict[str, Any], path: Path) -> None:
+    write_atomically(str(path), (json.dumps(content, indent=2) + "\n").encode())

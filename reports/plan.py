@@ -1,0 +1,124 @@
+"""What `curate plan` prints: the five ledger lines, the four regimes, and what each regime asks of the learner."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import SpecError
+
+FORMATS = ("table", "json")
+REGIMES = {
+    "fully_amortised": ("fully amortised", "learner train"),
+    "foundation": ("foundation data set", "+ online score + online train"),
+    "pretrained_reference": ("pretrained reference", "+ reference score"),
+    "nothing_amortised": ("nothing amortised", "+ reference train"),
+}
+
+
+def write_plan(plan: dict[str, Any], format: str = "table", file: IO[str] | None = None) -> None:
+    """Print a plan (`Plan.to_dict()`) as tables or as one JSON object. Raises SpecError for another format."""
+    file = file or sys.stdout
+    if format not in FORMATS:
+        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
+    if format == "json":
+        file.write(json.dumps(plan, indent=2, allow_nan=False) + "\n")
+        return
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(_title(plan))
+    console.print(_ledger(plan))
+    shares = plan["budget_shares"]
+    console.print(
+        f"Scoring takes {_percent(shares['online_score'])} of the budget, "
+        f"{_percent(shares['online_score_and_train'])} with training the online model.\n"
+        f"* outside the budget; " + _shared(plan["runs"])
+    )
+    console.print(_regimes(plan))
+    for line in _explanation(plan):
+        console.print(line)
+
+
+def _title(plan: dict[str, Any]) -> str:
+    r, f = plan["ratio"], plan["filter_ratio"]
+    what = f"[bold]F_online / F_learner = {_one_over(r)}, filter ratio {f:g} (the share dropped)[/bold]\n"
+    if plan["updates"] is None:
+        return what + "The budget is what a uniform run costs; every figure is a share of that."
+    return what + (
+        f"A budget of {_flops(plan['budget'])} pays for {plan['updates']:,} learner updates with selection, "
+        f"{plan['uniform_updates']:,} drawn uniformly."
+    )
+
+
+def _ledger(plan: dict[str, Any]) -> Table:
+    table = Table(title="\nThe selecting run's ledger", title_justify="left")
+    table.add_column("line")
+    if plan["updates"] is not None:
+        table.add_column("FLOPs", justify="right")
+    table.add_column("of the budget", justify="right")
+    for line, flops in plan["ledger"].items():
+        mark = " *" if line.startswith("reference") else ""
+        cells = [_flops(flops)] if plan["updates"] is not None else []
+        table.add_row(line.replace("_", " ") + mark, *cells, _percent(flops / plan["budget"]))
+    return table
+
+
+def _regimes(plan: dict[str, Any]) -> Table:
+    table = Table(title="\nWhat must be saved before anything is gained", title_justify="left")
+    table.add_column("regime")
+    table.add_column("counts")
+    table.add_column("total, of\nthe budget", justify="right")
+    table.add_column("break-even:\nupdates saved", justify="right")
+    if plan["updates"] is not None:
+        table.add_column("so at most\nupdates", justify="right")
+    if plan["expected_saving"] is not None:
+        table.add_column("largest\nratio", justify="right")
+        table.add_column("sizes\ndown", justify="right")
+    for name, (label, counts) in REGIMES.items():
+        regime = plan["regimes"][name]
+        cells = [_percent(regime["total"] / plan["budget"]), _percent(regime["break_even"])]
+        if plan["updates"] is not None:
+            cells.append(f"{regime['most_updates']:,}")
+        if plan["expected_saving"] is not None:
+            largest = regime["largest_ratio"]
+            cells += ["any" if largest is None else _one_over(largest), str(regime["sizes_down"])]
+        table.add_row(label, counts, *cells)
+    return table
+
+
+def _explanation(plan: dict[str, Any]) -> list[str]:
+    lines = []
+    if plan["expected_saving"] is not None:
+        lines.append(
+            f"Largest ratio: the largest scorer with which {_percent(plan['expected_saving'])} fewer learner updates "
+            "still break even, online model and reference shrunk alike.\n"
+            f"Sizes down: how many from this online model; one size is a factor of {plan['size_step']:.1f} in FLOPs, as "
+            "between ViT-B (1/3.5 of ViT-L), S (1/13) and Ti (1/49)."
+        )
+    return lines + [f"[dim]{escape(note)}[/dim]" for note in plan["notes"]]
+
+
+def _shared(runs: int) -> str:
+    return f"what is paid once is shared by {runs:,} runs" if runs > 1 else "paid by this run alone (--runs 1)"
+
+
+def _percent(share: float | None) -> str:
+    """3.3 %; a share that no saving reaches is 'never'."""
+    return "never" if share is None else f"{100 * share:.1f} %"
+
+
+def _one_over(ratio: float) -> str:
+    return f"1/{1 / ratio:.3g}" if ratio < 1 else f"{ratio:.3g}"
+
+
+def _flops(flops: float) -> str:
+    for unit, size in (("ZF", 1e21), ("EF", 1e18), ("PF", 1e15), ("TF", 1e12), ("GF", 1e9), ("MF", 1e6)):
+        if flops >= size:
+            return f"{flops / size:,.3g} {unit}"
+    return f"{flops:.3g}"

@@ -1,0 +1,78 @@
+"""Savings at equal quality: where on uniform's ladder of budgets lies what another policy reached. Pure functions.
+
+A rung is a complete run whose learning rate reached zero at its own budget, so a point between two rungs is an
+estimate of such a run, and beyond the last rung nothing is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+Where = Literal["on", "above", "below"]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The x at which a ladder reaches a quality. `above`: not even at the last rung, whose x this is; `below`: already
+    at the first, whose x this is."""
+
+    x: float
+    where: Where
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Share of uniform's cost that was saved at equal quality: 0.5 is half, negative is a loss.
+
+    `where` says what is known: `on` the ladder it is that share; `above` it is more than that; `below` at most that.
+    """
+
+    share: float
+    where: Where
+
+    def __str__(self) -> str:
+        return {"on": "", "above": "more than ", "below": "at most "}[self.where] + f"{self.share:.0%}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"share": self.share, "where": self.where}
+
+
+def reached(xs: Sequence[float], qualities: Sequence[float], quality: float) -> Reached:
+    """The smallest x at which the ladder reaches `quality`, linear in log x between rungs; never beyond them.
+
+    `xs` ascend and are above 0. Raises ValueError where they do not, or where there are fewer than two rungs.
+    """
+    if len(xs) < 2 or len(xs) != len(qualities) or xs[0] <= 0 or any(a >= b for a, b in pairwise(xs)):
+        raise ValueError("a ladder needs two rungs or more, ascending and above 0")
+    if quality <= qualities[0]:
+        return Reached(xs[0], "on" if quality == qualities[0] else "below")
+    for i in range(1, len(xs)):
+        if quality <= qualities[i]:
+            share = (quality - qualities[i - 1]) / (qualities[i] - qualities[i - 1])
+            return Reached(math.exp(_between(math.log(xs[i - 1]), math.log(xs[i]), share)), "on")
+    return Reached(xs[-1], "above")
+
+
+def quality_at(xs: Sequence[float], qualities: Sequence[float], x: float) -> float | None:
+    """The ladder's quality at `x`, linear in log x between rungs; None outside them."""
+    if not xs or not xs[0] * (1 - 1e-9) <= x <= xs[-1] * (1 + 1e-9):
+        return None
+    for i in range(1, len(xs)):
+        if x <= xs[i]:
+            share = (math.log(x) - math.log(xs[i - 1])) / (math.log(xs[i]) - math.log(xs[i - 1]))
+            return _between(qualities[i - 1], qualities[i], max(0.0, share))
+    return qualities[-1]
+
+
+def saving(cost: float, ladder_costs: Sequence[float], qualities: Sequence[float], quality: float) -> Saving:
+    """What a policy that reached `quality` at `cost` saved against the cost at which the ladder reaches it."""
+    found = reached(ladder_costs, qualities, quality)
+    return Saving(1 - cost / found.x, found.where)
+
+
+def _between(a: float, b: float, share: float) -> float:
+    return a + share * (b - a)

@@ -1,0 +1,221 @@
+import json
+from fractions import Fraction
+
+import pytest
+from conftest import curate
+from curate.datasets.spec import Config, add_model, load_config
+from curate.errors import BudgetError, SpecError, TableError
+from curate.scoring.table import open_scores
+from curate.training.plan import PlanOptions, make_plan, parse_ratio, sizes_down
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOBODY = Config(None, {}, {})
+
+# FLOPs by hand, 2 x multiply-adds, of 8-pixel pictures: 3x3 convolutions on 8x8, then on 4x4, then the linear head.
+LEARNER_STEM = 2 * 27 * 16 * 64
+LEARNER = LEARNER_STEM + 2 * 144 * 32 * 16 + 2 * (2 * 288 * 32 * 16) + 2 * 32 * 10
+SCORER_STEM = 2 * 27 * 8 * 64
+SCORER = SCORER_STEM + 2 * 72 * 16 * 16 + 2 * 16 * 10
+# Backward costs two forwards, but nobody needs the gradient of the pictures.
+LEARNER_TRAIN = 3 * LEARNER - LEARNER_STEM
+SCORER_TRAIN = 3 * SCORER - SCORER_STEM
+LINES = ("learner_train", "online_score", "online_train", "reference_score", "reference_train")
+
+
+def bare(ratio, **changes):
+    return make_plan(PlanOptions(ratio=ratio, **changes), NOBODY)
+
+
+def real(digits, config=None, **changes):
+    options = dict(
+        dataset="digits", learner="learner", online="scorer", batch_size=16, budget_flops=4.2e9, data_size=1000
+    )
+    return make_plan(PlanOptions(**{**options, **changes}), config or digits.config)
+
+
+# Percentages as published, to the digits given; 21.7 % stands there as 21 %.
+@pytest.mark.parametrize(
+    ("ratio", "foundation", "nothing", "within"),
+    [("1/49", 3.3, 6.5, 0.05), ("1/13", 11, 21, 1), ("1/3.5", 32, 57, 0.5)],
+)
+def test_the_table_of_break_even_savings(ratio, foundation, nothing, within):
+    plan = bare(parse_ratio(ratio))
+    r = 1 / Fraction(ratio.removeprefix("1/"))
+    exact = {
+        "fully_amortised": Fraction(0),
+        "foundation": 1 - 1 / (1 + 5 * r / 3),
+        "pretrained_reference": 1 - 1 / (1 + 7 * r / 3),
+        "nothing_amortised": 1 - (1 - r) / (1 + 7 * r / 3),
+    }
+    for regime, saving in exact.items():
+        assert plan.break_even(regime) == pytest.approx(float(saving), abs=1e-12)
+    assert 100 * plan.break_even("foundation") == pytest.approx(foundation, abs=within)
+    assert 100 * plan.break_even("nothing_amortised") == pytest.approx(nothing, abs=within)
+
+
+def test_five_lines_by_hand(digits):
+    plan = real(digits, runs=2)
+    step = (16 * LEARNER_TRAIN, 32 * SCORER, 16 * SCORER_TRAIN)
+    steps, uniform = int(4.2e9 // sum(step)), int(4.2e9 // step[0])
+    assert (plan.steps, plan.uniform_steps) == (steps, uniform)
+    once = (1000 * SCORER, 16 * SCORER_TRAIN * uniform)
+    by_hand = [flops * steps for flops in step] + [flops / 2 for flops in once]
+    assert plan.ledger().lines() == dict(zip(LINES, by_hand, strict=True))
+    assert plan.ratio == SCORER / LEARNER
+    values = plan.to_dict()
+    assert values["budget_shares"]["online_score"] == pytest.approx(by_hand[1] / 4.2e9)
+
+    # Break-even, the slow way: take one update more until the bill passes uniform's.
+    counted = {"fully_amortised": (0, 0), "foundation": (2, 0), "pretrained_reference": (2, 1)}
+    for regime, (per_step, paid_once) in {**counted, "nothing_amortised": (2, 2)}.items():
+        n = 0
+        while (n + 1) * sum(step[: 1 + per_step]) + sum(once[:paid_once]) / 2 <= uniform * step[0]:
+            n += 1
+        assert values["regimes"][regime]["most_updates"] == n
+        assert 1 - plan.break_even(regime) == pytest.approx(n / uniform, abs=1 / uniform)
+
+
+def test_scores_that_are_not_stored_are_paid_every_step(digits):
+    plan = real(digits, data_size=None, runs=2)
+    assert plan.ledger().reference_score == 32 * SCORER * plan.steps
+    assert any("--data-size" in note for note in plan.notes)
+
+
+def test_a_table_knows_its_cost(digits):
+    manifest = open_scores(str(digits.table)).manifest
+    ledger = real(digits, data_size=None, reference_scores=digits.scores).ledger()
+    assert ledger.reference_score == manifest["flops"]["reference_score"]
+    assert ledger.reference_train == manifest["flops"]["reference_train"] > 0
+    counts = manifest["counts"]
+    run = real(digits, data_size=counts["examples"] + counts["failures"], reference=digits.reference).ledger()
+    assert run.lines() == ledger.lines()
+    trained = real(digits, reference="learner", reference_steps=7)
+    assert "reference training: 7 steps of 16" in trained.notes
+    steps = trained.ledger()
+    assert steps.reference_train == 7 * 16 * LEARNER_TRAIN
+    assert steps.reference_score == 1000 * LEARNER
+
+
+def test_a_table_of_something_else_or_unfinished_is_refused(digits, tmp_path):
+    with pytest.raises(TableError, match=r"'digits-curated'.*give the table of this data set"):
+        real(digits, dataset="digits-curated", data_size=None, reference_scores=digits.scores)
+    manifest = json.loads((digits.table / "_manifest.json").read_text())
+    del manifest["flops"]["reference_score"]
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TableError, match="cost is unknown"):
+        real(digits, data_size=None, reference_scores=str(tmp_path))
+
+
+def test_published_weights_of_unknown_cost_need_a_word(digits, tmp_path):
+    toml = tmp_path / "curate.toml"
+    toml.write_text(digits.toml.read_text().replace('"data/', f'"{digits.root}/data/'))
+    add_model(toml, "published", {"architecture": "resnet10t.c3_in1k"})
+    config = load_config(toml)
+    with pytest.raises(SpecError, match=r"'published'.*--reference-steps"):
+        real(digits, config, reference="published")
+    assert real(digits, config, reference="published", reference_steps=0).ledger().reference_train == 0
+
+
+def test_a_budget_below_one_step(digits):
+    with pytest.raises(BudgetError, match="smaller than one step"):
+        real(digits, budget_flops=1e6)
+
+
+@pytest.mark.parametrize("regime", ["pretrained_reference", "nothing_amortised"])
+def test_runs_share_what_is_paid_once(digits, regime):
+    one, four = real(digits), real(digits, runs=4)
+    assert four.ledger().reference_score == one.ledger().reference_score / 4
+    assert four.ledger().reference_train == one.ledger().reference_train / 4
+    assert four.ledger().spent == one.ledger().spent
+    assert four.break_even("foundation") == one.break_even("foundation") < four.break_even(regime)
+    assert four.break_even(regime) < one.break_even(regime)
+
+
+def test_no_saving_pays_for_a_scorer_as_large_as_the_learner():
+    plan = bare(1.0)
+    assert plan.break_even("nothing_amortised") is None
+    assert plan.break_even("pretrained_reference") == pytest.approx(0.7)
+
+
+def test_expected_saving():
+    """At 25 % and f = 0.5: (1/beta - 1) / (5/3), / (7/3), and 0.25 / (0.75 x 7/3 + 1)."""
+    regimes = bare(1 / 3.5, expected_saving=0.25).to_dict()["regimes"]
+    largest = {name: regime["largest_ratio"] for name, regime in regimes.items()}
+    assert largest["fully_amortised"] is None
+    assert [largest[name] for name in ("foundation", "pretrained_reference", "nothing_amortised")] == pytest.approx(
+        [1 / 5, 1 / 7, 1 / 11]
+    )
+    assert [regime["sizes_down"] for regime in regimes.values()] == [0, 1, 1, 1]
+    assert "largest_ratio" not in bare(1 / 49).to_dict()["regimes"]["foundation"]
+
+
+def test_sizes_are_the_papers_ladder():
+    assert sizes_down(1 / 3.5, 1 / 49) == 2
+    assert sizes_down(1 / 3.5, 1 / 13) == 1
+    assert sizes_down(1 / 49, 1 / 13) == 0
+    assert sizes_down(1 / 3.5, 1 / 50) == 3
+
+
+RATIOS = st.floats(1e-4, 0.9)
+FILTERS = st.floats(0, 0.95)
+
+
+@given(a=RATIOS, b=RATIOS, f=FILTERS, g=FILTERS, regime=st.sampled_from(["foundation", "nothing_amortised"]))
+def test_larger_scorers_and_stronger_filters_must_save_more(a, b, f, g, regime):
+    a, b = sorted((a, b))
+    f, g = sorted((f, g))
+    low, high = bare(a, filter_ratio=f).break_even(regime), bare(b, filter_ratio=g).break_even(regime)
+    assert low <= high + 1e-12
+    if b > a * 1.01:
+        assert low < high
+
+
+@given(r=RATIOS, f=FILTERS, saving=st.floats(0.01, 0.99), runs=st.integers(1, 10))
+def test_at_the_largest_ratio_the_expected_saving_just_breaks_even(r, f, saving, runs):
+    for regime in ("foundation", "pretrained_reference", "nothing_amortised"):
+        largest = bare(r, filter_ratio=f, runs=runs).largest_ratio(regime, saving)
+        assert bare(largest, filter_ratio=f, runs=runs).break_even(regime) == pytest.approx(saving)
+
+
+@pytest.mark.parametrize("text", ["0", "-1/49", "1/0", "a", "", "nan", "inf", "1/2/3"])
+def test_what_is_no_ratio_is_refused(text):
+    with pytest.raises(SpecError, match="1/49"):
+        parse_ratio(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "--ratio 1/49, or --learner"),
+        ({"ratio": 0.1, "learner": "L"}, "--ratio and --learner"),
+        ({"ratio": 0.1, "data_size": 5}, "--ratio and --data-size"),
+        ({"learner": "L"}, "without --online"),
+        ({"learner": "L", "online": "O", "dataset": "D"}, "without --budget-flops"),
+        ({"ratio": -1.0}, "--ratio is -1"),
+        ({"ratio": 0.1, "filter_ratio": 1.0}, "--filter-ratio is 1"),
+        ({"ratio": 0.1, "filter_ratio": -0.1}, "--filter-ratio is -0.1"),
+        ({"ratio": 0.1, "filter_ratio": float("nan")}, "--filter-ratio is nan"),
+        ({"ratio": 0.1, "runs": 0}, "--runs is 0"),
+        ({"ratio": 0.1, "expected_saving": 1.0}, "--expected-saving is 1"),
+        ({"ratio": 0.1, "expected_saving": 0.0}, "--expected-saving is 0"),
+    ],
+)
+def test_bad_options(options, words):
+    with pytest.raises(SpecError, match=words):
+        PlanOptions(**options)
+
+
+def test_a_table_and_what_it_knows_already():
+    models = {"learner": "L", "online": "O", "dataset": "D", "budget_flops": 1e9, "reference_scores": "T"}
+    for option, value in (("reference", "R"), ("data_size", 5)):
+        with pytest.raises(SpecError, match="the table knows it"):
+            PlanOptions(**models, **{option: value})
+
+
+def test_models_that_are_not_there(digits):
+    done = curate(
+        *("plan", "--config", digits.toml, "--dataset", "digits", "--learner", "nowhere", "--online", "scorer"),
+        *("--budget-flops", "1TF"),
+    )
+    assert done.code == 1 and "unknown model 'nowhere'" in done.error

@@ -1,0 +1,247 @@
+"""Runs of `curate compare`: every policy at every budget and seed. What is finished is reused, what was cut goes on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..datasets.spec import Config, find_dataset
+from ..errors import RunError, SpecError
+from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE
+from .budget import format_flops
+from .options import TrainOptions
+from .records import write_json
+from .run import train
+
+Report = Callable[[str], None]
+BASELINE = "uniform"
+QUALITY_OF_TASK = {"classification": "top1", "image-text": "text_to_image_r1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """One comparison. `base` is the run that all share: data set, models, table, filter ratio, `budget_flops` = 1x.
+
+    `budgets` are multiples of that; uniform also runs at those of `ladder`: the others' savings are read on it, so it
+    has to reach further up. `learning_rates` are tried by uniform at 1x (seed 0, three runs as a rule) and the best
+    is used by *every* policy: the baseline gets its own best one, the others take what suits it. `jobs` runs go on at
+    a time, each on its share of the cores.
+    """
+
+    base: TrainOptions
+    policies: tuple[str, ...]
+    budgets: tuple[float, ...]
+    ladder: tuple[float, ...] = ()
+    seeds: int = 3
+    learning_rates: tuple[float, ...] = ()
+    jobs: int = 1
+    out: str = "comparisons/default"
+
+    def __post_init__(self) -> None:
+        if BASELINE not in self.policies:
+            raise SpecError(f"--policies must name {BASELINE}: without it nothing can be said of savings")
+        if len(set(self.policies)) != len(self.policies):
+            raise SpecError(f"--policies names one twice: {', '.join(self.policies)}")
+        if 1.0 not in self.budgets:
+            raise SpecError("--budgets must name 1x, the budget that --budget-flops gives")
+        if not all(x > 0 for x in self.budgets + self.ladder):
+            raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
+        for option, value in (("--seeds", self.seeds), ("--jobs", self.jobs)):
+            if value < 1:
+                raise SpecError(f"{option} is {value}, expected at least 1")
+        if self.base.budget_flops is None:
+            raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
+        for policy in self.policies:
+            replace(self.base, policy=policy)  # raises where a policy lacks its online model or its table
+
+    @property
+    def runs(self) -> Path:
+        return Path(self.out, "runs")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was run: the names of all points' folders, and the learning-rate search as (rate, quality) pairs."""
+
+    runs: tuple[str, ...]
+    quality: str
+    learning_rate: float
+    search: tuple[tuple[float, float], ...]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_runs(options: CompareOptions, *, config: Config, report: Report = print) -> Compared:
+    """Run whatever of the comparison is missing and write `settings.json` of its folder.
+
+    Raises CurateError for the first run that fails, after the others that were going on have ended; the same call
+    again goes on. An earlier comparison with other settings in the same folder is refused.
+    """
+    dataset = find_dataset(options.base.dataset, config)
+    if not dataset.test:
+        raise SpecError(
+            f"data set '{dataset.name}' has no test split; a comparison needs one: set test = in curate.toml"
+        )
+    quality = QUALITY_OF_TASK[dataset.task]
+    _refuse_other_settings(options)
+    started = time.perf_counter()
+    search = _search(options, config, quality, report)
+    best = max(search, key=lambda pair: pair[1])[0] if search else options.base.lr
+    points = planned(options, best)
+    todo = [p for p in points if not _finished(p)]
+    report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
+    _run_all(todo, options.jobs, config, quality, report)
+    report(f"all {len(points)} runs stand in {options.runs} ({time.perf_counter() - started:,.0f} s)")
+    return Compared(tuple(str(p.name) for p in points), quality, best, search, options.base.to_dict())
+
+
+def planned(options: CompareOptions, learning_rate: float) -> list[TrainOptions]:
+    """All points, cheap and wide first: every policy and seed at the smallest budget, then the next."""
+    points = []
+    for multiple in sorted({*options.budgets, *options.ladder}):
+        for seed in range(options.seeds):
+            for policy in options.policies:
+                if multiple in options.budgets or policy == BASELINE:
+                    points.append(_point(options, policy, multiple, seed, learning_rate))
+    return points
+
+
+def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr: float) -> TrainOptions:
+    assert options.base.budget_flops is not None
+    budget = multiple * options.base.budget_flops
+    return replace(
+        options.base,
+        policy=policy,
+        online=options.base.online if policy in NEEDS_ONLINE_MODEL else None,
+        reference_scores=options.base.reference_scores if policy in NEEDS_REFERENCE else None,
+        budget_flops=budget,
+        seed=seed,
+        lr=lr,
+        evaluate=True,
+        out=str(options.runs),
+        name=f"{policy}-{multiple:g}x-seed{seed}",
+    )
+
+
+def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> tuple[tuple[float, float], ...]:
+    """Uniform at 1x with every learning rate. These runs are no points of the comparison, but for the best one's twin."""
+    if not options.learning_rates:
+        return ()
+    tried = [
+        replace(_point(options, BASELINE, 1.0, 0, lr), name=f"lr{lr:g}", out=str(Path(options.out, "search")))
+        for lr in options.learning_rates
+    ]
+    report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.learning_rates)}")
+    _run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
+    return tuple((t.lr, float(_summary(t)["quality"][quality])) for t in tried)
+
+
+def _run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
+    """Every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
+    if not todo:
+        return
+    started, done_flops = time.perf_counter(), 0.0
+    all_flops = sum(t.budget_flops or 0.0 for t in todo)
+    with _pool(min(jobs, len(todo))) as pool:
+        waiting = list(todo)
+        running: dict[Future[dict[str, Any]], TrainOptions] = {}
+        done = 0
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running[pool.submit(_train_quietly, waiting[0], config)] = waiting.pop(0)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                one = running.pop(future)
+                try:
+                    summary = future.result()
+                except BrokenProcessPool:
+                    raise RunError(
+                        f"{_folder(one)}: its process died (out of memory?); the same command again goes on"
+                    ) from None
+                done, done_flops = done + 1, done_flops + (one.budget_flops or 0.0)
+                left = (time.perf_counter() - started) * (all_flops / done_flops - 1)
+                report(
+                    f"{done}/{len(todo)} {one.name}: {quality} {summary['quality'][quality]:.1%}, "
+                    f"{summary['steps']:,} updates, {format_flops(one.budget_flops or 0.0)}, "
+                    f"{summary['seconds']['total']:,.0f} s; about {left / 60:,.0f} min left"
+                )
+
+
+@contextmanager
+def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores."""
+    context = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    shares = context.Queue()
+    for i in range(jobs):
+        shares.put(cores[i::jobs] or cores)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_to, initargs=(shares,))
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        # Every run has its checkpoints; waiting for those that go on could take hours.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _keep_to(shares: Any) -> None:
+    """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
+    import torch
+
+    share = shares.get()
+    with suppress(AttributeError, OSError):
+        os.sched_setaffinity(0, share)
+    torch.set_num_threads(len(share))
+
+
+def _train_quietly(options: TrainOptions, config: Config) -> dict[str, Any]:
+    return train(options, config=config, resume=True, report=lambda line: None)
+
+
+def _refuse_other_settings(options: CompareOptions) -> None:
+    """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
+    path = Path(options.out, "settings.json")
+    free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
+    now = {k: v for k, v in options.base.to_dict().items() if k not in free}
+    now["learning_rates"] = list(options.learning_rates) or [options.base.lr]
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(f"{path}: damaged; delete it, the finished runs beside it are kept") from None
+        changed = [k for k in now if json.loads(json.dumps(now[k])) != before.get(k)]
+        if changed:
+            k = changed[0]
+            raise RunError(f"{options.out}: was made with {k} = {before.get(k)}, now {now[k]}; use another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+    except OSError as e:
+        raise RunError(f"{options.out}: cannot be written ({e.strerror or e}); choose another --out") from None
+
+
+def _folder(options: TrainOptions) -> Path:
+    assert options.name
+    return Path(options.out, options.name)
+
+
+def _finished(options: TrainOptions) -> bool:
+    return (_folder(options) / "summary.json").exists()
+
+
+def _summary(options: TrainOptions) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((_folder(options) / "summary.json").read_text(encoding="utf-8"))
+    return summary

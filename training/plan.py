@@ -1,0 +1,375 @@
+"""`curate plan`: what choosing will cost and what it must save, before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..datasets.spec import Config, DatasetSpec, find_dataset
+from ..errors import SpecError, TableError
+from ..scoring.flops import forward_flops
+from ..scoring.models import SCHEMES, Model, ModelSpec, find_model, load_model
+from ..scoring.run_costs import recorded_train_flops
+from ..scoring.table import ScoreTable, open_scores
+from .budget import steps_within
+from .ledger import Ledger, StepCost
+from .options import TrainOptions
+from .run import step_cost
+from .trainee import Trainee
+
+REGIMES = ("fully_amortised", "foundation", "pretrained_reference", "nothing_amortised")
+# The paper's ladder of scorers for ViT-L is B 1/3.5, S 1/13, Ti 1/49: two sizes are a factor of 49 / 3.5 = 14.
+SIZE_STEP = math.sqrt(14)
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is to be planned: either `ratio` alone, or `learner`, `online` and `dataset` with `budget_flops`.
+
+    `filter_ratio` is the share dropped. `runs` share one reference. `reference_steps` are the steps of `batch_size`
+    that training the reference took. `expected_saving` is a share of the learner's updates.
+    """
+
+    ratio: float | None = None
+    learner: str | None = None
+    online: str | None = None
+    reference: str | None = None
+    reference_scores: str | None = None
+    dataset: str | None = None
+    data_size: int | None = None
+    budget_flops: float | None = None
+    reference_steps: int | None = None
+    batch_size: int = 128
+    filter_ratio: float = 0.5
+    runs: int = 1
+    expected_saving: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is None and self.learner is None:
+            raise SpecError("nothing to plan; give --ratio 1/49, or --learner NAME with --online and --dataset")
+        if self.ratio is not None:
+            if not 0 < self.ratio < math.inf:
+                raise SpecError(f"--ratio is {self.ratio:g}, expected more than 0, such as 1/49")
+            models_only = "learner online reference reference_scores dataset data_size budget_flops reference_steps"
+            for option in models_only.split():
+                if getattr(self, option) is not None:
+                    raise SpecError(
+                        f"--ratio and {_flag(option)} are both given; a bare ratio takes no models, drop one"
+                    )
+        else:
+            for option in ("online", "dataset", "budget_flops"):
+                if getattr(self, option) is None:
+                    raise SpecError(f"--learner is given without {_flag(option)}; add it")
+        if self.reference_scores is not None:
+            for option in ("reference", "data_size"):
+                if getattr(self, option) is not None:
+                    raise SpecError(
+                        f"--reference-scores and {_flag(option)} are both given; the table knows it, drop one"
+                    )
+        if not 0 <= self.filter_ratio < 1:
+            raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
+        for option, least in (("runs", 1), ("data_size", 1), ("reference_steps", 0)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise SpecError(f"{_flag(option)} is {value}, expected at least {least}")
+        if self.expected_saving is not None and not 0 < self.expected_saving < 1:
+            raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Costs of a selecting run beside a uniform run of the same budget. All costs are in one unit.
+
+    The unit is a FLOP, or, where `relative`, what the uniform run costs. `step` is one step with selection;
+    `reference_step` what the reference adds to it where its scores are not stored; `reference_score` and
+    `reference_train` are paid once for `runs` runs. `ratio` is F_online / F_learner.
+    """
+
+    ratio: float
+    filter_ratio: float
+    step: StepCost
+    uniform_steps: float
+    steps: float
+    reference_step: float = 0.0
+    reference_score: float = 0.0
+    reference_train: float = 0.0
+    runs: int = 1
+    budget: float = 1.0
+    relative: bool = False
+    expected_saving: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def uniform_cost(self) -> float:
+        return self.uniform_steps * self.step.learner_train
+
+    def ledger(self) -> Ledger:
+        """The five lines of the selecting run; the reference's are this run's share of them."""
+        return Ledger(
+            learner_train=self.step.learner_train * self.steps,
+            online_score=self.step.online_score * self.steps,
+            online_train=self.step.online_train * self.steps,
+            reference_score=self.reference_step * self.steps + self.reference_score / self.runs,
+            reference_train=self.reference_train / self.runs,
+        )
+
+    def extra(self, regime: str) -> tuple[float, float]:
+        """What a regime adds to the learner's own training: (each step, once)."""
+        rank = REGIMES.index(regime)
+        each = once = 0.0
+        if rank >= 1:
+            each += self.step.online_score + self.step.online_train
+        if rank >= 2:
+            each += self.reference_step
+            once += self.reference_score / self.runs
+        if rank >= 3:
+            once += self.reference_train / self.runs
+        return each, once
+
+    def most_updates(self, regime: str) -> float:
+        """Learner updates that cost, with all that the regime counts, what uniform costs; 0 where none do.
+
+        The largest n with n (step + each) + once <= n_uniform step.
+        """
+        each, once = self.extra(regime)
+        return max(0.0, self.uniform_cost - once) / (self.step.learner_train + each)
+
+    def break_even(self, regime: str) -> float | None:
+        """Share of uniform's updates that must be saved before anything is gained; None where no saving suffices."""
+        updates = self.most_updates(regime)
+        return max(0.0, 1 - updates / self.uniform_steps) if updates > 0 else None
+
+    def largest_ratio(self, regime: str, saving: float) -> float:
+        """The largest F_online / F_learner at which `saving` (in (0, 1)) still breaks even; infinite where any does.
+
+        Online model and reference shrink alike: with beta = 1 - saving and their costs scaled by x, the total
+        beta n (step + x each) + x once equals uniform's n step at the x solved for here.
+        """
+        each, once = self.extra(regime)
+        scorers = (1 - saving) * self.uniform_steps * each + once
+        return self.ratio * saving * self.uniform_cost / scorers if scorers else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for printing; None in `break_even` means that no saving suffices."""
+        ledger = self.ledger()
+        chosen = ledger.online_score + ledger.online_train
+        return {
+            "ratio": self.ratio,
+            "filter_ratio": self.filter_ratio,
+            "runs": self.runs,
+            "unit": "uniform's total" if self.relative else "FLOPs",
+            "budget": self.budget,
+            "uniform_updates": None if self.relative else self.uniform_steps,
+            "updates": None if self.relative else self.steps,
+            "ledger": ledger.lines(),
+            "budget_shares": {
+                "online_score": ledger.online_score / self.budget,
+                "online_score_and_train": chosen / self.budget,
+            },
+            "regimes": {regime: self._regime(regime, total) for regime, total in ledger.regimes().items()},
+            "expected_saving": self.expected_saving,
+            "size_step": SIZE_STEP,
+            "notes": list(self.notes),
+        }
+
+    def _regime(self, regime: str, total: float | None) -> dict[str, Any]:
+        line: dict[str, Any] = {"total": total, "break_even": self.break_even(regime)}
+        if not self.relative:
+            # n steps divided by one can come out a rounding error below n.
+            line["most_updates"] = math.floor(self.most_updates(regime) * (1 + 1e-12))
+        if self.expected_saving is not None:
+            largest = self.largest_ratio(regime, self.expected_saving)
+            line["largest_ratio"] = largest if math.isfinite(largest) else None
+            line["sizes_down"] = sizes_down(self.ratio, largest)
+        return line
+
+
+def sizes_down(ratio: float, largest: float) -> int:
+    """Whole scorer sizes, each SIZE_STEP fewer FLOPs, from `ratio` to `largest` or below; 0 where it is there."""
+    if ratio <= largest:
+        return 0
+    return math.ceil(math.log(ratio / largest) / math.log(SIZE_STEP) - 1e-9)
+
+
+def parse_ratio(text: str) -> float:
+    """A positive ratio from `1/49` or `0.02`. Raises SpecError."""
+    above, _, below = text.partition("/")
+    try:
+        ratio = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 0 < ratio < math.inf:
+        raise SpecError(f"--ratio is '{text}', expected F_online / F_learner above 0, such as 1/49 or 0.02")
+    return ratio
+
+
+def make_plan(options: PlanOptions, config: Config) -> Plan:
+    """Plan from a bare ratio, or from models whose FLOPs are measured on shapes alone: nothing is downloaded or run.
+
+    Raises CurateError for a model, data set or table that cannot be used, for a reference whose training cost nobody
+    knows, and BudgetError for a budget below one step.
+    """
+    return plan_from_ratio(options) if options.ratio is not None else plan_from_models(options, config)
+
+
+def plan_from_ratio(options: PlanOptions) -> Plan:
+    """In units of uniform's total, training taken as three forwards and the reference as large as the online model.
+
+    With r the ratio and f the filter ratio, a step adds r / (3 (1 - f)) for scoring the super-batch and r for
+    training the sub-batch; the reference adds r / (3 (1 - f)) a step, and r once for as many steps as uniform's.
+    """
+    r = options.ratio
+    assert r is not None
+    score = r / (3 * (1 - options.filter_ratio))
+    step = StepCost(learner_train=1.0, online_score=score, online_train=r)
+    return Plan(
+        ratio=r,
+        filter_ratio=options.filter_ratio,
+        step=step,
+        uniform_steps=1.0,
+        steps=1 / step.total,
+        reference_step=score,
+        reference_train=r,
+        runs=options.runs,
+        relative=True,
+        expected_saving=options.expected_saving,
+        notes=(
+            "training taken as 3 forwards; the reference is as large as the online model",
+            _NOT_STORED,
+            _AS_LONG_AS_UNIFORM,
+        ),
+    )
+
+
+_NOT_STORED = "reference scores: not stored, each run's super-batches are scored anew"
+_AS_LONG_AS_UNIFORM = "reference training: not known, taken as long as the uniform run"
+
+
+def plan_from_models(options: PlanOptions, config: Config) -> Plan:
+    """In FLOPs, measured as `curate train` measures them."""
+    assert options.learner and options.online and options.dataset and options.budget_flops
+    dataset = find_dataset(options.dataset, config)
+    # hard-learner pays for the online model exactly as learnability does, and asks for no table yet.
+    training = TrainOptions(
+        dataset=options.dataset,
+        learner=options.learner,
+        policy="hard-learner",
+        online=options.online,
+        budget_flops=options.budget_flops,
+        batch_size=options.batch_size,
+        filter_ratio=options.filter_ratio,
+    )
+    table = _open_table(options.reference_scores, dataset) if options.reference_scores else None
+    reference_spec = _reference_spec(options, table, dataset, config)
+
+    learner = _build(_find(options.learner, dataset, config))
+    online = _build(_find(options.online, dataset, config))
+    reference = _build(reference_spec) if reference_spec else online
+    cost, uncounted = step_cost(training, Trainee(learner, training, 0.0, CPU), Trainee(online, training, 0.0, CPU))
+    steps = steps_within(options.budget_flops, cost.total)
+    uniform_steps = steps_within(options.budget_flops, cost.learner_train)
+
+    notes = [] if reference_spec else ["reference: not given, taken as large as the online model"]
+    score_one = forward_flops(reference).per_example
+    score_once = score_each = 0.0
+    if table is not None:
+        score_once = float(table.manifest["flops"]["reference_score"])
+        notes.append(f"reference scores: {_examples(table):,} examples, as {table.folder} says")
+    elif options.data_size is not None:
+        score_once = score_one * options.data_size
+        notes.append(f"reference scores: {options.data_size:,} examples, once")
+    else:
+        score_each = score_one * training.super_batch_size
+        notes.append(f"{_NOT_STORED}; --data-size N plans a score table")
+    train_once, note = _reference_training(options, table, reference, uniform_steps)
+    notes.append(note)
+    if uncounted:
+        notes.append(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
+    return Plan(
+        ratio=cost.online_score / training.super_batch_size / forward_flops(learner).per_example,
+        filter_ratio=options.filter_ratio,
+        step=cost,
+        uniform_steps=uniform_steps,
+        steps=steps,
+        reference_step=score_each,
+        reference_score=score_once,
+        reference_train=train_once,
+        runs=options.runs,
+        budget=options.budget_flops,
+        expected_saving=options.expected_saving,
+        notes=tuple(notes),
+    )
+
+
+def _reference_training(
+    options: PlanOptions, table: ScoreTable | None, reference: Model, uniform_steps: int
+) -> tuple[float, str]:
+    """(FLOPs of training the reference, where the figure comes from)."""
+    steps = options.reference_steps
+    note = f"reference training: {steps:,} steps of {options.batch_size}" if steps is not None else _AS_LONG_AS_UNIFORM
+    if steps is None:
+        recorded = recorded_train_flops(options.reference) if options.reference else None
+        if table is not None:
+            recorded = table.manifest["flops"]["reference_train"]
+        if recorded is not None:
+            return recorded, "reference training: as recorded by the run that made it"
+        steps = uniform_steps
+    trainee = Trainee(reference, TrainOptions(dataset="", learner="", steps=1), 0.0, CPU)
+    return float(trainee.train_flops(options.batch_size).total * steps), note
+
+
+def _reference_spec(
+    options: PlanOptions, table: ScoreTable | None, dataset: DatasetSpec, config: Config
+) -> ModelSpec | None:
+    """The reference's architecture; None where it is the online model's. Refuses one whose cost nobody can tell."""
+    if table is not None:
+        spec = ModelSpec(**table.manifest["reference"]["model"])
+        recorded = table.manifest["flops"]["reference_train"]
+    elif options.reference is not None:
+        spec = _find(options.reference, dataset, config)
+        recorded = recorded_train_flops(options.reference)
+    else:
+        return None
+    if spec.weights == "published" and recorded is None and options.reference_steps is None:
+        raise SpecError(
+            f"reference '{spec.name}': what its published weights cost to train is not recorded; give "
+            "--reference-steps (examples it saw / --batch-size; 0 where that was not yours to pay)"
+        )
+    return spec
+
+
+def _open_table(path: str, dataset: DatasetSpec) -> ScoreTable:
+    table = open_scores(path)
+    if (table.manifest["dataset"], table.manifest["dataset_fingerprint"]) != (dataset.name, dataset.fingerprint):
+        raise TableError(
+            f"{table.folder}: scores data set '{table.manifest['dataset']}' ({table.manifest['dataset_fingerprint']}), "
+            f"this plan is for '{dataset.name}' ({dataset.fingerprint}); give the table of this data set"
+        )
+    if table.manifest["flops"].get("reference_score") is None:
+        raise TableError(f"{table.folder}: is not finished, so its cost is unknown; run 'curate score-reference' again")
+    return table
+
+
+def _examples(table: ScoreTable) -> int:
+    counts = table.manifest["counts"]
+    return int(counts["examples"]) + int(counts["failures"])
+
+
+def _find(name: str, dataset: DatasetSpec, config: Config) -> ModelSpec:
+    return find_model(name, task=dataset.task, num_classes=dataset.num_classes, config=config)
+
+
+def _build(spec: ModelSpec) -> Model:
+    """The model without its weights: shapes decide the FLOPs, so nothing is fetched for a plan."""
+    architecture = spec.architecture
+    if spec.task == "image-text" and not architecture.startswith(SCHEMES):
+        architecture = architecture.partition(":")[0]
+    return load_model(replace(spec, weights="", architecture=architecture))
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
