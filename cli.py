@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,11 @@ def app() -> None:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"curate: {e.filename or 'a file'}: the disk is full; free space, then go on as it was", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("curate: interrupted; the same command goes on (train: with --resume)", err=True)
         sys.exit(130)

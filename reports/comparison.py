@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from ..datasets.storage import write_atomically
 from ..errors import RunError
+from .page import page
+from .plots import draw
 from .savings import quality_at, saving
+from .selected import selection
+from .verdict import BASELINE, COSTS, LEDGER, REGIMES, verdict
 
 Report = Callable[[str], None]
-BASELINE = "uniform"
-REGIMES = ("fully_amortised", "foundation", "pretrained_reference", "nothing_amortised")
-LEDGER = ("learner_train", "online_score", "online_train", "reference_score", "reference_train")
-COSTS = {"learner_updates": "learner updates", "total_flops": "total FLOPs", "seconds": "seconds"}
 
 
 def points(runs: Iterable[Path], quality: str) -> list[dict[str, Any]]:
@@ -182,10 +182,45 @@ def write_folder(
     content = {
         **analyse(found, compared["quality"]),
         **{k: compared[k] for k in ("learning_rate", "search", "settings")},
+        "selection": selection(root, found, compared["settings"]["budget_flops"], datasets),
+        "made": _made(root, found),
     }
-    write_points(found, root / "points.parquet")
-    write_comparison(content, root / "comparison.json")
-    return str(root / "comparison.json")
+    content["verdict"] = verdict(content)
+    index = root / "index.html"
+    try:
+        write_points(found, root / "points.parquet")
+        write_comparison(content, root / "comparison.json")
+        write_atomically(str(index), page(content, draw(content, found, root / "plots")).encode())
+    except OSError as e:
+        raise RunError(f"{root}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
+    report(content["verdict"])
+    return str(index)
+
+
+def _made(root: Path, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """On what and with what the runs were made, from their manifests; where these differ, all that was seen."""
+    manifests = []
+    for point in found:
+        path = root / "runs" / point["run"] / "manifest.json"
+        try:
+            manifests.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as e:
+            raise RunError(f"{path}: is missing or damaged ({e}); delete the folder and compare again") from None
+
+    def seen(values: Iterable[Any]) -> list[str]:
+        return list(dict.fromkeys(str(value) for value in values))
+
+    versions = [m.get("versions") or {} for m in manifests]
+    return {
+        "hardware": seen(m.get("hardware") for m in manifests),
+        "precision": seen(m.get("precision") for m in manifests),
+        "versions": {
+            name: " and ".join(seen(v.get(name) for v in versions))
+            for name in dict.fromkeys(k for v in versions for k in v)
+        },
+        "operators_not_counted": sorted({name for m in manifests for name in m.get("operators_not_counted") or ()}),
+        "description": str((manifests[0].get("dataset") or {}).get("description") or ""),
+    }
 
 
 def write_points(found: Sequence[dict[str, Any]], path: Path) -> None:

@@ -495,3 +495,20 @@ def test_a_damaged_run_folder_as_reference(work):
     weights.unlink()
     refused(work.score(), work.reference, "finish it with 'curate train ... --resume'")
     assert not work.out.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_damaged_run_folder_is_told_when_it_is_resumed(work, name):
+    assert work.train().code == 0
+    (work.runs / "run" / name).write_text('{"dataset": ')
+    error = work.train("--resume").error
+    assert f"run/{name}: cannot be read" in error
+    assert "delete the run's folder to start over" in error
+
+
+def test_a_disk_too_small_for_what_the_run_will_write(work, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    error = work.train().error
+    assert "GB for checkpoints and selections, 1e-06 GB are free; free space" in error
+    assert work.no_run()

@@ -19,7 +19,7 @@ from ..errors import RunError, SpecError
 from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE
 from .budget import format_flops
 from .options import TrainOptions
-from .records import write_json
+from .records import read_document, write_json
 from .run import train
 
 Report = Callable[[str], None]
@@ -101,7 +101,7 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     points = planned(options, best)
     todo = [p for p in points if not _finished(p)]
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
-    _run_all(todo, options.jobs, config, quality, report)
+    run_all(todo, options.jobs, config, quality, report)
     report(f"all {len(points)} runs stand in {options.runs} ({time.perf_counter() - started:,.0f} s)")
     return Compared(tuple(str(p.name) for p in points), quality, best, search, options.base.to_dict())
 
@@ -143,12 +143,12 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
         for lr in options.learning_rates
     ]
     report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.learning_rates)}")
-    _run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
+    run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
     return tuple((t.lr, float(_summary(t)["quality"][quality])) for t in tried)
 
 
-def _run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
-    """Every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
+def run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
+    """`train` every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
     if not todo:
         return
     started, done_flops = time.perf_counter(), 0.0
@@ -159,7 +159,8 @@ def _run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: s
         done = 0
         while waiting or running:
             while waiting and len(running) < jobs:
-                running[pool.submit(_train_quietly, waiting[0], config)] = waiting.pop(0)
+                one = waiting.pop(0)
+                running[pool.submit(_train_quietly, one, config)] = one
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 one = running.pop(future)
                 try:
@@ -218,10 +219,7 @@ def _refuse_other_settings(options: CompareOptions) -> None:
     now = {k: v for k, v in options.base.to_dict().items() if k not in free}
     now["learning_rates"] = list(options.learning_rates) or [options.base.lr]
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise RunError(f"{path}: damaged; delete it, the finished runs beside it are kept") from None
+        before = read_document(path)
         changed = [k for k in now if json.loads(json.dumps(now[k])) != before.get(k)]
         if changed:
             k = changed[0]
@@ -243,5 +241,4 @@ def _finished(options: TrainOptions) -> bool:
 
 
 def _summary(options: TrainOptions) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((_folder(options) / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return read_document(_folder(options) / "summary.json")

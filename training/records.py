@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..datasets.storage import write_atomically
+from ..errors import RunError
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -101,3 +102,14 @@ class RunRecords:
 
 def write_json(path: Path, content: Any) -> None:
     write_atomically(str(path), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON object of a run folder. Raises RunError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise RunError(f"{path}: cannot be read ({e}); restore it, or delete the run's folder to start over") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: holds {type(content).__name__}, expected an object; delete the run's folder")
+    return content

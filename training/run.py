@@ -32,7 +32,7 @@ from .evaluate import evaluate
 from .ledger import Ledger, StepCost
 from .loop import Job, train_loop
 from .options import TrainOptions
-from .records import RunRecords, write_json
+from .records import RunRecords, read_document, write_json
 from .reference import open_reference
 from .superbatch import SuperBatches
 from .trainee import Trainee
@@ -40,6 +40,8 @@ from .trainee import Trainee
 Report = Callable[[str], None]
 # What a run that was killed before it wrote its config.json may have left.
 BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
+# Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
+OPTIMIZER_STATE, SELECTION_BYTES = 2, 30
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
 
@@ -128,6 +130,7 @@ def _train(
         shuffle_bytes=options.shuffle_bytes,
     )
     models = {"learner": learner, **({"online": online} if online else {})}
+    _check_disk(run, models, options, steps)
     write_json(run / "config.json", options.to_dict())
     write_json(run / "manifest.json", _manifest(dataset, shards, models, table, device, precision, cost, uncounted))
     records.log(
@@ -204,9 +207,9 @@ def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, An
     """Make the run folder, or find it as an earlier call left it. Returns the summary of a finished run."""
     config = run / "config.json"
     if config.exists():
-        before = json.loads(config.read_text(encoding="utf-8"))
         if not resume:
             raise RunError(f"{run}: this run exists; --resume goes on with it, --name makes another")
+        before = read_document(config)
         now = json.loads(json.dumps(options.to_dict()))
         changed = [k for k in now if k not in FREE_TO_CHANGE and now[k] != before.get(k)]
         if changed:
@@ -215,8 +218,7 @@ def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, An
                 f"{run}: was started with {k} = {before.get(k)}, now {now[k]}; use the same, or another --name"
             )
         if (run / "summary.json").exists():
-            summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-            return summary
+            return read_document(run / "summary.json")
     elif run.is_dir():
         # A refused run is removed again, so it must not start where somebody else's files are.
         foreign = sorted({path.name for path in run.iterdir()} - BEFORE_CONFIG)
@@ -252,6 +254,20 @@ def _steps(options: TrainOptions, cost: StepCost, charged: float) -> int:
         return steps_within(options.examples, options.batch_size)
     assert options.budget_flops is not None
     return steps_within(options.budget_flops, cost.total, charged)
+
+
+def _check_disk(run: Path, models: dict[str, Model], options: TrainOptions, steps: int) -> None:
+    """Refuse what would fill the disk hours later: two checkpoints (the new one is whole before the old one goes), the
+    final weights, and the selections."""
+    weights = sum(4 * p.numel() for m in models.values() for p in m.module.parameters())
+    rows = options.selects * steps // options.selections_every * options.super_batch_size
+    needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + SELECTION_BYTES * rows
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise RunError(
+            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints and selections, {free / 1e9:.3g} GB are free; "
+            "free space, choose another --out, or raise --selections-every"
+        )
 
 
 def step_cost(options: TrainOptions, learner: Trainee, online: Trainee | None) -> tuple[StepCost, list[str]]:

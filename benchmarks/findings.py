@@ -1,0 +1,281 @@
+"""The tables of docs/findings.md, each from real runs on CIFAR-10N. Whatever is finished in the folder is reused.
+
+    python benchmarks/findings.py FOLDER main            # 51 runs, about 90 minutes on 2 cores
+    python benchmarks/findings.py FOLDER filter-ratio    # or any other name of TABLES: 5 to 25 minutes each on 2 cores
+    python benchmarks/findings.py FOLDER --list
+
+FOLDER gets a curate.toml, the data, the references, the score tables and the runs. `main` calls `curate compare`; every
+other table trains the same learner for BUDGET under one change a row, three seeds each, and prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from curate.datasets.preparers import prepare
+from curate.datasets.preparers.writer import write_shards
+from curate.datasets.readers import read_shard
+from curate.datasets.shards import list_shards
+from curate.datasets.spec import Config, add_dataset, add_model, find_dataset, load_config
+from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.scoring.flops import forward_flops
+from curate.scoring.models import find_model, load_model
+from curate.training import TrainOptions, train
+from curate.training.comparison import run_all
+from measuring import curate
+
+BUDGET, SEEDS, LR, SCORER_LR = 10e12, 3, 1e-3, 5e-3
+REFERENCE_EXAMPLES = 300_000
+
+
+def conv(*channels: int, layers: tuple[int, ...]) -> dict[str, Any]:
+    return {"architecture": "small_resnet", "arguments": {"channels": list(channels), "layers": list(layers)}}
+
+
+# Named by about how many times their FLOPs the learner (the ConvNet) takes for a forward pass.
+MODELS = {
+    "learner": conv(32, 64, 128, 256, layers=(0, 1, 1)),
+    "scorer15": conv(8, 16, 32, 64, layers=(0, 1, 1)),
+    "scorer48": conv(8, 16, 32, 64, layers=(0, 0, 0)),
+    "scorer200": conv(4, 8, 12, 24, layers=(0, 0, 0)),
+    "scorer1000": {**conv(3, 6, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},
+    "vit": {
+        "architecture": "vit_tiny_patch16_224",
+        "arguments": {"img_size": 32, "patch_size": 4, "depth": 4},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`model` trained on `dataset`, then run over the data set that is trained on."""
+
+    model: str = "scorer15"
+    dataset: str = "cifar10n-curated"
+    examples: int = REFERENCE_EXAMPLES
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what `label` changes in the run."""
+
+    label: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    reference: Reference | None = Reference()
+    dataset: str = "cifar10n"
+
+
+UNIFORM = Row("uniform", {"policy": "uniform"}, None)
+
+
+def noise_rows(column: str) -> list[Row]:
+    dataset = "cifar10n" if column == "worse_label" else f"cifar10n-{column}"
+    return [
+        Row(f"{column}, uniform", {"policy": "uniform"}, None, dataset),
+        Row(f"{column}, learnability", {}, Reference(), dataset),
+    ]
+
+
+TABLES: dict[str, list[Row]] = {
+    "scorer-size": [
+        UNIFORM,
+        *(
+            Row(f"online and reference 1/{name.removeprefix('scorer')}", {"online": name}, Reference(name))
+            for name in ("scorer15", "scorer48", "scorer200", "scorer1000")
+        ),
+        *(
+            Row(f"online 1/{name.removeprefix('scorer')}, reference 1/15", {"online": name})
+            for name in ("scorer48", "scorer200", "scorer1000")
+        ),
+    ],
+    "filter-ratio": [UNIFORM, *(Row(f"f = {f}", {"filter_ratio": f}) for f in (0.3, 0.5, 0.8, 0.9))],
+    "sampling": [
+        UNIFORM,
+        *(Row(f"softmax, temperature {t}", {"temperature": t}) for t in (0.25, 0.5, 1.0, 2.0)),
+        Row("topk", {"sampler": "topk"}),
+    ],
+    "reference": [
+        UNIFORM,
+        Row("no reference (hard-learner)", {"policy": "hard-learner"}, None),
+        Row("clean, held out, 10,000", {}),
+        Row("clean, held out, a third of the training", {}, Reference(examples=REFERENCE_EXAMPLES // 3)),
+        Row("noisy, held out, 10,000", {}, Reference(dataset="cifar10n-curated-worse_label")),
+        Row("noisy, the same 40,000", {}, Reference(dataset="cifar10n")),
+        Row("clean, rho (the learner is the online model)", {"policy": "rho", "online": None}),
+        Row("clean, easy-reference (no online model)", {"policy": "easy-reference", "online": None}),
+    ],
+    "noise": [
+        row for column in ("clean_label", "aggre_label", "random_label1", "worse_label") for row in noise_rows(column)
+    ],
+    "learner": [
+        Row("ViT, uniform", {"policy": "uniform", "learner": "vit"}, None),
+        Row("ViT, learnability", {"learner": "vit"}),
+        Row("ConvNet, uniform", {"policy": "uniform"}, None),
+        Row("ConvNet, learnability", {}),
+    ],
+    "data-size": [
+        Row("5,000 examples, uniform", {"policy": "uniform"}, None, "cifar10n-5-shards"),
+        Row("5,000 examples, learnability", {}, Reference(), "cifar10n-5-shards"),
+        Row("40,000 examples, uniform", {"policy": "uniform"}, None),
+        Row("40,000 examples, learnability", {}),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("tables", nargs="*", metavar="TABLE")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.list or not arguments.tables:
+        print("main", *TABLES, sep="\n")
+        return
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    folder = arguments.folder.resolve()
+    prepare("cifar10n", folder / "data", folder / "curate.toml", report=print)
+    for name, entry in MODELS.items():
+        add_model(folder / "curate.toml", name, entry)
+    for name in arguments.tables:
+        if name == "main":
+            compare(folder, arguments.jobs, arguments.seeds)
+        else:
+            print(f"\n{name}\n\n{table(folder, TABLES[name], arguments.jobs, arguments.seeds)}", flush=True)
+
+
+def compare(folder: Path, jobs: int, seeds: int) -> None:
+    """The comparison of issue and README: five policies, budgets 0.5x to 2x, uniform's ladder up to 8x."""
+    scores = score_table(folder, Reference(), "cifar10n")
+    arguments = (
+        *("compare", "--dataset", "cifar10n", "--learner", "learner", "--online", "scorer48", "--online-lr", SCORER_LR),
+        *("--reference-scores", scores, "--policies", "uniform,hard-learner,easy-reference,learnability,rho"),
+        *("--budget-flops", BUDGET, "--budgets", "0.5x,1x,2x", "--ladder", "4x,8x", "--seeds", seeds),
+        *("--filter-ratio", 0.8, "--search-lr", "5e-4,1e-3,2e-3,4e-3", "--jobs", jobs, "--out", folder / "comparison"),
+    )
+    curate(*arguments, cwd=folder)
+
+
+def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
+    """Run what is missing of every row and seed; Markdown of quality, share of wrong labels chosen, and seconds."""
+    points = {(row.label, seed): point(folder, row, seed) for row in rows for seed in range(seeds)}
+    todo = [p for p in points.values() if not summary_path(p).exists()]
+    run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
+    lines = [
+        "| | clean top-1 | min..max | n | learner updates | online 1/ | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = [json.loads(summary_path(points[row.label, seed]).read_text()) for seed in range(seeds)]
+        top1 = [100 * summary["quality"]["top1"] for summary in found]
+        seconds = statistics.median(s["seconds"]["total"] - s["seconds"]["evaluate"] for s in found)
+        lines.append(
+            f"| {row.label} | {statistics.fmean(top1):.1f} % | {min(top1):.1f}..{max(top1):.1f} | {len(top1)} "
+            f"| {found[0]['steps']:,} | {ratio(folder, found[0])} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def ratio(folder: Path, summary: dict[str, Any]) -> str:
+    if not summary["online"]:
+        return ""
+    config = load_config(folder / "curate.toml")
+    sizes = [
+        forward_flops(load_model(find_model(summary[kind], task="classification", num_classes=10, config=config)))
+        for kind in ("learner", "online")
+    ]
+    return f"{sizes[0].per_example / sizes[1].per_example:.0f}"
+
+
+def point(folder: Path, row: Row, seed: int) -> TrainOptions:
+    dataset_of(folder, row.dataset)
+    known: dict[str, Any] = {
+        "policy": "learnability",
+        "learner": "learner",
+        "online": "scorer48",
+        "filter_ratio": 0.8,
+        "lr": LR,
+        "online_lr": SCORER_LR,
+        **row.changes,
+    }
+    options = TrainOptions(
+        dataset=row.dataset,
+        budget_flops=BUDGET,
+        seed=seed,
+        selections_every=5,
+        reference_scores=score_table(folder, row.reference, row.dataset) if row.reference else None,
+        **known,
+    )
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{row.dataset} {row.label} seed{seed}")
+    return replace(options, out=str(folder / "runs"), name=name)
+
+
+def summary_path(options: TrainOptions) -> Path:
+    return Path(options.out, str(options.name), "summary.json")
+
+
+@cache
+def score_table(folder: Path, reference: Reference, dataset: str) -> str:
+    """Train the reference and score the data set with it, where that was not done before."""
+    dataset_of(folder, reference.dataset)
+    config = dataset_of(folder, dataset)
+    name = f"{reference.model}-on-{reference.dataset}-{reference.examples}"
+    options = TrainOptions(
+        dataset=reference.dataset,
+        learner=reference.model,
+        examples=reference.examples,
+        lr=SCORER_LR,
+        seed=100,
+        out=str(folder / "references"),
+        name=name,
+    )
+    train(options, config=config, resume=True, report=quiet)
+    spec = find_dataset(dataset, config)
+    model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
+    return score_reference(ScoreOptions(dataset=spec, reference=model, out=str(folder / "scores")), quiet).folder
+
+
+def dataset_of(folder: Path, name: str) -> Config:
+    """Make `NAME-COLUMN` (the same pictures under another column's labels) or `NAME-5-shards`, where it is not there."""
+    toml = folder / "curate.toml"
+    config = load_config(toml)
+    if name in config.datasets:
+        return config
+    base, _, kind = name.partition("-curated-") if "-curated-" in name else name.partition("-")
+    source = base + "-curated" if "-curated-" in name else base
+    entry = dict(config.datasets[source])
+    if kind.endswith("-shards"):
+        spec = find_dataset(source, config)
+        entry["train"] = [shard.url for shard in list_shards(spec)[: int(kind.removesuffix("-shards"))]]
+    else:
+        counts = write_shards(folder / "data" / name, relabelled(config, source, kind), per_shard=1000)[0]
+        entry["train"] = f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"
+        entry.pop("analysis", None)
+    add_dataset(toml, name, entry)
+    return load_config(toml)
+
+
+def relabelled(config: Config, source: str, column: str) -> Any:
+    spec = find_dataset(source, config)
+    known = pq.read_table(str(Path(str(config.path)).parent / str(config.datasets[source]["analysis"])))
+    labels = dict(zip(known["key"].to_pylist(), known[column].to_pylist(), strict=True))
+    for shard in list_shards(spec):
+        for example in read_shard(spec, shard):
+            yield {"__key__": example.key, "png": example.image, "cls": str(labels[example.key]).encode()}
+
+
+quiet: Callable[[str], None] = lambda line: None  # noqa: E731
+
+if __name__ == "__main__":
+    main()

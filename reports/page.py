@@ -1,0 +1,201 @@
+"""A comparison as one HTML file: plots inline, no script, no request to anywhere, so it opens from disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from .page_style import STYLE
+from .tables import equal_table, ledger_table, savings_table, search_table
+from .verdict import (
+    BASELINE,
+    COSTS,
+    REGIMES,
+    accuracy,
+    format_flops,
+    gained,
+    multiple,
+    percent,
+    quality_name,
+    short,
+    spread,
+    verdict,
+)
+
+Content = Mapping[str, Any]
+TITLES = {
+    "quality_over_updates": "Quality over learner updates",
+    "quality_over_flops": "Quality over total FLOPs",
+    "quality_over_seconds": "Quality over seconds",
+    "ledger": "What a run at 1x costs, by line of the ledger",
+    "wrong_labels": "Share of wrong labels among the selected",
+    "distributions": "Losses and scores of the selected and the rest",
+}
+REGIME_WORDS = {
+    "fully_amortised": "counts learner train alone: the chosen sequence of examples is reused by many runs.",
+    "foundation": "adds online score and online train: the reference's scores come with the data. The normal case.",
+    "pretrained_reference": "adds reference score: one pass of the reference model over the data set.",
+    "nothing_amortised": "adds reference train: the whole way from nothing, for this one run.",
+}
+
+
+def page(content: Content, plots: Mapping[str, str]) -> str:
+    """The HTML of a comparison. `content` is comparison.json's, `plots` the SVG texts by name."""
+    dataset = str(content["settings"]["dataset"])
+    title = f"curate compare: {', '.join(content['policies'])} on {dataset}"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p class="verdict" id="verdict">{escape(verdict(content))}</p>
+{_tiles(content)}
+<h2>Savings at equal quality</h2>
+<p class="note">Share of {BASELINE}'s cost that was saved to the same quality, read on {BASELINE}'s ladder of complete runs and
+never beyond it: &gt; is off its upper end (more than), ≤ off its lower end (at most); below 0 is a loss. Small: least
+and greatest over seeds, each seed's quality put on the same ladder.</p>
+{savings_table(content)}
+<h2>Quality over cost</h2>
+<p class="note">Every point is a complete run whose learning rate decayed fully at its own budget. Lines: mean over
+seeds; bands: least to greatest; dots: the seeds.</p>
+<div class="plots">
+{_figures(plots, ("quality_over_updates", "quality_over_flops", "quality_over_seconds"))}
+</div>
+<h2>Quality at equal cost</h2>
+<p class="note">Three different questions. Rows: what {BASELINE}'s budgets cost. ≈ is interpolated between complete runs in
+log cost; – means that no run was that cheap or that dear. Small: least and greatest over seeds. Bold: the row's best.</p>
+{"".join(equal_table(content, cost) for cost in COSTS)}
+<h2>Where the FLOPs go</h2>
+{_figures(plots, ("ledger",), wide=True)}
+{ledger_table(content)}
+<h2>What was selected</h2>
+{_selected(content, plots)}
+<h2>How this was made</h2>
+{_made(content)}
+</main>
+</body>
+</html>
+"""
+
+
+def _tiles(content: Content) -> str:
+    """The headline's policy in four figures, each with the question it answers."""
+    best = content["headline"]
+    if best is None:
+        return ""
+    policy, at = best["policy"], multiple(best["budget_flops"], content)
+    tiles = []
+    savings = {"fewer learner updates": best["learner_updates"]} | {
+        f"less total compute, {REGIMES[name]}": best["total_compute"][name]
+        for name in ("foundation", "nothing_amortised")
+        if best["total_compute"][name] is not None
+    }
+    for words, saving in savings.items():
+        lost = saving["share"] < 0 and saving["where"] != "above"
+        shown = percent(-saving["share"]) if lost else short(saving)
+        words = words.replace("fewer", "more").replace("less", "more") if lost else words
+        tiles.append((shown, words, f"at equal quality; seeds {spread(saving)}", gained(saving)))
+    for cost in ("total_flops", "seconds"):
+        row = next((r for r in content["equal"][cost] if r["budget_flops"] == best["budget_flops"]), None)
+        if row is not None and policy in row["quality"]:
+            mine, base = row["quality"][policy], row["quality"][BASELINE]
+            tiles.append(
+                (
+                    accuracy(mine["mean"]),
+                    f"{quality_name(content)} at equal {COSTS[cost]}",
+                    f"{BASELINE}: {accuracy(base['mean'])}",
+                    mine["mean"] > base["mean"],
+                )
+            )
+    cells = "".join(
+        f'<div class="tile"><b{" class=gain" * good}>{escape(figure)}</b><span>{escape(words)}</span>'
+        f"<small>{escape(small)}</small></div>"
+        for figure, words, small, good in tiles
+    )
+    return f'<p class="note">{escape(policy)} at {escape(at)}:</p>\n<div class="tiles">{cells}</div>'
+
+
+def _figures(plots: Mapping[str, str], names: Iterable[str], wide: bool = False) -> str:
+    return "\n".join(
+        f'<figure id="{name}"{" class=one" * wide}><figcaption>{TITLES[name]}</figcaption>'
+        f'<div class="scroll">{inline_svg(name, plots[name])}</div></figure>'
+        for name in names
+        if name in plots
+    )
+
+
+def inline_svg(name: str, text: str) -> str:
+    """An SVG file's text as an element of a page: no prolog, no metadata, ids that no other plot has, no fixed size."""
+    svg = text[text.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, _, rest = svg.partition(">")
+    head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)
+    rest = re.sub(r'\bid="', f'id="{name}-', rest)
+    rest = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
+    return f'{head} role="img" aria-label="{escape(TITLES[name])}">{rest}'
+
+
+def _selected(content: Content, plots: Mapping[str, str]) -> str:
+    if not content["selection"]:
+        return "<p>No selections were recorded: no policy but uniform has a run of the first seed at 1x.</p>"
+    missing = ""
+    if "wrong_labels" not in plots:
+        missing = '<p class="note">Wrong labels are not shown: this data set knows no clean labels.</p>'
+    return f"""<p class="note">The first seed's runs at 1x. Clean labels are read here for analysis only; nothing that trains sees
+them. Distributions: each group's share over the same bins, what lies beyond the outer half percents counted in the last bins.</p>
+{missing}{_figures(plots, ("wrong_labels", "distributions"), wide=True)}"""
+
+
+def _made(content: Content) -> str:
+    settings, made = content["settings"], content["made"]
+    regimes = "".join(f"<li><b>{name}</b> {escape(REGIME_WORDS[key])}</li>" for key, name in REGIMES.items())
+    budgets = sorted({rung["budget_flops"] for curve in content["curves"].values() for rung in curve})
+    n_seeds = len(content["seeds"])
+    facts = {
+        "data set": f"{settings['dataset']}: {made['description']}" if made["description"] else settings["dataset"],
+        "seeds": ", ".join(map(str, content["seeds"])),
+        "budgets": ", ".join(f"{multiple(b, content)} ({format_flops(b)})" for b in budgets),
+        "hardware": "; ".join(made["hardware"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
+        "precision": ", ".join(made["precision"]),
+        "operators without FLOPs": ", ".join(made["operators_not_counted"]) or "none",
+        "learning rate": f"{content['learning_rate']:g}",
+    }
+    chosen = {
+        k: v for k, v in settings.items() if v is not None and k not in ("dataset", "lr", "seed", "policy", "name")
+    }
+    return f"""<ul>
+<li>Every point is a complete run: its learning rate rose and decayed to zero within its own budget. No point is a snapshot
+of a longer run.</li>
+<li>All policies train with the learning rate that suits {BASELINE} best; {n_seeds} seed{"s" * (n_seeds != 1)} a point.</li>
+<li>FLOPs = 2 × multiply-adds, measured once on the shapes that ran. A budget pays for learner train, online score and
+online train. Seconds are of training, without evaluation.</li>
+<li>Between complete runs, values are interpolated linearly in log cost; beyond the first and the last nothing is said.</li>
+</ul>
+<h3>The four regimes of total compute</h3>
+<ul>{regimes}</ul>
+{search_table(content)}
+<h3>Setting</h3>
+{_definitions(facts)}
+<h3>Options of all runs</h3>
+{_definitions(chosen)}"""
+
+
+def _definitions(facts: Mapping[str, Any]) -> str:
+    rows = "".join(f"<dt>{escape(str(k).replace('_', ' '))}</dt><dd>{escape(_value(v))}</dd>" for k, v in facts.items())
+    return f"<dl>{rows}</dl>"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

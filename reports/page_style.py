@@ -1,0 +1,59 @@
+"""The look of the comparison's page: one style sheet, light and dark, for a desk and for a phone."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --paper: #ffffff; --tint: #f4f6f8;
+  --gain: #0b6e4f; --loss: #a4351b; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #3a424c; --paper: #15191e; --tint: #1f252c;
+    --gain: #5fd3a6; --loss: #ff9a7a; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1160px; margin: 0 auto; padding: 28px 20px 64px; }
+h1 { font-size: 1.05rem; font-weight: 600; color: var(--soft); margin: 0 0 10px; }
+.verdict { font-size: clamp(1.25rem, 2.6vw, 1.8rem); line-height: 1.3; font-weight: 600; margin: 0 0 20px;
+  max-width: 42em; text-wrap: pretty; }
+h2 { font-size: 1.3rem; margin: 48px 0 6px; }
+h3 { font-size: 1rem; margin: 28px 0 6px; }
+p, li { max-width: 50em; }
+.note, figcaption { color: var(--soft); font-size: .9rem; margin: 4px 0 12px; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; margin: 0 0 8px; }
+.tile { background: var(--tint); border-radius: 8px; padding: 12px 14px; }
+.tile b { display: block; font-size: 1.55rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.tile span { display: block; font-size: .88rem; }
+.tile small { color: var(--soft); font-size: .8rem; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; margin: 0 0 8px; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+caption { text-align: left; font-weight: 600; padding: 10px 0 6px; }
+th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
+  vertical-align: top; }
+th { font-weight: 600; }
+thead th { color: var(--soft); font-size: .84rem; vertical-align: bottom; }
+thead th.group { text-align: center; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tbody.group { border-top: 2px solid var(--line); }
+td small { display: block; color: var(--soft); font-size: .78rem; }
+td.ours { background: var(--tint); }
+.gain { color: var(--gain); font-weight: 600; }
+.loss { color: var(--loss); }
+.best { font-weight: 700; }
+.swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em; }
+figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
+figure figcaption { color: #1b1f24; font-weight: 600; margin: 2px 4px 6px; }
+figure svg { display: block; width: 100%; height: auto; }
+figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
+  sans-serif !important; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 14px; }
+.one { max-width: 860px; margin-bottom: 14px; }
+.one svg { min-width: 520px; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 0; font-size: .92rem; }
+dt { color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) {
+  main { padding: 18px 14px 48px; }
+  .tiles { grid-template-columns: 1fr 1fr; }
+  dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  dd { margin-bottom: 8px; }
+}
+"""

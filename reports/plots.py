@@ -1,0 +1,228 @@
+"""Plots of a comparison, as SVG (text stays text) and PNG. Only matplotlib's object API: no state, no display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from ..datasets.storage import write_atomically
+from .verdict import BASELINE, COSTS, LEDGER, format_flops, quality_name
+
+Content = Mapping[str, Any]
+Points = Sequence[Mapping[str, Any]]
+# Okabe and Ito's palette, told apart with any colour vision; grey is always the baseline.
+COLOURS = {
+    "uniform": "#6b6b6b",
+    "learnability": "#0072b2",
+    "rho": "#d55e00",
+    "easy-reference": "#009e73",
+    "hard-learner": "#cc79a7",
+    "joint": "#e69f00",
+}
+SPARE = ("#e69f00", "#56b4e9", "#a6761d", "#332288")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LEDGER_COLOURS = ("#4d4d4d", "#e69f00", "#f0c75e", "#56b4e9", "#a8d5f2")
+STYLE = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": "#222222",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    # The same comparison gives the same bytes.
+    "svg.hashsalt": "curate",
+}
+MEASURES = {"online_loss": "online loss", "reference_loss": "reference loss", "score": "score"}
+
+
+def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
+    """Write NAME.svg and NAME.png of every plot into `folder`; returns the SVG's text by name.
+
+    A plot without data (no policy that selects, no clean labels) is left out.
+    """
+    plots: dict[str, Callable[[], Figure | None]] = {
+        "quality_over_updates": lambda: _quality(content, found, "learner_updates"),
+        "quality_over_flops": lambda: _quality(content, found, "total_flops"),
+        "quality_over_seconds": lambda: _quality(content, found, "seconds"),
+        "ledger": lambda: _ledger(content),
+        "wrong_labels": lambda: _wrong_labels(content),
+        "distributions": lambda: _distributions(content),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    with mpl.rc_context(STYLE):
+        for name, plot in plots.items():
+            figure = plot()
+            for suffix in ("svg", "png"):
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+            if figure is None:
+                continue
+            FigureCanvasAgg(figure)
+            text = StringIO()
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(text, format="svg", metadata=nothing)
+            drawn[name] = text.getvalue()
+            write_atomically(str(folder / f"{name}.svg"), drawn[name].encode())
+            figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+    return drawn
+
+
+def colour(policy: str, policies: Sequence[str]) -> str:
+    """A policy's colour: its own wherever it is drawn, a spare one if it has none."""
+    if policy in COLOURS:
+        return COLOURS[policy]
+    unknown = [p for p in policies if p not in COLOURS]
+    return SPARE[unknown.index(policy) % len(SPARE)]
+
+
+def _quality(content: Content, found: Points, cost: str) -> Figure:
+    figure = Figure(figsize=(5.0, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    policies = list(content["curves"])
+    for i, policy in enumerate(policies):
+        curve, shade = content["curves"][policy], colour(policy, policies)
+        xs = [rung[cost]["mean"] for rung in curve]
+        low, mean, high = ([rung["quality"][m] for rung in curve] for m in ("min", "mean", "max"))
+        axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
+        axes.plot(
+            xs,
+            mean,
+            color=shade,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            linestyle="--" if policy == BASELINE else "-",
+            label=policy,
+            zorder=3,
+        )
+        mine = [p for p in found if p["policy"] == policy]
+        axes.scatter([p[cost] for p in mine], [p["quality"] for p in mine], s=7, color=shade, alpha=0.45, linewidths=0)
+    costs = [p[cost] for p in found]
+    axes.set_xscale("log")
+    narrow = max(costs) < 3 * min(costs)
+    axes.xaxis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda x, _: format_flops(x) if cost == "total_flops" else f"{x:,.6g}")
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.set_xlabel(f"{COSTS[cost]} (log scale)")
+    axes.set_ylabel(quality_name(content))
+    _legend(figure, axes, columns=3)
+    return figure
+
+
+def _ledger(content: Content) -> Figure:
+    budget = content["settings"]["budget_flops"]
+    rungs = {policy: _at(curve, budget) for policy, curve in content["curves"].items()}
+    shown = {policy: rung for policy, rung in rungs.items() if rung is not None}
+    figure = Figure(figsize=(7.2, 1.7 + 0.42 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    start = dict.fromkeys(shown, 0.0)
+    for (line, name), shade in zip(LEDGER.items(), LEDGER_COLOURS, strict=True):
+        widths = [rung[line]["mean"] if rung[line] else 0.0 for rung in shown.values()]
+        bars = axes.barh(list(shown), widths, left=list(start.values()), height=0.62, color=shade, label=name)
+        bars.set_label(name)
+        start = {policy: start[policy] + width for policy, width in zip(shown, widths, strict=True)}
+    for policy, rung in shown.items():
+        if rung["reference_train"] is None:
+            axes.annotate(
+                "+ reference train, not known",
+                (start[policy], policy),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                color="#555555",
+            )
+    axes.axvline(budget, color="#222222", linewidth=1, linestyle=":")
+    axes.annotate("1x", (budget, 1), (3, 1), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_locator(AutoLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_flops(x)))
+    axes.set_xlabel("FLOPs of a run at 1x")
+    _legend(figure, axes, columns=3)
+    return figure
+
+
+def _wrong_labels(content: Content) -> Figure | None:
+    known = [entry for entry in content["selection"] if entry["wrong_labels"]]
+    if not known:
+        return None
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    policies = list(content["curves"])
+    widest = max((entry["wrong_labels"] for entry in known), key=lambda wrong: wrong["step"][-1])
+    axes.plot(widest["step"], widest["all"], color=COLOURS[BASELINE], linestyle="--", label="all that was drawn")
+    for entry in known:
+        wrong = entry["wrong_labels"]
+        axes.plot(
+            wrong["step"],
+            wrong["selected"],
+            color=colour(entry["policy"], policies),
+            marker=MARKERS[policies.index(entry["policy"]) % len(MARKERS)],
+            markersize=4,
+            label=entry["policy"],
+        )
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.set_xlabel("learner updates")
+    axes.set_ylabel("wrong labels among the selected")
+    _legend(figure, axes, columns=3)
+    return figure
+
+
+def _distributions(content: Content) -> Figure | None:
+    known = [entry for entry in content["selection"] if any(entry["distributions"].values())]
+    if not known:
+        return None
+    figure = Figure(figsize=(8.0, 0.9 + 1.35 * len(known)), layout="constrained")
+    grid = figure.subplots(len(known), len(MEASURES), sharex="col", squeeze=False)
+    policies = list(content["curves"])
+    for row, entry in zip(grid, known, strict=True):
+        shade = colour(entry["policy"], policies)
+        for axes, measure in zip(row, MEASURES, strict=True):
+            axes.grid(visible=False)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            histogram = entry["distributions"][measure]
+            if histogram is None:
+                axes.text(0.5, 0.5, "not used", transform=axes.transAxes, ha="center", color="#777777")
+                continue
+            axes.stairs(histogram["rest"], histogram["edges"], fill=True, color="#cfcfcf")
+            axes.stairs(histogram["selected"], histogram["edges"], color=shade, linewidth=1.8)
+            axes.set_ylim(bottom=0)
+        row[0].set_ylabel(entry["policy"], color=shade, rotation=0, ha="right", va="center", labelpad=8)
+    for axes, name in zip(grid[-1], MEASURES.values(), strict=True):
+        axes.set_xlabel(name)
+    handles = [
+        Patch(facecolor="none", edgecolor="#222222", linewidth=1.8, label="selected"),
+        Patch(facecolor="#cfcfcf", label="not selected"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=2.2)
+
+
+def _at(curve: Sequence[Mapping[str, Any]], budget: float) -> Mapping[str, Any] | None:
+    return next((rung for rung in curve if rung["budget_flops"] == budget), None)

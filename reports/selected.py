@@ -1,0 +1,130 @@
+"""What policies selected: the share of wrong labels among it, and how its losses and scores are distributed.
+
+For analysis only: clean labels are read here, long after training, and by nothing that trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ..errors import QueryError
+from .sql import error_line
+from .views import connect
+
+STEP_BINS = 20
+BINS = 40
+MEASURES = ("online_loss", "reference_loss", "score")
+# Losses have long tails: what lies beyond these quantiles is counted in the outermost bins.
+TAILS = (0.005, 0.995)
+CLEAN = "clean_label"
+
+
+def selection(
+    root: Path, found: Sequence[Mapping[str, Any]], budget: float, datasets: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """One entry a policy that selects: its run of the first seed at `budget` (FLOPs), from the selections it recorded.
+
+    `wrong_labels` holds, for some 20 bins of steps, the share of wrong labels among the selected and among all of the
+    super-batch; None where the data set knows no clean labels, or no run has a score table (which holds the labels
+    as trained on). `distributions` holds, a measure, the bins' `edges` (shared by all policies) and the share of the
+    selected and of the rest in every bin; None where the policy has no such loss. Raises QueryError.
+    """
+    seed = min((p["seed"] for p in found), default=0)
+    chosen = [p for p in found if p["budget_flops"] == budget and p["seed"] == seed]
+    table = _table(root, found)
+    scores = table.rstrip("/").rsplit("/", 2)[0] if table else "scores"
+    connection = connect(scores=scores, runs=str(root / "runs"), datasets=datasets)
+    try:
+        selecting = {run for (run,) in connection.execute("SELECT DISTINCT run FROM selections").fetchall()}
+        chosen = [p for p in chosen if p["run"] in selecting]
+        edges = {measure: _edges(connection, measure, [p["run"] for p in chosen]) for measure in MEASURES}
+        return [
+            {
+                "policy": p["policy"],
+                "run": p["run"],
+                "wrong_labels": _wrong_labels(connection, p["run"], table),
+                "distributions": {m: _histogram(connection, p["run"], m, edges[m]) for m in MEASURES},
+            }
+            for p in chosen
+        ]
+    except (duckdb.Error, OSError) as e:
+        raise QueryError(f"{root / 'runs'}: selections cannot be read: {error_line(e)}") from None
+    finally:
+        connection.close()
+
+
+def _table(root: Path, found: Sequence[Mapping[str, Any]]) -> str | None:
+    """The folder of the first score table that any of the runs read. All of one comparison read the same."""
+    for point in found:
+        try:
+            manifest = json.loads((root / "runs" / point["run"] / "manifest.json").read_text(encoding="utf-8"))
+            return str(manifest["score_table"]["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _wrong_labels(connection: duckdb.DuckDBPyConnection, run: str, table: str | None) -> dict[str, Any] | None:
+    columns = {row[0] for row in connection.execute("DESCRIBE analysis").fetchall()}
+    if table is None or CLEAN not in columns:
+        return None
+    dataset, reference = (part.partition("=")[2] for part in table.rstrip("/").rsplit("/", 2)[1:])
+    rows = connection.execute(
+        f"""
+        WITH judged AS (
+            SELECT s.step, s.selected, t.label::BIGINT <> try_cast(a.{CLEAN} AS BIGINT) AS wrong,
+                floor((s.step - 1) * {STEP_BINS} / max(s.step) OVER ()) AS bin
+            FROM selections s
+            JOIN scores t ON s.shard = t.shard AND s.key = t.key AND t.dataset = $dataset AND t.reference = $reference
+            JOIN analysis a ON s.shard = a.shard AND s.key = a.key AND a.dataset = $dataset
+            WHERE s.run = $run
+        )
+        SELECT avg(step), avg(wrong::INT) FILTER (selected), avg(wrong::INT), count(*) FILTER (selected)
+        FROM judged WHERE wrong IS NOT NULL GROUP BY bin HAVING count(*) FILTER (selected) > 0 ORDER BY bin
+        """,
+        {"dataset": dataset, "reference": reference, "run": run},
+    ).fetchall()
+    if not rows:
+        return None
+    step, selected, everything, n = (list(column) for column in zip(*rows, strict=True))
+    return {"step": step, "selected": selected, "all": everything, "n_selected": n}
+
+
+def _edges(connection: duckdb.DuckDBPyConnection, measure: str, runs: Sequence[str]) -> list[float] | None:
+    found = connection.execute(
+        f"SELECT quantile_cont({measure}, $tails) FROM selections WHERE list_contains($runs, run)",
+        {"tails": list(TAILS), "runs": list(runs)},
+    ).fetchone()
+    if found is None or found[0] is None or not found[0][0] < found[0][1]:
+        return None
+    low, high = map(float, found[0])
+    return [low + (high - low) * i / BINS for i in range(BINS + 1)]
+
+
+def _histogram(
+    connection: duckdb.DuckDBPyConnection, run: str, measure: str, edges: Sequence[float] | None
+) -> dict[str, Any] | None:
+    if edges is None:
+        return None
+    low, width = edges[0], (edges[-1] - edges[0]) / BINS
+    rows = connection.execute(
+        f"""
+        SELECT selected, least(greatest(floor(({measure} - $low) / $width), 0), {BINS - 1})::INT AS bin, count(*)
+        FROM selections WHERE run = $run AND {measure} IS NOT NULL GROUP BY ALL
+        """,
+        {"low": low, "width": width, "run": run},
+    ).fetchall()
+    if not rows:
+        return None
+    histogram: dict[str, Any] = {"edges": list(edges)}
+    for name, flag in (("selected", True), ("rest", False)):
+        counts = {bin_: count for selected, bin_, count in rows if selected == flag}
+        total = sum(counts.values())
+        histogram[name] = [counts.get(i, 0) / total if total else 0.0 for i in range(BINS)]
+        histogram[f"n_{name}"] = total
+    return histogram

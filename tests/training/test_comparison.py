@@ -1,0 +1,154 @@
+"""Comparisons of real runs on digits: what runs, what is reused, and that a point is just what `curate train` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import curate, silent, start_curate
+from curate.errors import CurateError, RunError, SpecError
+from curate.training import TrainOptions, train
+from curate.training.comparison import CompareOptions, compare_runs, planned
+from safetensors.torch import load_file
+
+POINTS = {
+    *(f"uniform-{x}x-seed{s}" for x in ("0.5", "1", "2") for s in (0, 1)),
+    *(f"learnability-{x}x-seed{s}" for x in ("0.5", "1") for s in (0, 1)),
+}
+
+
+@pytest.fixture
+def options(digits, tmp_path):
+    base = TrainOptions(
+        dataset="digits",
+        learner="learner",
+        online="scorer",
+        reference_scores=digits.scores,
+        budget_flops=2e9,
+        batch_size=16,
+        precision="fp32",
+    )
+    return CompareOptions(
+        base=base,
+        policies=("uniform", "learnability"),
+        budgets=(0.5, 1.0),
+        ladder=(2.0,),
+        seeds=2,
+        out=str(tmp_path / "comparison"),
+    )
+
+
+def stamps(options):
+    return {path.parent.name: path.stat().st_mtime_ns for path in options.runs.glob("*/summary.json")}
+
+
+def test_every_point_is_run_once_reused_and_extended(options, digits):
+    compared = compare_runs(options, config=digits.config, report=silent)
+    assert set(compared.runs) == POINTS
+    before = stamps(options)
+    assert set(before) == POINTS
+    lines = []
+    compare_runs(options, config=digits.config, report=lines.append)
+    assert stamps(options) == before
+    assert "10 runs, 10 of them finished before" in lines[0]
+    more = replace(options, seeds=3, policies=("uniform", "learnability", "easy-reference"))
+    compare_runs(more, config=digits.config, report=silent)
+    after = stamps(options)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 3 * 7
+
+
+def test_a_point_is_the_run_that_train_makes(options, digits, tmp_path):
+    compare_runs(replace(options, jobs=2), config=digits.config, report=silent)
+    for point in planned(options, options.base.lr):
+        if point.name in ("learnability-1x-seed1", "uniform-2x-seed0"):
+            summary = train(replace(point, out=str(tmp_path / "alone")), config=digits.config, report=silent)
+            beside = json.loads((options.runs / point.name / "summary.json").read_text())
+            assert beside["policy"] == point.policy
+            assert beside["quality"] == summary["quality"]
+            assert beside["ledger"] == summary["ledger"]
+            assert beside["ledger"]["learner_train"] <= point.budget_flops
+            weights = [
+                load_file(folder / point.name / "checkpoints/learner.safetensors")
+                for folder in (options.runs, tmp_path / "alone")
+            ]
+            assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):
+    searched = replace(options, learning_rates=(1e-6, 1e-2), seeds=1)
+    compared = compare_runs(searched, config=digits.config, report=silent)
+    tried = dict(compared.search)
+    assert tried[1e-2] > tried[1e-6]
+    assert compared.learning_rate == 1e-2
+    configs = [json.loads((searched.runs / name / "config.json").read_text()) for name in compared.runs]
+    assert {config["lr"] for config in configs} == {1e-2}
+    by_hand = json.loads((Path(searched.out) / "search/lr0.01/summary.json").read_text())
+    assert by_hand["policy"] == "uniform"
+    assert by_hand["quality"]["top1"] == tried[1e-2]
+
+
+def test_another_comparison_is_refused_in_the_same_folder(options, digits):
+    compare_runs(replace(options, seeds=1), config=digits.config, report=silent)
+    changed = replace(options, base=replace(options.base, filter_ratio=0.75))
+    with pytest.raises(RunError, match=r"was made with filter_ratio = 0\.5, now 0\.75; use another --out"):
+        compare_runs(changed, config=digits.config, report=silent)
+    Path(options.out, "settings.json").write_text("{")
+    with pytest.raises(RunError, match=r"settings\.json: cannot be read"):
+        compare_runs(options, config=digits.config, report=silent)
+
+
+def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):
+    compare_runs(replace(options, policies=("uniform",), seeds=1), config=digits.config, report=silent)
+    broken = options.runs / "uniform-1x-seed0"
+    (broken / "summary.json").unlink()
+    (broken / "config.json").write_text("not json")
+    with pytest.raises(CurateError, match=r"uniform-1x-seed0/config\.json: cannot be read"):
+        compare_runs(options, config=digits.config, report=silent)
+    assert {"uniform-0.5x-seed0", "uniform-2x-seed0"} <= set(stamps(options))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"policies": ("learnability",)}, "must name uniform"),
+        ({"policies": ("uniform", "uniform")}, "names one twice"),
+        ({"policies": ("uniform", "best")}, "unknown policy 'best'"),
+        ({"budgets": (0.5,)}, "must name 1x"),
+        ({"ladder": (-1.0,)}, "above 0"),
+        ({"seeds": 0}, "--seeds is 0"),
+        ({"jobs": 0}, "--jobs is 0"),
+    ],
+)
+def test_options_that_cannot_be_used(options, changes, told):
+    with pytest.raises(SpecError, match=told):
+        replace(options, **changes)
+
+
+def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
+    out = tmp_path / "killed"
+    command = (
+        *("compare", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--online", "scorer"),
+        *("--reference-scores", digits.scores, "--budget-flops", "4e9", "--batch-size", 16, "--seeds", 1),
+        *("--budgets", "1x", "--ladder", "2x,4x", "--out", out),
+    )
+    process = start_curate(*command)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/*/summary.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
+    assert finished
+    done = curate(*command)
+    assert done.code == 0, done.err
+    content = json.loads((out / "comparison.json").read_text())
+    assert [len(content["curves"][policy]) for policy in ("uniform", "learnability")] == [3, 1]
+    after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
+    assert {name: after[name] for name in finished} == finished
+    assert len(after) == 4
