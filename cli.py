@@ -311,7 +311,7 @@ def compare(
     from .datasets.spec import analysis_files, load_config
     from .reports.comparison import write_folder
     from .training import TrainOptions, parse_flops
-    from .training.comparison import CompareOptions, compare_runs
+    from .training.comparison import CompareOptions, compare_runs, parse_numbers
 
     known = load_config(config)
     base = TrainOptions(
@@ -390,14 +390,6 @@ def parse_share(text: str, option: str) -> float:
     if not 0 <= share <= 1:
         raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
     return share
-
-
-def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers from `0.5x,1x,2x` or `1e-3,2e-3`. Raises SpecError."""
-    try:
-        return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
 
 
 def parse_precision(text: str | None) -> str | None:

@@ -28,7 +28,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     found = in_turn(
         ROUNDS,
         report,
-        ours=lambda: pipeline_rate(work, precision),
+        ours=lambda: pipeline_rate(work, MODEL, precision),
         script=lambda: script_rate(work, precision),
     )
     what = f"{MODEL} {precision}"

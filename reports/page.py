@@ -72,7 +72,7 @@ seeds; bands: least to greatest; dots: the seeds.</p>
 </div>
 <h2>Quality at equal cost</h2>
 <p class="note">Three different questions. Rows: what {BASELINE}'s budgets cost. ≈ is interpolated between complete runs in
-log cost; – means that no run was that cheap or that dear. Small: least and greatest over seeds. Bold: the row's best.</p>
+log cost; &ndash; means that no run was that cheap or that dear. Small: least and greatest over seeds. Bold: the row's best.</p>
 {"".join(equal_table(content, cost) for cost in COSTS)}
 <h2>Where the FLOPs go</h2>
 {_figures(plots, ("ledger",), wide=True)}
@@ -177,7 +177,7 @@ def _made(content: Content) -> str:
 <li>Every point is a complete run: its learning rate rose and decayed to zero within its own budget. No point is a snapshot
 of a longer run.</li>
 <li>All policies train with the learning rate that suits {BASELINE} best; {n_seeds} seed{"s" * (n_seeds != 1)} a point.</li>
-<li>FLOPs = 2 × multiply-adds, measured once on the shapes that ran. A budget pays for learner train, online score and
+<li>FLOPs = 2 &times; multiply-adds, measured once on the shapes that ran. A budget pays for learner train, online score and
 online train. Seconds are of training, without evaluation.</li>
 <li>Between complete runs, values are interpolated linearly in log cost; beyond the first and the last nothing is said.</li>
 </ul>

@@ -22,7 +22,7 @@ from .verdict import (
 )
 
 Content = Mapping[str, Any]
-MISSING = "<td>–</td>"
+MISSING = "<td>&ndash;</td>"
 
 
 def savings_table(content: Content) -> str:
@@ -56,7 +56,7 @@ def _savings_row(row: Mapping[str, Any], content: Content) -> str:
 
 def _saving(saving: Mapping[str, Any] | None, ours: bool = False) -> str:
     if saving is None:
-        return '<td title="reference train is not known">–</td>'
+        return '<td title="reference train is not known">&ndash;</td>'
     kind = "gain" if gained(saving) else "loss" if saving["share"] < 0 and saving["where"] != "above" else ""
     return (
         f"<td{' class=ours' * ours}><span class='{kind}'>{escape(short(saving))}</span>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 BASELINE = "uniform"
@@ -120,7 +121,7 @@ def multiple(budget: float, content: Mapping[str, Any]) -> str:
 def quality_falls(content: Mapping[str, Any]) -> bool:
     """Whether more compute ever made uniform worse, which makes 'equal quality' ambiguous."""
     means: Sequence[float] = [rung["quality"]["mean"] for rung in content["curves"][BASELINE]]
-    return any(a > b for a, b in zip(means, means[1:], strict=False))
+    return any(a > b for a, b in pairwise(means))
 
 
 def quality_name(content: Mapping[str, Any]) -> str:

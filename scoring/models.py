@@ -88,7 +88,11 @@ class Model:
 
     def normalize(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
         """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels last in memory) with this model's mean and std."""
-        return ((pixels_BHWC.float() - self._mean) / self._std).permute(0, 3, 1, 2)
+        B, H, W, C = pixels_BHWC.shape
+        # A whole row at a time, and in place: an innermost dimension of three channels is four times as slow on CPUs.
+        rows = pixels_BHWC.reshape(B, H, W * C).to(torch.float32, copy=True)
+        rows.sub_(self._mean.repeat(W)).div_(self._std.repeat(W))
+        return rows.view(B, H, W, C).permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
         """64 hex digits of weights, architecture and preprocessing; the same whichever name or path it came by."""

@@ -82,6 +82,14 @@ class Compared:
         return asdict(self)
 
 
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers from `0.5x,1x,2x` or `1e-3,2e-3`. Raises SpecError."""
+    try:
+        return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
+
+
 def compare_runs(options: CompareOptions, *, config: Config, report: Report = print) -> Compared:
     """Run whatever of the comparison is missing and write `settings.json` of its folder.
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
@@ -119,3 +120,16 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
         load_model(classifier(config_with(tmp_path, architecture="small_resnet", arguments={"nonsense": 1})))
     with pytest.raises(ModelError, match="unknown setting args"):
         classifier(config_with(tmp_path, architecture="small_resnet", args={}))
+
+
+def test_normalize_is_the_plain_formula_and_leaves_its_input_alone():
+    model = load_model(find_model("resnet10t", task="classification", num_classes=3, config=NO_CONFIG))
+    pixels = torch.randint(0, 256, (5, 7, 9, 3), dtype=torch.uint8)
+    before = pixels.clone()
+    images = model.normalize(pixels)
+    mean, std = (np.array(x) for x in (model.preprocessing.mean, model.preprocessing.std))
+    expected = ((pixels.numpy().astype(np.float64) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-5)
+    assert torch.equal(pixels, before)
