@@ -158,7 +158,9 @@ def train(
     ] = None,
     sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
     optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
-    lr: Annotated[float, typer.Option(help="Peak learning rate; decays to zero where the run ends.")] = 2e-3,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak; decays to zero where the run ends. [2e-3; image-text 5e-4]")
+    ] = None,
     online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
@@ -287,7 +289,7 @@ def compare(
     search_lr: Annotated[
         str | None, typer.Option(help="Rates that uniform tries at 1x; all policies then use its best: 1e-3,2e-3.")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate, where it is not searched.")] = 2e-3,
+    lr: Annotated[float | None, typer.Option(help="As of train, where it is not searched.")] = None,
     online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
     batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
     filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,

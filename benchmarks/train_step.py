@@ -34,7 +34,7 @@ from data import part_of_cifar10n
 from measuring import Benchmark, Figure, Report, in_turn, ratios
 
 ROUNDS, STEPS, WARM_UP = 7, 60, 10
-BATCH_SIZE, SHARDS = 128, 10
+BATCH_SIZE, SHARDS, LR = 128, 10, 2e-3
 ARGUMENTS = {"channels": [32, 64, 128, 256], "layers": [0, 1, 1]}
 GOAL = 0.97
 
@@ -82,11 +82,12 @@ def our_step(work: Path, data: SuperBatches) -> float:
     options = TrainOptions(
         dataset="cifar10n-10-shards",
         learner="learner",
+        lr=LR,
         steps=STEPS,
         batch_size=BATCH_SIZE,
         augment="none",
     )
-    trainee = Trainee(new_model(), options, options.lr, device)
+    trainee = Trainee(new_model(), options, LR, device)
     job = Job(
         options=options,
         run=run,
@@ -110,12 +111,12 @@ def our_step(work: Path, data: SuperBatches) -> float:
 
 
 def checkpoint_seconds(work: Path) -> float:
-    options = TrainOptions(dataset="cifar10n-10-shards", learner="learner", steps=STEPS)
-    trainee = Trainee(new_model(), options, options.lr, best_device())
+    options = TrainOptions(dataset="cifar10n-10-shards", learner="learner", lr=LR, steps=STEPS)
+    trainee = Trainee(new_model(), options, LR, best_device())
     size = trainee.model.geometry.size
     pixels = torch.zeros(BATCH_SIZE, size, size, 3, dtype=torch.uint8, device=best_device())
     labels = torch.zeros(BATCH_SIZE, dtype=torch.int64, device=best_device())
-    trainee.step(pixels, labels, options.lr, "fp32")  # until then the optimizer has no state to save
+    trainee.step(pixels, labels, LR, "fp32")  # until then the optimizer has no state to save
     run = work / "runs" / "checkpoint"
     shutil.rmtree(run, ignore_errors=True)
     started = time.perf_counter()
@@ -126,7 +127,7 @@ def checkpoint_seconds(work: Path) -> float:
 def plain_step(images: torch.Tensor, labels: torch.Tensor) -> float:
     device = best_device()
     module = new_model().module.to(device, memory_format=torch.channels_last).train()
-    optimizer = timm.optim.create_optimizer_v2(module, opt="adamw", lr=2e-3, weight_decay=0.05)
+    optimizer = timm.optim.create_optimizer_v2(module, opt="adamw", lr=LR, weight_decay=0.05)
     precision = best_precision(device)
     order = torch.randperm(len(images))
     done = []

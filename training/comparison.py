@@ -18,7 +18,7 @@ from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
 from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE
 from .budget import format_flops
-from .options import TrainOptions
+from .options import DEFAULT_LR, TrainOptions
 from .records import read_document, write_json
 from .run import train
 
@@ -105,7 +105,8 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     _refuse_other_settings(options)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
-    best = max(search, key=lambda pair: pair[1])[0] if search else options.base.lr
+    given = options.base.lr if options.base.lr is not None else DEFAULT_LR[dataset.task]
+    best = max(search, key=lambda pair: pair[1])[0] if search else given
     points = planned(options, best)
     todo = [p for p in points if not _finished(p)]
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
@@ -152,7 +153,9 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     ]
     report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.learning_rates)}")
     run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
-    return tuple((t.lr, float(_summary(t)["quality"][quality])) for t in tried)
+    return tuple(
+        (lr, float(_summary(t)["quality"][quality])) for lr, t in zip(options.learning_rates, tried, strict=True)
+    )
 
 
 def run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: str, report: Report) -> None:

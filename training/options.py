@@ -10,6 +10,8 @@ from ..scoring.forward import Precision
 from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
 from ..scoring.selection import Sampler, sub_batch_size, super_batch_size
 
+# AdamW's, where the user names none: contrastive ViTs do not start to learn at what suits small ConvNets.
+DEFAULT_LR = {"classification": 2e-3, "image-text": 5e-4}
 OnMissing = Literal["error", "score", "skip"]
 Augment = Literal["none", "flip", "crop-flip"]
 
@@ -20,7 +22,8 @@ class TrainOptions:
 
     `batch_size` is b, what the learner trains on at each step; the super-batch is b / (1 - `filter_ratio`).
     `filter_ratio` is the share dropped. `score_scale` multiplies the losses that make the score (None: 1 for
-    cross-entropy, 20 for dot products). `selections_every` steps, the whole super-batch is written to `selections/`.
+    cross-entropy, 20 for dot products). `lr` is the peak (None: `DEFAULT_LR` of the task).
+    Every `selections_every` steps, the whole super-batch is written to `selections/`.
     """
 
     dataset: str
@@ -39,7 +42,7 @@ class TrainOptions:
     score_scale: float | None = None
     sampler: Sampler = "softmax"
     optimizer: str = "adamw"
-    lr: float = 2e-3
+    lr: float | None = None
     online_lr: float | None = None
     weight_decay: float = 0.05
     warmup: float = 0.05

@@ -31,7 +31,7 @@ from .budget import format_flops, steps_within
 from .evaluate import evaluate
 from .ledger import Ledger, StepCost
 from .loop import Job, train_loop
-from .options import TrainOptions
+from .options import DEFAULT_LR, TrainOptions
 from .records import RunRecords, read_document, write_json
 from .reference import open_reference
 from .superbatch import SuperBatches
@@ -104,8 +104,10 @@ def _train(
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
-    learner_trainee = Trainee(learner, options, options.lr, device)
-    online_trainee = Trainee(online, options, options.online_lr or options.lr, device) if online else None
+    lr = options.lr if options.lr is not None else DEFAULT_LR[dataset.task]
+    online_lr = options.online_lr if options.online_lr is not None else lr
+    learner_trainee = Trainee(learner, options, lr, device)
+    online_trainee = Trainee(online, options, online_lr, device) if online else None
     cost, uncounted = step_cost(options, learner_trainee, online_trainee)
     charged = 0.0
     if options.charge_reference and table is not None:

@@ -65,7 +65,7 @@ def test_every_point_is_run_once_reused_and_extended(options, digits):
 
 def test_a_point_is_the_run_that_train_makes(options, digits, tmp_path):
     compare_runs(replace(options, jobs=2), config=digits.config, report=silent)
-    for point in planned(options, options.base.lr):
+    for point in planned(options, 2e-3):
         if point.name in ("learnability-1x-seed1", "uniform-2x-seed0"):
             summary = train(replace(point, out=str(tmp_path / "alone")), config=digits.config, report=silent)
             beside = json.loads((options.runs / point.name / "summary.json").read_text())
