@@ -49,9 +49,10 @@ MODELS = {
     "scorer48": conv(8, 16, 32, 64, layers=(0, 0, 0)),
     "scorer200": conv(4, 8, 12, 24, layers=(0, 0, 0)),
     "scorer1000": {**conv(3, 6, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},
+    # As many FLOPs as the ConvNet.
     "vit": {
         "architecture": "vit_tiny_patch16_224",
-        "arguments": {"img_size": 32, "patch_size": 4, "depth": 4},
+        "arguments": {"img_size": 32, "patch_size": 4, "depth": 4, "embed_dim": 128, "num_heads": 4},
     },
 }
 

@@ -31,7 +31,7 @@ COLOURS = {
 SPARE = ("#e69f00", "#56b4e9", "#a6761d", "#332288")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LEDGER_COLOURS = ("#4d4d4d", "#e69f00", "#f0c75e", "#56b4e9", "#a8d5f2")
-STYLE = {
+STYLE: Any = {  # matplotlib types its keys one by one
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

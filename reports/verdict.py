@@ -72,7 +72,7 @@ def verdict(content: Mapping[str, Any]) -> str:
 
 def gained(saving: Mapping[str, Any]) -> bool:
     """Whether a saving is known to be one: a bound from above is not."""
-    return saving["share"] > 0 and saving["where"] != "below"
+    return bool(saving["share"] > 0 and saving["where"] != "below")
 
 
 def spoken(saving: Mapping[str, Any], less: str, more: str) -> str:
@@ -125,4 +125,5 @@ def quality_falls(content: Mapping[str, Any]) -> bool:
 
 
 def quality_name(content: Mapping[str, Any]) -> str:
-    return QUALITIES.get(content["quality"], content["quality"])
+    quality = str(content["quality"])
+    return QUALITIES.get(quality, quality)
