@@ -243,17 +243,33 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
     filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
     expected_saving: Annotated[str | None, typer.Option(help="Learner updates you hope to save, such as 25%.")] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="Measure the saving by short runs of this share of the budget, such as 1%.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Of the probe.")] = 2,
+    lr: Annotated[float | None, typer.Option(help="Of the probe's runs, as of train.")] = None,
+    online_lr: Annotated[float | None, typer.Option(help="Of the probe's online model, where it differs.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the probe's selection.")] = 1.0,
+    jobs: Annotated[int, typer.Option(help="Probing runs at a time, each on its share of the cores.")] = 1,
+    out: Annotated[str, typer.Option(help="Folder of the probe's runs.")] = "probe",
     format: Annotated[str, typer.Option(help="table or json.")] = "table",
     config: ConfigOption = None,
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
+    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save.
+
     Example: curate plan --ratio 1/49 --expected-saving 25%
     """
+    from dataclasses import replace
+
     from .datasets.spec import load_config
     from .reports.plan import write_plan
+    from .reports.probe import expected_saving as measured_saving
+    from .reports.probe import read_probe
     from .training import parse_flops
     from .training.plan import PlanOptions, make_plan, parse_ratio
+    from .training.probe import ProbeOptions, run_probe
 
     options = PlanOptions(
         ratio=None if ratio is None else parse_ratio(ratio),
@@ -270,7 +286,21 @@ def plan(
         runs=runs,
         expected_saving=None if expected_saving is None else parse_share(expected_saving, "--expected-saving"),
     )
-    write_plan(make_plan(options, load_config(config)).to_dict(), format)
+    known, measured = load_config(config), None
+    if probe is not None:
+        probing = ProbeOptions(
+            plan=options,
+            share=parse_share(probe, "--probe"),
+            seeds=seeds,
+            lr=lr,
+            online_lr=online_lr,
+            temperature=temperature,
+            jobs=jobs,
+            out=out,
+        )
+        measured = read_probe(out, run_probe(probing, config=known, report=report).to_dict())
+        options = replace(options, expected_saving=measured_saving(measured))
+    write_plan(make_plan(options, known).to_dict(), format, probe=measured)
 
 
 @cli.command()

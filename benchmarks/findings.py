@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow.parquet as pq
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import write_shards
@@ -28,6 +29,7 @@ from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import Config, add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.reports.savings import saving
 from curate.scoring.flops import forward_flops
 from curate.scoring.models import find_model, load_model
 from curate.training import TrainOptions, train
@@ -36,6 +38,14 @@ from measuring import curate
 
 BUDGET, SEEDS, LR, SCORER_LR = 10e12, 3, 1e-3, 5e-3
 REFERENCE_EXAMPLES = 300_000
+DEFAULTS: dict[str, Any] = {
+    "policy": "learnability",
+    "learner": "learner",
+    "online": "scorer48",
+    "filter_ratio": 0.8,
+    "lr": LR,
+    "online_lr": SCORER_LR,
+}
 
 
 def conv(*channels: int, layers: tuple[int, ...]) -> dict[str, Any]:
@@ -64,6 +74,10 @@ class Reference:
     model: str = "scorer15"
     dataset: str = "cifar10n-curated"
     examples: int = REFERENCE_EXAMPLES
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-on-{self.dataset}-{self.examples}"
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,15 @@ TABLES: dict[str, list[Row]] = {
         Row("ConvNet, uniform", {"policy": "uniform"}, None),
         Row("ConvNet, learnability", {}),
     ],
+    "learning-rates": [
+        Row(f"{label}, lr {lr:g}", {"policy": "uniform", "lr": lr, **changes}, None, dataset)
+        for label, changes, dataset in (
+            ("ViT", {"learner": "vit"}, "cifar10n"),
+            ("clean labels", {}, "cifar10n-clean_label"),
+            ("5,000 examples", {}, "cifar10n-5-shards"),
+        )
+        for lr in (5e-4, 1e-3, 2e-3)
+    ],
     "data-size": [
         Row("5,000 examples, uniform", {"policy": "uniform"}, None, "cifar10n-5-shards"),
         Row("5,000 examples, learnability", {}, Reference(), "cifar10n-5-shards"),
@@ -153,7 +176,8 @@ def main() -> None:
         if name == "main":
             compare(folder, arguments.jobs, arguments.seeds)
         else:
-            print(f"\n{name}\n\n{table(folder, TABLES[name], arguments.jobs, arguments.seeds)}", flush=True)
+            seeds = 1 if name == "learning-rates" else arguments.seeds
+            print(f"\n{name}\n\n{table(folder, TABLES[name], arguments.jobs, seeds)}", flush=True)
 
 
 def compare(folder: Path, jobs: int, seeds: int) -> None:
@@ -169,23 +193,85 @@ def compare(folder: Path, jobs: int, seeds: int) -> None:
 
 
 def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
-    """Run what is missing of every row and seed; Markdown of quality, share of wrong labels chosen, and seconds."""
-    points = {(row.label, seed): point(folder, row, seed) for row in rows for seed in range(seeds)}
-    todo = [p for p in points.values() if not summary_path(p).exists()]
+    """Run what is missing of every row and seed, and of uniform's ladder of budgets for every data set and learner.
+
+    Markdown: quality, share of wrong labels among what was chosen, and what was saved at equal quality.
+    """
+    made = {row.label: [point(folder, row, seed) for seed in range(seeds)] for row in rows}
+    rungs = {setting(row): ladder(folder, row, seeds) for row in rows if row.changes.get("policy") != "uniform"}
+    planned = [p for points in (*made.values(), *(rung for all_ in rungs.values() for rung in all_)) for p in points]
+    todo = list({summary_path(p): p for p in planned if not summary_path(p).exists()}.values())
     run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
-    lines = [
-        "| | clean top-1 | min..max | n | learner updates | online 1/ | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "clean top-1 | min..max | n | wrong labels chosen | updates | updates saved | compute saved | online 1/ | seconds"
+    lines = [f"| | {head} |", "|---" * 10 + "|"]
     for row in rows:
-        found = [json.loads(summary_path(points[row.label, seed]).read_text()) for seed in range(seeds)]
+        found = [summary_of(p) for p in made[row.label]]
         top1 = [100 * summary["quality"]["top1"] for summary in found]
         seconds = statistics.median(s["seconds"]["total"] - s["seconds"]["evaluate"] for s in found)
-        lines.append(
-            f"| {row.label} | {statistics.fmean(top1):.1f} % | {min(top1):.1f}..{max(top1):.1f} | {len(top1)} "
-            f"| {found[0]['steps']:,} | {ratio(folder, found[0])} | {seconds:.0f} |"
+        cells = (
+            row.label,
+            f"{statistics.fmean(top1):.1f} %",
+            f"{min(top1):.1f}..{max(top1):.1f}",
+            len(top1),
+            wrong_labels(folder, row, made[row.label]),
+            f"{found[0]['steps']:,}",
+            *saved(found, [[summary_of(p) for p in rung] for rung in rungs.get(setting(row), [])]),
+            ratio(folder, found[0]),
+            f"{seconds:.0f}",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def setting(row: Row) -> tuple[str, str]:
+    return row.dataset, str({**DEFAULTS, **row.changes}["learner"])
+
+
+def ladder(folder: Path, row: Row, seeds: int) -> list[list[TrainOptions]]:
+    """Uniform's complete runs at ascending budgets, of the same data set, learner and learning rate."""
+    same = {key: value for key, value in row.changes.items() if key in ("learner", "lr")}
+    uniform = replace(row, changes={"policy": "uniform", **same}, reference=None)
+    top = (4.0,) if setting(row) == setting(UNIFORM) else ()
+    return [[point(folder, uniform, seed, multiple) for seed in range(seeds)] for multiple in (0.5, 1.0, 2.0, *top)]
+
+
+def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str]:
+    """Shares of learner updates and of total compute (foundation regime), read between uniform's mean qualities."""
+    if found[0]["policy"] == "uniform":
+        return "", ""
+
+    def mean(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.fmean(map(value, runs))
+
+    def quality(run: dict[str, Any]) -> float:
+        return float(run["quality"]["top1"])
+
+    costs: tuple[Callable[[dict[str, Any]], float], ...] = (
+        lambda run: run["steps"],
+        lambda run: run["regimes"]["foundation"],
+    )
+    qualities = [mean(rung, quality) for rung in rungs]
+    updates, compute = (
+        str(saving(mean(found, cost), [mean(rung, cost) for rung in rungs], qualities, mean(found, quality)))
+        for cost in costs
+    )
+    return updates, compute
+
+
+def wrong_labels(folder: Path, row: Row, points: list[TrainOptions]) -> str:
+    """The share of wrong labels among what these runs selected: analysis only."""
+    if points[0].policy == "uniform":
+        return ""
+    column = row.dataset.partition("-")[2]
+    column = column if column.endswith(("label", "label1")) else "worse_label"
+    analysis = folder / "data" / "cifar10n" / "analysis" / "train.parquet"
+    selections = [f"{p.out}/{p.name}/selections/*.parquet" for p in points]
+    (share,) = duckdb.execute(
+        f"SELECT avg((a.{column} <> a.clean_label)::INT) FROM read_parquet($selections) s "
+        "JOIN read_parquet($analysis) a USING (key) WHERE s.selected",
+        {"selections": selections, "analysis": str(analysis)},
+    ).fetchone()
+    return f"{share:.0%}"
 
 
 def ratio(folder: Path, summary: dict[str, Any]) -> str:
@@ -199,26 +285,22 @@ def ratio(folder: Path, summary: dict[str, Any]) -> str:
     return f"{sizes[0].per_example / sizes[1].per_example:.0f}"
 
 
-def point(folder: Path, row: Row, seed: int) -> TrainOptions:
+def point(folder: Path, row: Row, seed: int, multiple: float = 1.0) -> TrainOptions:
+    """The run of a row and seed. Its name is drawn from what it does, so that tables share what they have in common."""
     dataset_of(folder, row.dataset)
-    known: dict[str, Any] = {
-        "policy": "learnability",
-        "learner": "learner",
-        "online": "scorer48",
-        "filter_ratio": 0.8,
-        "lr": LR,
-        "online_lr": SCORER_LR,
-        **row.changes,
-    }
+    known = {**DEFAULTS, **row.changes}
     options = TrainOptions(
         dataset=row.dataset,
-        budget_flops=BUDGET,
+        budget_flops=multiple * BUDGET,
         seed=seed,
         selections_every=5,
         reference_scores=score_table(folder, row.reference, row.dataset) if row.reference else None,
         **known,
     )
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{row.dataset} {row.label} seed{seed}")
+    changed = [f"{key}={value}" for key, value in sorted(known.items()) if value != DEFAULTS.get(key)]
+    changed += [] if multiple == 1 else [f"{multiple:g}x"]
+    reference = [] if row.reference is None else [row.reference.name]
+    name = re.sub(r"[^A-Za-z0-9._=]+", "-", " ".join([row.dataset, *changed, *reference, f"seed{seed}"]))
     return replace(options, out=str(folder / "runs"), name=name)
 
 
@@ -226,12 +308,16 @@ def summary_path(options: TrainOptions) -> Path:
     return Path(options.out, str(options.name), "summary.json")
 
 
+def summary_of(options: TrainOptions) -> dict[str, Any]:
+    return json.loads(summary_path(options).read_text())
+
+
 @cache
 def score_table(folder: Path, reference: Reference, dataset: str) -> str:
     """Train the reference and score the data set with it, where that was not done before."""
     dataset_of(folder, reference.dataset)
     config = dataset_of(folder, dataset)
-    name = f"{reference.model}-on-{reference.dataset}-{reference.examples}"
+    name = reference.name
     options = TrainOptions(
         dataset=reference.dataset,
         learner=reference.model,

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SpecError
+from .probe import probe_lines
 
 FORMATS = ("table", "json")
 REGIMES = {
@@ -21,13 +22,19 @@ REGIMES = {
 }
 
 
-def write_plan(plan: dict[str, Any], format: str = "table", file: IO[str] | None = None) -> None:
-    """Print a plan (`Plan.to_dict()`) as tables or as one JSON object. Raises SpecError for another format."""
+def write_plan(
+    plan: dict[str, Any], format: str = "table", file: IO[str] | None = None, *, probe: dict[str, Any] | None = None
+) -> None:
+    """Print a plan (`Plan.to_dict()`), and what a probe measured, as tables or as one JSON object.
+
+    Raises SpecError for another format.
+    """
     file = file or sys.stdout
     if format not in FORMATS:
         raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
     if format == "json":
-        file.write(json.dumps(plan, indent=2, allow_nan=False) + "\n")
+        content = plan if probe is None else {**plan, "probe": probe}
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
         return
     console = Console(file=file, highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -41,7 +48,7 @@ def write_plan(plan: dict[str, Any], format: str = "table", file: IO[str] | None
         f"* outside the budget; " + _shared(plan["runs"])
     )
     console.print(_regimes(plan))
-    for line in _explanation(plan):
+    for line in (probe_lines(probe, plan) if probe is not None else []) + _explanation(plan):
         console.print(line)
 
 
@@ -78,6 +85,7 @@ def _regimes(plan: dict[str, Any]) -> Table:
     if plan["updates"] is not None:
         table.add_column("so at most\nupdates", justify="right")
     if plan["expected_saving"] is not None:
+        table.add_column(f"at {_percent(plan['expected_saving'])}:\ncompute saved", justify="right")
         table.add_column("largest\nratio", justify="right")
         table.add_column("sizes\ndown", justify="right")
     for name, (label, counts) in REGIMES.items():
@@ -87,7 +95,11 @@ def _regimes(plan: dict[str, Any]) -> Table:
             cells.append(f"{regime['most_updates']:,}")
         if plan["expected_saving"] is not None:
             largest = regime["largest_ratio"]
-            cells += ["any" if largest is None else _one_over(largest), str(regime["sizes_down"])]
+            cells += [
+                _percent(regime["compute_saved"]),
+                "any" if largest is None else _one_over(largest),
+                str(regime["sizes_down"]),
+            ]
         table.add_row(label, counts, *cells)
     return table
 

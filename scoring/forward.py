@@ -103,11 +103,12 @@ def autocast(device: torch.device, precision: Precision) -> Any:
 
 
 def best_precision(device: torch.device) -> Precision:
-    """bf16 where the hardware multiplies it faster than float32: GPUs from Ampere on, CPUs with AMX."""
+    """bf16 where the hardware multiplies it faster than float32: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bf16" if device.type == "cpu" and amx() else "fp32"
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    fast = device.type == "cpu" and any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return "bf16" if fast else "fp32"
 
 
 def best_device() -> torch.device:

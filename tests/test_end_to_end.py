@@ -38,7 +38,7 @@ def work(tmp_path_factory):
     curate(folder, "prepare", "digits")
     with (folder / "curate.toml").open("a") as file:
         file.write(MODELS)
-    reference = ("--dataset", "digits-curated", "--learner", "scorer", "--steps", "150", "--batch-size", "64")
+    reference = ("--dataset", "digits-curated", "--learner", "scorer", "--steps", "300", "--batch-size", "64")
     assert curate(folder, "train", *reference, "--lr", "1e-2", "--name", "reference") == "runs/reference"
     table = curate(folder, "score-reference", "--dataset", "digits", "--reference", "runs/reference")
     assert (folder / table / "00000.parquet").exists()

@@ -143,6 +143,11 @@ class Plan:
         updates = self.most_updates(regime)
         return max(0.0, 1 - updates / self.uniform_steps) if updates > 0 else None
 
+    def total_at(self, regime: str, saving: float) -> float:
+        """What the quality of the uniform run costs under this regime where `saving` of its updates are saved."""
+        each, once = self.extra(regime)
+        return (1 - saving) * self.uniform_steps * (self.step.learner_train + each) + once
+
     def largest_ratio(self, regime: str, saving: float) -> float:
         """The largest F_online / F_learner at which `saving` (in (0, 1)) still breaks even; infinite where any does.
 
@@ -185,6 +190,7 @@ class Plan:
             largest = self.largest_ratio(regime, self.expected_saving)
             line["largest_ratio"] = largest if math.isfinite(largest) else None
             line["sizes_down"] = sizes_down(self.ratio, largest)
+            line["compute_saved"] = 1 - self.total_at(regime, self.expected_saving) / self.uniform_cost
         return line
 
 

@@ -131,7 +131,7 @@ class Seen(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tag = tag
         self.svgs += tag == "svg"
-        self.links += [value for name, value in attrs if name in ("src", "href") and not value.startswith("#")]
+        self.links += [v for name, v in attrs if name in ("src", "href") and not v.startswith(("#", "data:"))]
 
     def handle_data(self, data):
         if self.tag == "caption" and data.strip():

@@ -150,6 +150,15 @@ def test_expected_saving():
     assert "largest_ratio" not in bare(1 / 49).to_dict()["regimes"]["foundation"]
 
 
+def test_compute_saved_at_an_expected_saving():
+    """beta (1 + 5r/3), beta (1 + 7r/3) and beta (1 + 7r/3) + r of uniform's total, at f = 0.5."""
+    r, beta = 1 / 49, 0.5
+    regimes = bare(r, expected_saving=1 - beta).to_dict()["regimes"].values()
+    each = beta * (1 + 7 * r / 3)
+    expected = [1 - beta, 1 - beta * (1 + 5 * r / 3), 1 - each, 1 - each - r]
+    assert [regime["compute_saved"] for regime in regimes] == pytest.approx(expected)
+
+
 def test_sizes_are_the_papers_ladder():
     assert sizes_down(1 / 3.5, 1 / 49) == 2
     assert sizes_down(1 / 3.5, 1 / 13) == 1
