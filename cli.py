@@ -120,7 +120,7 @@ def score_reference(
             out=out,
             embeddings=embeddings,
             batch_size=batch_size,
-            precision=parse_precision(precision),  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
             max_failures=parse_share(max_failures, "--max-failures"),
             runner_options=tuple(beam_options or ()),
         ),
@@ -136,12 +136,14 @@ def score_reference(
 
 @cli.command()
 def train(
+    context: typer.Context,
     dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
     learner: Annotated[
         str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run folder.")
     ],
     policy: Annotated[
-        str, typer.Option(help="uniform, hard-learner, easy-reference, learnability or rho.")
+        str,
+        typer.Option(help="uniform, hard-learner, easy-reference, learnability, rho; pairs: jest, jest-easy, acid."),
     ] = "uniform",
     online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
     reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
@@ -157,6 +159,10 @@ def train(
         float | None, typer.Option(help="Multiplies the losses in the score; 1 for cross-entropy, 20 for dot products.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
+    chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
+    joint_loss: Annotated[
+        str | None, typer.Option(help="Of jest and acid: sigmoid (if all have a bias, the default) or softmax.")
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
     lr: Annotated[
         float | None, typer.Option(help="Peak; decays to zero where the run ends. [2e-3; image-text 5e-4]")
@@ -189,41 +195,11 @@ def train(
     from .training import TrainOptions, parse_flops
     from .training import train as run_training
 
-    options = TrainOptions(
-        dataset=dataset,
-        learner=learner,
-        policy=policy,
-        online=online,
-        reference_scores=reference_scores,
-        reference=reference,
-        budget_flops=None if budget_flops is None else parse_flops(budget_flops),
-        examples=examples,
-        steps=steps,
-        charge_reference=charge_reference,
-        batch_size=batch_size,
-        filter_ratio=filter_ratio,
-        temperature=temperature,
-        score_scale=score_scale,
-        sampler=sampler,  # type: ignore[arg-type]
-        optimizer=optimizer,
-        lr=lr,
-        online_lr=online_lr,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        label_smoothing=label_smoothing,
-        augment=augment,  # type: ignore[arg-type]
-        precision=parse_precision(precision),  # type: ignore[arg-type]
-        compile=compile,
-        seed=seed,
-        on_missing=on_missing,  # type: ignore[arg-type]
-        max_failures=parse_share(max_failures, "--max-failures"),
-        log_every=log_every,
-        selections_every=selections_every,
-        checkpoint_every=checkpoint_every,
-        evaluate=evaluate,
-        out=out,
-        name=name,
-    )
+    # Every parameter but these two is a field of TrainOptions under its own name.
+    given = {name: value for name, value in context.params.items() if name not in ("config", "resume")}
+    given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
+    given["max_failures"] = parse_share(max_failures, "--max-failures")
+    options = TrainOptions(**given)
     summary = run_training(options, config=load_config(config), resume=resume, report=report)
     typer.echo(f"{out.rstrip('/')}/{summary['run']}")
 
@@ -305,6 +281,7 @@ def plan(
 
 @cli.command()
 def compare(
+    context: typer.Context,
     dataset: Annotated[str, typer.Option(help="A name in curate.toml with a test split.")],
     learner: Annotated[str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run.")],
     budget_flops: Annotated[str, typer.Option(help="What 1x stands for: 2e13, 20TF, 1EF.")],
@@ -325,6 +302,7 @@ def compare(
     filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
     sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
+    chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
     score_scale: Annotated[float | None, typer.Option(help="As of train.")] = None,
     optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
@@ -346,23 +324,8 @@ def compare(
     from .training.comparison import CompareOptions, compare_runs, parse_numbers
 
     known = load_config(config)
-    base = TrainOptions(
-        dataset=dataset,
-        learner=learner,
-        online=online,
-        reference_scores=reference_scores,
-        budget_flops=parse_flops(budget_flops),
-        lr=lr,
-        online_lr=online_lr,
-        batch_size=batch_size,
-        filter_ratio=filter_ratio,
-        temperature=temperature,
-        sampler=sampler,  # type: ignore[arg-type]
-        score_scale=score_scale,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        selections_every=selections_every,
-    )
+    shared = {name: value for name, value in context.params.items() if name in TrainOptions.__dataclass_fields__}
+    base = TrainOptions(**{**shared, "budget_flops": parse_flops(budget_flops), "out": "runs"})
     options = CompareOptions(
         base=base,
         policies=tuple(name.strip() for name in policies.split(",")),
@@ -422,9 +385,3 @@ def parse_share(text: str, option: str) -> float:
     if not 0 <= share <= 1:
         raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
     return share
-
-
-def parse_precision(text: str | None) -> str | None:
-    if text not in (None, "fp32", "bf16"):
-        raise SpecError(f"--precision is '{text}', expected fp32 or bf16")
-    return text

@@ -26,7 +26,7 @@ from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
 from ..scoring.flops import Flops, forward_flops
-from ..scoring.forward import Precision, best_device, best_precision
+from ..scoring.forward import Precision, best_device, best_precision, check_precision
 from ..scoring.models import Model, ModelSpec, load_model
 from ..scoring.run_costs import recorded_train_flops
 from ..scoring.table import (
@@ -62,6 +62,9 @@ class ScoreOptions:
     precision: Precision | None = None
     max_failures: float = 0.01
     runner_options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True)

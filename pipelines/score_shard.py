@@ -16,7 +16,7 @@ from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from ..scoring.forward import Precision, Scored, score_batch, target_tensor
+from ..scoring.forward import Precision, Scored, embedding_width, score_batch, target_tensor
 from ..scoring.models import Model
 from ..scoring.table import score_schema
 
@@ -48,7 +48,7 @@ def score_shard(
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     failures: list[Failure] = []
-    schema = score_schema(spec.task, _embedding_width(model) if embeddings else 0)
+    schema = score_schema(spec.task, embedding_width(model) if embeddings else 0)
     batches: list[pa.RecordBatch] = []
     for decoded, targets in prefetch(_prepared(spec, shard, model, batch_size, decode_threads)):
         for stage, spent in decoded.seconds.items():
@@ -102,12 +102,3 @@ def _rows(schema: pa.Schema, examples: list[Example], scored: Scored) -> tuple[p
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
     batch = pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
     return (batch if not bad else batch.filter(pa.array(finite))), bad
-
-
-def _embedding_width(model: Model) -> int:
-    size = model.geometry.size
-    device = next(model.module.parameters()).device
-    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
-    scored = score_batch(model, pixels, target_tensor(model, ["a"]).to(device))
-    assert scored.image_embedding is not None
-    return int(scored.image_embedding.shape[1])

@@ -26,9 +26,11 @@ COLOURS = {
     "rho": "#d55e00",
     "easy-reference": "#009e73",
     "hard-learner": "#cc79a7",
-    "joint": "#e69f00",
+    "jest": "#e69f00",
+    "jest-easy": "#56b4e9",
+    "acid": "#a6761d",
 }
-SPARE = ("#e69f00", "#56b4e9", "#a6761d", "#332288")
+SPARE = ("#332288", "#117733", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LEDGER_COLOURS = ("#4d4d4d", "#e69f00", "#f0c75e", "#56b4e9", "#a8d5f2")
 STYLE: Any = {  # matplotlib types its keys one by one

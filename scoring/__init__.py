@@ -3,14 +3,17 @@
 from . import losses, scores
 from .flops import forward_flops, train_flops
 from .forward import Scored, score_batch
+from .joint import JointChoice, Pairs, select_jointly
 from .models import Model, ModelSpec, find_model, load_model
 from .scores import easy_reference, hard_learner, learnability
 from .selection import select, sub_batch_size, super_batch_size
 from .table import ScoreTable, open_scores
 
 __all__ = [
+    "JointChoice",
     "Model",
     "ModelSpec",
+    "Pairs",
     "ScoreTable",
     "Scored",
     "easy_reference",
@@ -24,6 +27,7 @@ __all__ = [
     "score_batch",
     "scores",
     "select",
+    "select_jointly",
     "sub_batch_size",
     "super_batch_size",
     "train_flops",

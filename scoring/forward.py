@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from ..errors import SpecError
 from . import losses
 from .models import Model
 
@@ -87,6 +88,16 @@ def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.T
     return nn.functional.normalize(image_BD.float(), dim=-1), nn.functional.normalize(text_BD.float(), dim=-1)
 
 
+def embedding_width(model: Model) -> int:
+    """D of an image-text model's embeddings, by embedding one blank picture."""
+    size = model.geometry.size
+    device = next(model.module.parameters()).device
+    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
+    scored = score_batch(model, pixels, target_tensor(model, ["a"]).to(device))
+    assert scored.image_embedding is not None
+    return int(scored.image_embedding.shape[1])
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Dropout off, BatchNorm on its running statistics; afterwards as it was."""
@@ -100,6 +111,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def check_precision(precision: str | None) -> None:
+    """Raises SpecError for what is no precision; None leaves it to the hardware."""
+    if precision not in (None, *get_args(Precision)):
+        raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
 
 
 def best_precision(device: torch.device) -> Precision:

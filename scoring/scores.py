@@ -10,11 +10,15 @@ from typing import Literal, get_args
 
 import torch
 
-Policy = Literal["uniform", "hard-learner", "easy-reference", "learnability", "rho"]
+Policy = Literal["uniform", "hard-learner", "easy-reference", "learnability", "rho", "jest", "jest-easy", "acid"]
 POLICIES: tuple[str, ...] = get_args(Policy)
+# Those that choose pairs for what they teach together (joint.py), from the reference's stored embeddings.
+JOINT = frozenset({"jest", "jest-easy", "acid"})
 NEEDS_ONLINE_MODEL = frozenset({"hard-learner", "learnability"})
-NEEDS_ONLINE_LOSS = NEEDS_ONLINE_MODEL | {"rho"}
-NEEDS_REFERENCE = frozenset({"easy-reference", "learnability", "rho"})
+# Where these are given no online model, the learner itself scores.
+TAKES_ONLINE_MODEL = NEEDS_ONLINE_MODEL | {"jest", "acid"}
+NEEDS_ONLINE_LOSS = TAKES_ONLINE_MODEL | {"rho"}
+NEEDS_REFERENCE = JOINT | {"easy-reference", "learnability", "rho"}
 
 
 def hard_learner(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:

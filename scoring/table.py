@@ -189,6 +189,15 @@ class ScoreTable:
     def reference_fingerprint(self) -> str:
         return str(self.manifest["reference"]["fingerprint"])
 
+    @cached_property
+    def embedding_width(self) -> int:
+        """D of the stored embeddings. Raises TableError where the table has none, or no shard yet."""
+        if not self.manifest["embeddings"] or not self._names:
+            raise TableError(
+                f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
+            )
+        return int(self._read_file(min(self._names), ["image_embedding"])[0]["image_embedding"].type.list_size)
+
     def shard_names(self) -> set[str]:
         return finished_shards(self.folder)
 

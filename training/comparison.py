@@ -16,7 +16,7 @@ from typing import Any
 
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
-from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE
+from ..scoring.scores import NEEDS_REFERENCE, TAKES_ONLINE_MODEL
 from .budget import format_flops
 from .options import DEFAULT_LR, TrainOptions
 from .records import read_document, write_json
@@ -132,7 +132,7 @@ def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr:
     return replace(
         options.base,
         policy=policy,
-        online=options.base.online if policy in NEEDS_ONLINE_MODEL else None,
+        online=options.base.online if policy in TAKES_ONLINE_MODEL else None,
         reference_scores=options.base.reference_scores if policy in NEEDS_REFERENCE else None,
         budget_flops=budget,
         seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +16,21 @@ from ..scoring.table import ScoreTable, ShardScores
 from .options import OnMissing
 
 
-def join_shard(
-    examples: Sequence[Example], scores: ShardScores, on_missing: OnMissing = "error"
-) -> tuple[list[Example], np.ndarray, Counter[str]]:
+class Joined(NamedTuple):
+    """The examples that stay, their reference losses float32 [N] (NaN where they are left to be computed), counts of what
+    was dropped or left, and where in the score file each is found, int64 [N] (-1: nowhere)."""
+
+    examples: list[Example]
+    loss: np.ndarray
+    counts: Counter[str]
+    positions: np.ndarray
+
+
+def join_shard(examples: Sequence[Example], scores: ShardScores, on_missing: OnMissing = "error") -> Joined:
     """Join one shard's examples with its scores.
 
-    Returns the examples that stay, their reference losses float32 [N] (NaN where `on_missing="score"` leaves the loss
-    to be computed), and counts of what was dropped or left. Raises JoinError at the first example whose score is
-    missing or whose target is not the one that was scored, naming shard, key and both values.
+    `on_missing="score"` leaves the losses that are missing to be computed. Raises JoinError at the first example whose
+    score is missing or whose target is not the one that was scored, naming shard, key and both values.
     """
     counts: Counter[str] = Counter()
     keys = [example.key for example in examples]
@@ -43,7 +51,7 @@ def join_shard(
         )
     loss = np.where(found, scores.loss[positions] if len(scores.keys) else np.nan, np.nan).astype(np.float32)
     if found.all():
-        return list(examples), loss, counts
+        return Joined(list(examples), loss, counts, positions)
     keep = np.ones(len(keys), dtype=bool)
     for i in np.flatnonzero(~found):
         if keys[i] in scores.failed_keys:
@@ -59,7 +67,7 @@ def join_shard(
             counts["skipped"] += 1
         else:
             counts["scored_in_run"] += 1
-    return [e for e, kept in zip(examples, keep, strict=True) if kept], loss[keep], counts
+    return Joined([e for e, kept in zip(examples, keep, strict=True) if kept], loss[keep], counts, positions[keep])
 
 
 def check_table(

@@ -12,17 +12,14 @@ from typing import Any
 import torch
 
 from ..datasets.batches import prefetch
-from ..datasets.decoding import Geometry
 from ..errors import RunError
-from ..scoring import scores
-from ..scoring.forward import Precision, score_batch
-from ..scoring.models import Model
-from ..scoring.selection import select
+from ..scoring.forward import Precision
 from . import checkpoint
 from .budget import format_flops, learning_rate
 from .ledger import Ledger, StepCost
 from .options import TrainOptions
 from .records import RunRecords
+from .selecting import Chosen, Inputs, Scorer, choose, score_super_batch
 from .superbatch import Position, SuperBatch, SuperBatches
 from .trainee import Trainee, augment
 
@@ -33,14 +30,14 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
 
 @dataclass
 class Job:
-    """All that the loop works with. `reference` is there only where missing scores are to be made in the run."""
+    """All that the loop works with. `reference_cost` are the FLOPs of one loss that the table lacks."""
 
     options: TrainOptions
     run: Path
     data: SuperBatches
     learner: Trainee
     online: Trainee | None
-    reference: Model | None
+    scorer: Scorer
     reference_cost: float
     steps: int
     cost: StepCost
@@ -48,8 +45,6 @@ class Job:
     records: RunRecords
     device: torch.device
     precision: Precision
-    score_precision: Precision
-    score_scale: float
 
 
 @dataclass(frozen=True)
@@ -95,37 +90,22 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
 
             # Steps 1 and 2: a super-batch X of B, and S = loss(X | online) - loss(X | reference).
             started = time.perf_counter()
-            inputs = _Inputs(batch, device)
+            inputs = Inputs(batch, device)
             learner_pixels, learner_targets = inputs.of(job.learner.model)
-            score_B = online_loss_B = reference_loss_B = None
-            if options.selects:
-                reference_loss_B = _reference_losses(job, batch)
-                if options.policy in scores.NEEDS_ONLINE_LOSS:
-                    scorer = job.online or job.learner
-                    online_loss_B = score_batch(
-                        scorer.model,
-                        *inputs.of(scorer.model),
-                        precision=job.score_precision,
-                        micro_batch=options.micro_batch,
-                        forward=scorer.forward,
-                    ).loss
-                score_B = scores.score(options.policy, online_loss_B, reference_loss_B, scale=job.score_scale)
+            found = score_super_batch(job.scorer, batch, inputs, device) if options.selects else None
             seconds["score"] += time.perf_counter() - started
 
             # Step 3: b indices without replacement, with probability softmax(S).
             started = time.perf_counter()
+            chosen: Chosen | None = None
             chosen_b: torch.Tensor | slice = slice(None)  # a uniform super-batch is the batch
-            if score_B is not None:
+            if found is not None:
+                job.ledger.reference_score += job.reference_cost * found.made
                 try:
-                    chosen_b = select(
-                        score_B,
-                        b,
-                        sampler=options.sampler,
-                        temperature=options.temperature,
-                        generator=generators["select"],
-                    )
+                    chosen = choose(job.scorer, found, generators["select"])
                 except ValueError as e:  # b and the temperature were checked with the options: a score is not finite
                     raise _diverged(job, step, "a score") from e
+                chosen_b = chosen.chosen_b
             seconds["select"] += time.perf_counter() - started
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
@@ -145,8 +125,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             job.ledger.add_step(job.cost)
             seconds["train"] += time.perf_counter() - started
 
-            if score_B is not None and isinstance(chosen_b, torch.Tensor) and step % options.selections_every == 0:
-                _record_selection(job, step, batch, online_loss_B, reference_loss_B, score_B, chosen_b)
+            if chosen is not None and step % options.selections_every == 0:
+                _record_selection(job, step, batch, chosen)
             if step % options.log_every == 0 or step == job.steps:
                 if not bool(torch.isfinite(loss)):
                     raise _diverged(job, step - 1, "the learner's loss")
@@ -156,10 +136,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                         "examples": step * b,
                         "loss": float(loss),
                         "online_train_loss": _mean(online_train_loss),
-                        "online_loss": _mean(online_loss_B),
-                        "reference_loss": _mean(reference_loss_B),
-                        "score": _mean(score_B),
-                        "score_selected": _mean(score_B[chosen_b]) if score_B is not None else None,
+                        **_score_means(chosen),
                         "lr": lr_share * job.learner.lr,
                         "seconds": dict(seconds),
                         "flops": job.ledger.lines(),
@@ -187,73 +164,31 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
     return Finished(dict(seconds), {**counts, "scored": step * B if options.selects else 0})
 
 
-class _Inputs:
-    """A super-batch on the device: every geometry and every model's targets are moved (and captions tokenized) once."""
-
-    def __init__(self, batch: SuperBatch, device: torch.device) -> None:
-        self._batch, self._device = batch, device
-        self._pixels: dict[Geometry, torch.Tensor] = {}
-        self._targets: dict[int, torch.Tensor] = {}
-
-    def of(self, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels uint8 [B, H, W, 3] and targets of all B for this model."""
-        if model.geometry not in self._pixels:
-            self._pixels[model.geometry] = _to(self._batch.pixels[model.geometry], self._device)
-        if id(model.tokenizer) not in self._targets:  # classifiers have none, and all share the labels
-            self._targets[id(model.tokenizer)] = _to(self._batch.targets(model), self._device)
-        return self._pixels[model.geometry], self._targets[id(model.tokenizer)]
-
-
 def _diverged(job: Job, done: int, what: str) -> RunError:
     return RunError(f"{job.run}: {what} is nan or infinite at step {done + 1:,}; lower --lr or --online-lr")
 
 
-def _reference_losses(job: Job, batch: SuperBatch) -> torch.Tensor | None:
-    """The stored losses, on the device; what the table lacks is scored here and charged to the reference's line."""
-    loss_B = _to(batch.reference_loss, job.device)
-    if job.reference is None:
-        return loss_B if job.data.scores is not None else None
-    missing = torch.isnan(batch.reference_loss).nonzero().squeeze(1)
-    if len(missing):
-        targets = batch.targets(job.reference)[missing]
-        pixels = batch.pixels[job.reference.geometry][missing]
-        scored = score_batch(
-            job.reference,
-            _to(pixels, job.device),
-            _to(targets, job.device),
-            precision=job.score_precision,
-            micro_batch=job.options.micro_batch,
-        )
-        loss_B[missing.to(job.device)] = scored.loss
-        job.ledger.reference_score += job.reference_cost * len(missing)
-    return loss_B
-
-
-def _record_selection(
-    job: Job,
-    step: int,
-    batch: SuperBatch,
-    online_loss_B: torch.Tensor | None,
-    reference_loss_B: torch.Tensor | None,
-    score_B: torch.Tensor,
-    chosen_b: torch.Tensor,
-) -> None:
+def _record_selection(job: Job, step: int, batch: SuperBatch, chosen: Chosen) -> None:
     selected = torch.zeros(len(batch), dtype=torch.bool)
-    selected[chosen_b.cpu()] = True
-    arrays = [None if t is None else t.float().cpu().numpy() for t in (online_loss_B, reference_loss_B)]
-    job.records.selection(
-        step, batch.shards, batch.keys, arrays[0], arrays[1], score_B.float().cpu().numpy(), selected.numpy()
-    )
+    selected[chosen.chosen_b.cpu()] = True
+    losses = [None if t is None else t.float().cpu().numpy() for t in (chosen.online_loss_B, chosen.reference_loss_B)]
+    score_B = chosen.score_B.float().cpu().numpy()
+    job.records.selection(step, batch.shards, batch.keys, losses[0], losses[1], score_B, selected.numpy())
 
 
 def _state(batch: SuperBatch, seconds: dict[str, float], ledger: Ledger) -> dict[str, Any]:
     return {"position": batch.position.to_dict(), "seconds": dict(seconds), "ledger": ledger.to_dict()}
 
 
-def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def _score_means(chosen: Chosen | None) -> dict[str, float | None]:
+    if chosen is None:
+        return dict.fromkeys(("online_loss", "reference_loss", "score", "score_selected"))
+    return {
+        "online_loss": _mean(chosen.online_loss_B),
+        "reference_loss": _mean(chosen.reference_loss_B),
+        "score": _mean(chosen.score_B),
+        "score_selected": _mean(chosen.score_B[chosen.chosen_b]),
+    }
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

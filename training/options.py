@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..errors import SpecError
-from ..scoring.forward import Precision
-from ..scoring.scores import NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
+from ..scoring.forward import Precision, check_precision
+from ..scoring.joint import N_CHUNKS, ContrastiveLoss
+from ..scoring.scores import JOINT, NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
 from ..scoring.selection import Sampler, sub_batch_size, super_batch_size
 
 # AdamW's, where the user names none: contrastive ViTs do not start to learn at what suits small ConvNets.
@@ -22,7 +23,8 @@ class TrainOptions:
 
     `batch_size` is b, what the learner trains on at each step; the super-batch is b / (1 - `filter_ratio`).
     `filter_ratio` is the share dropped. `score_scale` multiplies the losses that make the score (None: 1 for
-    cross-entropy, 20 for dot products). `lr` is the peak (None: `DEFAULT_LR` of the task).
+    cross-entropy and contrastive losses, 20 for dot products). `chunks` and `joint_loss` are of the policies that choose
+    jointly (None: sigmoid where both models have a bias, else softmax). `lr` is the peak (None: `DEFAULT_LR` of the task).
     Every `selections_every` steps, the whole super-batch is written to `selections/`.
     """
 
@@ -41,6 +43,8 @@ class TrainOptions:
     temperature: float = 1.0
     score_scale: float | None = None
     sampler: Sampler = "softmax"
+    chunks: int = N_CHUNKS
+    joint_loss: ContrastiveLoss | None = None
     optimizer: str = "adamw"
     lr: float | None = None
     online_lr: float | None = None
@@ -74,7 +78,7 @@ class TrainOptions:
             raise SpecError(
                 f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
             )
-        for option in ("batch_size", "micro_batch", "log_every", "selections_every"):
+        for option in ("batch_size", "micro_batch", "log_every", "selections_every", "chunks"):
             if getattr(self, option) < 1:
                 raise SpecError(f"--{option.replace('_', '-')} is {getattr(self, option)}, expected at least 1")
         for option in ("examples", "steps", "checkpoint_every"):
@@ -102,6 +106,9 @@ class TrainOptions:
             )
         if self.sampler not in ("softmax", "topk"):
             raise SpecError(f"--sampler is '{self.sampler}', expected softmax or topk")
+        if self.joint_loss not in (None, "sigmoid", "softmax"):
+            raise SpecError(f"--joint-loss is '{self.joint_loss}', expected sigmoid or softmax")
+        check_precision(self.precision)
         if self.on_missing not in ("error", "score", "skip"):
             raise SpecError(f"--on-missing is '{self.on_missing}', expected error, score or skip")
         try:
@@ -112,6 +119,10 @@ class TrainOptions:
     @property
     def selects(self) -> bool:
         return self.policy != "uniform"
+
+    @property
+    def joint(self) -> bool:
+        return self.policy in JOINT
 
     @property
     def super_batch_size(self) -> int:

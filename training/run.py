@@ -24,7 +24,7 @@ from ..errors import BusyError, CurateError, RunError, TableError
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
 from ..scoring.models import Model, find_model, load_model, save_weights
-from ..scoring.scores import NEEDS_ONLINE_MODEL
+from ..scoring.scores import NEEDS_ONLINE_LOSS, TAKES_ONLINE_MODEL
 from ..scoring.table import ScoreTable
 from . import checkpoint
 from .budget import format_flops, steps_within
@@ -34,6 +34,7 @@ from .loop import Job, train_loop
 from .options import DEFAULT_LR, TrainOptions
 from .records import RunRecords, read_document, write_json
 from .reference import open_reference
+from .selecting import joint_flops, make_scorer
 from .superbatch import SuperBatches
 from .trainee import Trainee
 
@@ -97,7 +98,7 @@ def _train(
 
     learner = build(options.learner, options.seed)
     online = (
-        build(options.online, options.seed + 1) if options.online and options.policy in NEEDS_ONLINE_MODEL else None
+        build(options.online, options.seed + 1) if options.online and options.policy in TAKES_ONLINE_MODEL else None
     )
     opened = open_reference(options, config, dataset, shards, device, records.log)
     table, reference = opened.table, opened.model
@@ -108,7 +109,10 @@ def _train(
     online_lr = options.online_lr if options.online_lr is not None else lr
     learner_trainee = Trainee(learner, options, lr, device)
     online_trainee = Trainee(online, options, online_lr, device) if online else None
-    cost, uncounted = step_cost(options, learner_trainee, online_trainee)
+    score_precision: Precision = table.manifest["precision"] if table is not None else precision
+    made_in_run = reference if options.on_missing == "score" else None
+    scorer = make_scorer(options, learner_trainee, online_trainee, made_in_run, table, score_precision)
+    cost, uncounted = step_cost(options, learner_trainee, online_trainee, joint_flops(options, scorer, table))
     charged = 0.0
     if options.charge_reference and table is not None:
         if ledger.reference_train is None:
@@ -118,13 +122,14 @@ def _train(
         charged = ledger.reference_score + ledger.reference_train
     steps = _steps(options, cost, charged)
 
-    geometries = [m.geometry for m in (learner, online, reference if options.on_missing == "score" else None) if m]
+    geometries = [m.geometry for m in (learner, online, made_in_run) if m]
     data = SuperBatches(
         dataset,
         shards,
         options.super_batch_size,
         geometries,
         scores=table,
+        embedding_width=table.embedding_width if options.joint and table else 0,
         on_missing=options.on_missing,
         seed=options.seed,
         max_failures=options.max_failures,
@@ -141,14 +146,13 @@ def _train(
     )
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
-    score_precision: Precision = table.manifest["precision"] if table is not None else precision
     job = Job(
         options=replace(options, augment=options.augment or _default_augment(dataset)),
         run=run,
         data=data,
         learner=learner_trainee,
         online=online_trainee,
-        reference=reference if options.on_missing == "score" else None,
+        scorer=scorer,
         reference_cost=reference_cost,
         steps=steps,
         cost=cost,
@@ -156,8 +160,6 @@ def _train(
         records=records,
         device=device,
         precision=precision,
-        score_precision=score_precision,
-        score_scale=options.score_scale or (1.0 if dataset.task == "classification" else 20.0),
     )
     if opened.rescored:
         ledger.add_outside("verification", reference_cost * opened.rescored)
@@ -272,18 +274,25 @@ def _check_disk(run: Path, models: dict[str, Model], options: TrainOptions, step
         )
 
 
-def step_cost(options: TrainOptions, learner: Trainee, online: Trainee | None) -> tuple[StepCost, list[str]]:
-    """FLOPs of one step, measured once on the very shapes; and the operators that the measure left out."""
+def step_cost(
+    options: TrainOptions, learner: Trainee, online: Trainee | None, choosing: float = 0.0
+) -> tuple[StepCost, list[str]]:
+    """FLOPs of one step, measured once on the very shapes; and the operators that the measure left out.
+
+    `choosing` are the FLOPs that a joint policy's selection takes; they stand with those of the online score.
+    """
     train = learner.train_flops(options.batch_size)
     uncounted = set(train.uncounted)
     online_score = online_train = 0.0
-    if options.policy == "rho":
-        online_score = forward_flops(learner.model).per_example * options.super_batch_size
-    elif online is not None:
-        scoring, training = forward_flops(online.model), online.train_flops(options.batch_size)
-        uncounted.update(scoring.uncounted, training.uncounted)
-        online_score, online_train = scoring.per_example * options.super_batch_size, float(training.total)
-    cost = StepCost(learner_train=float(train.total), online_score=online_score, online_train=online_train)
+    if options.policy in NEEDS_ONLINE_LOSS:
+        scoring = forward_flops((online or learner).model)
+        uncounted.update(scoring.uncounted)
+        online_score = scoring.per_example * options.super_batch_size
+    if online is not None:
+        training = online.train_flops(options.batch_size)
+        uncounted.update(training.uncounted)
+        online_train = float(training.total)
+    cost = StepCost(learner_train=float(train.total), online_score=online_score + choosing, online_train=online_train)
     return cost, sorted(uncounted)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,17 +20,20 @@ from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
 from ..scoring.forward import target_tensor
 from ..scoring.models import Model
-from ..scoring.table import ScoreTable
+from ..scoring.table import ScoreTable, ShardScores
 from .join import join_shard
 from .options import OnMissing
 
 
 @dataclass
 class Record:
-    """An example in the shuffle buffer, its stored loss, and its pixels once decoded, where they are kept."""
+    """An example in the shuffle buffer, its stored loss, where its shard's scores hold it (-1: nowhere), and its pixels
+    once decoded, where they are kept."""
 
     example: Example
     reference_loss: float
+    scores: ShardScores | None
+    score_row: int
     pixels: dict[Geometry, np.ndarray] = field(default_factory=dict)
 
 
@@ -59,12 +62,15 @@ class Position:
 class SuperBatch:
     """B examples. `pixels` uint8 [B, H, W, 3] by geometry; `reference_loss` float32 [B], NaN where it is to be scored.
 
+    `reference_image` and `reference_text` are the stored embeddings, float16 [B, D], None where they were not asked for.
     `position` is where to go on after this batch; `counts` are running totals of what was dropped and why.
     """
 
     records: list[Record]
     pixels: dict[Geometry, torch.Tensor]
     reference_loss: torch.Tensor
+    reference_image: torch.Tensor | None
+    reference_text: torch.Tensor | None
     position: Position
     counts: dict[str, int]
 
@@ -101,6 +107,7 @@ class SuperBatches:
         geometries: Sequence[Geometry],
         *,
         scores: ScoreTable | None = None,
+        embedding_width: int = 0,
         on_missing: OnMissing = "error",
         seed: int = 0,
         max_failures: float = 0.01,
@@ -110,6 +117,7 @@ class SuperBatches:
         self.dataset, self.shards, self.size = dataset, list(shards), size
         self.geometries = list(dict.fromkeys(geometries))
         self.scores, self.on_missing, self.seed = scores, on_missing, seed
+        self.embedding_width = embedding_width
         self.max_failures, self.shuffle_bytes = max_failures, shuffle_bytes
         self._cache: dict[int, list[Record]] = {}
         self._cache_room = cache_bytes
@@ -179,19 +187,23 @@ class SuperBatches:
             else:
                 self._fail(item)
         losses = np.full(len(examples), np.nan, dtype=np.float32)
+        positions = np.full(len(examples), -1)
         counts: Counter[str] = Counter()
+        stored = None
         if self.scores is not None and self.scores.holds(shard.name):
-            stored = self.scores.shard(shard.name)
+            stored = self.scores.shard(shard.name, embeddings=self.embedding_width > 0)
             if stored.shard_size != shard.size:
                 raise TableError(
                     f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
                     f"run score-reference into a new --out ({shard.url})"
                 )
-            examples, losses, counts = join_shard(examples, stored, self.on_missing)
+            examples, losses, counts, positions = join_shard(examples, stored, self.on_missing)
         elif self.scores is not None:
             counts["skipped" if self.on_missing == "skip" else "scored_in_run"] = len(examples)
-            examples, losses = ([], losses[:0]) if self.on_missing == "skip" else (examples, losses)
-        records = [Record(e, loss) for e, loss in zip(examples, losses.tolist(), strict=True)]
+            if self.on_missing == "skip":
+                examples, losses, positions = [], losses[:0], positions[:0]
+        joined = zip(examples, losses.tolist(), positions.tolist(), strict=True)
+        records = [Record(example, loss, stored, row) for example, loss, row in joined]
         if index not in self._counted:
             self._counted.add(index)
             self._counts["examples"] += len(records)
@@ -243,7 +255,24 @@ class SuperBatches:
             if self._index[record.example.shard] not in self._cache:
                 record.pixels.clear()
         losses = torch.tensor([record.reference_loss for record in batch], dtype=torch.float32)
-        return SuperBatch(batch, pixels, losses, position, dict(self._counts))
+        width = self.embedding_width
+        image, text = gather_embeddings(batch, width) if width else (None, None)
+        return SuperBatch(batch, pixels, losses, image, text, position, dict(self._counts))
+
+
+def gather_embeddings(records: Sequence[Record], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both stored embeddings of B records, float16 [B, width], a shard at a time; NaN where the table has none."""
+    image, text = (np.full((len(records), width), np.nan, dtype=np.float16) for _ in range(2))
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        if record.score_row >= 0:
+            places[id(record.scores)].append(i)
+    for here in places.values():
+        scores = records[here[0]].scores
+        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
+        rows = [records[i].score_row for i in here]
+        image[here], text[here] = scores.image_embedding[rows], scores.text_embedding[rows]
+    return torch.from_numpy(image), torch.from_numpy(text)
 
 
 def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:

@@ -23,7 +23,7 @@ def shard(digits):
 
 def test_all_join_in_order(shard):
     examples, scores = shard
-    kept, losses, counts = join_shard(examples, scores)
+    kept, losses, counts, _ = join_shard(examples, scores)
     assert kept == examples
     np.testing.assert_array_equal(losses, scores.loss)
     assert not counts
@@ -34,7 +34,7 @@ def test_all_join_in_order(shard):
 def test_the_join_is_by_key_never_by_position(shard, random):
     examples, scores = shard
     shuffled = random.sample(examples, len(examples))
-    _, losses, _ = join_shard(shuffled, scores)
+    _, losses, *_ = join_shard(shuffled, scores)
     by_key = dict(zip(scores.keys, scores.loss.tolist(), strict=True))
     assert losses.tolist() == [by_key[e.key] for e in shuffled]
 
@@ -56,11 +56,11 @@ def test_what_is_missing_is_an_error_or_the_users_choice(shard):
     fewer = replace_scores(scores, keep=[i for i in range(len(scores.keys)) if i not in (2, 5)])
     with pytest.raises(JoinError, match=examples[2].key):
         join_shard(examples, fewer)
-    kept, losses, counts = join_shard(examples, fewer, "skip")
+    kept, losses, counts, _ = join_shard(examples, fewer, "skip")
     assert [e.key for e in kept] == fewer.keys
     assert counts == {"skipped": 2}
     np.testing.assert_array_equal(losses, fewer.loss)
-    kept, losses, counts = join_shard(examples, fewer, "score")
+    kept, losses, counts, _ = join_shard(examples, fewer, "score")
     assert kept == examples
     assert np.flatnonzero(np.isnan(losses)).tolist() == [2, 5]
     assert counts == {"scored_in_run": 2}
@@ -69,7 +69,7 @@ def test_what_is_missing_is_an_error_or_the_users_choice(shard):
 def test_an_example_that_failed_in_scoring_is_dropped_and_counted(shard):
     examples, scores = shard
     fewer = replace_scores(scores, keep=range(1, len(scores.keys)), failed={examples[0].key})
-    kept, _, counts = join_shard(examples, fewer)
+    kept, _, counts, _ = join_shard(examples, fewer)
     assert kept == examples[1:]
     assert counts == {"failed_in_scoring": 1}
 

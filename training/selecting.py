@@ -1,0 +1,228 @@
+"""Steps 2 and 3 of Algorithm 1: what the models say of a super-batch, and which b of its B are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..datasets.decoding import Geometry
+from ..errors import SpecError, TableError
+from ..scoring import scores
+from ..scoring.flops import forward_flops
+from ..scoring.forward import Precision, Scored, embedding_width, score_batch
+from ..scoring.joint import ContrastiveLoss, Pairs, select_jointly, selection_flops
+from ..scoring.models import Model
+from ..scoring.selection import select
+from ..scoring.table import ScoreTable
+from .budget import format_flops
+from .options import TrainOptions
+from .superbatch import SuperBatch
+from .trainee import Trainee
+
+# A dot product lies in [-1, 1], and a softmax of that hardly selects.
+DOT_PRODUCT_SCALE = 20.0
+
+
+class Inputs:
+    """A super-batch on the device: every geometry and every model's targets are moved (and captions tokenized) once."""
+
+    def __init__(self, batch: SuperBatch, device: torch.device) -> None:
+        self._batch, self._device = batch, device
+        self._pixels: dict[Geometry, torch.Tensor] = {}
+        self._targets: dict[int, torch.Tensor] = {}
+
+    def of(self, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels uint8 [B, H, W, 3] and targets of all B for this model."""
+        if model.geometry not in self._pixels:
+            self._pixels[model.geometry] = to_device(self._batch.pixels[model.geometry], self._device)
+        if id(model.tokenizer) not in self._targets:  # classifiers have none, and all share the labels
+            self._targets[id(model.tokenizer)] = to_device(self._batch.targets(model), self._device)
+        return self._pixels[model.geometry], self._targets[id(model.tokenizer)]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a run scores. `model` and `forward` are the online model's, or the learner's where it scores itself; None where
+    the policy asks neither. `reference` is there only where missing scores are to be made in the run."""
+
+    options: TrainOptions
+    model: Model | None
+    forward: Any
+    reference: Model | None
+    precision: Precision
+    scale: float
+    joint_loss: ContrastiveLoss
+    reference_scale: float
+    reference_bias: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is known of B examples before b are chosen. `made` counts the reference's losses that the table lacked."""
+
+    online_loss_B: torch.Tensor | None
+    reference_loss_B: torch.Tensor | None
+    online_pairs: Pairs | None
+    reference_pairs: Pairs | None
+    made: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`chosen_b` int64, ascending; the scores and losses [B] that it was chosen by, for the record."""
+
+    chosen_b: torch.Tensor
+    score_B: torch.Tensor
+    online_loss_B: torch.Tensor | None
+    reference_loss_B: torch.Tensor | None
+
+
+def make_scorer(
+    options: TrainOptions,
+    learner: Trainee,
+    online: Trainee | None,
+    reference: Model | None,
+    table: ScoreTable | None,
+    precision: Precision,
+) -> Scorer:
+    """Settle what the options left open. Raises SpecError and TableError where a joint policy lacks what it needs."""
+    asked = online or learner if options.policy in scores.NEEDS_ONLINE_LOSS else None
+    manifest = table.manifest if table is not None else {}
+    if options.joint:
+        _check_joint(options, learner.model, manifest, table)
+    task = learner.model.spec.task
+    dot_product = task == "image-text" and not options.joint
+    return Scorer(
+        options=options,
+        model=asked.model if asked else None,
+        forward=asked.forward if asked else None,
+        reference=reference,
+        precision=precision,
+        scale=options.score_scale or (DOT_PRODUCT_SCALE if dot_product else 1.0),
+        joint_loss=options.joint_loss or _joint_loss((asked or learner).model, manifest),
+        reference_scale=manifest.get("scale") or 1.0,
+        reference_bias=manifest.get("bias") or 0.0,
+    )
+
+
+def _joint_loss(scorer: Model, manifest: Mapping[str, Any]) -> ContrastiveLoss:
+    own_bias = getattr(scorer.module, "logit_bias", None)
+    return "sigmoid" if own_bias is not None and manifest.get("bias") is not None else "softmax"
+
+
+def _check_joint(options: TrainOptions, learner: Model, manifest: Mapping[str, Any], table: ScoreTable | None) -> None:
+    if learner.spec.task != "image-text":
+        raise SpecError(f"policy '{options.policy}' chooses image-text pairs; this data set is {learner.spec.task}")
+    assert table is not None
+    if options.joint_loss == "sigmoid" and manifest["bias"] is None:
+        raise TableError(f"{table.folder}: its reference has no bias, which --joint-loss sigmoid needs; use softmax")
+    own, reference = forward_flops(learner).per_example, table.manifest["flops"]["forward_per_example"]
+    if options.policy == "acid" and reference <= own:
+        raise SpecError(
+            f"policy 'acid' distils from a reference larger than the learner; this one takes {format_flops(reference)} "
+            f"a forward pass, the learner {format_flops(own)}; with such a reference it is called jest"
+        )
+
+
+def joint_flops(options: TrainOptions, scorer: Scorer, table: ScoreTable | None) -> float:
+    """FLOPs of the matrix products with which a joint policy chooses at one step; 0 for the others."""
+    if not options.joint:
+        return 0.0
+    assert table is not None
+    widths = [table.embedding_width] + ([embedding_width(scorer.model)] if scorer.model is not None else [])
+    return float(
+        selection_flops(options.super_batch_size, options.batch_size, widths, scorer.joint_loss, options.chunks)
+    )
+
+
+def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device: torch.device) -> Scores:
+    """Step 2: the online model's losses or embeddings of the super-batch, and the stored ones of the reference."""
+    options = scorer.options
+    reference_loss_B = to_device(batch.reference_loss, device)
+    image_BD, text_BD = (
+        None if x is None else to_device(x, device) for x in (batch.reference_image, batch.reference_text)
+    )
+    made = 0
+    if scorer.reference is not None:
+        missing = torch.isnan(batch.reference_loss).nonzero().squeeze(1)
+        made = len(missing)
+        if made:
+            pixels, targets = batch.pixels[scorer.reference.geometry][missing], batch.targets(scorer.reference)[missing]
+            scored = _score(scorer, scorer.reference, to_device(pixels, device), to_device(targets, device))
+            here = missing.to(device)
+            reference_loss_B[here] = scored.loss
+            if image_BD is not None and text_BD is not None:
+                assert scored.image_embedding is not None and scored.text_embedding is not None
+                image_BD[here], text_BD[here] = scored.image_embedding.half(), scored.text_embedding.half()
+    online = None if scorer.model is None else _score(scorer, scorer.model, *inputs.of(scorer.model), scorer.forward)
+    online_pairs = reference_pairs = None
+    if options.joint:
+        assert image_BD is not None and text_BD is not None
+        group_B = caption_groups(batch).to(device)
+        reference_pairs = Pairs(image_BD, text_BD, scorer.reference_scale, scorer.reference_bias, group_B)
+        online_pairs = None if scorer.model is None or online is None else _pairs(scorer.model, online, group_B)
+    return Scores(
+        online.loss if online else None,
+        reference_loss_B if options.policy in scores.NEEDS_REFERENCE else None,
+        online_pairs,
+        reference_pairs,
+        made,
+    )
+
+
+def _score(scorer: Scorer, model: Model, pixels: torch.Tensor, targets: torch.Tensor, forward: Any = None) -> Scored:
+    return score_batch(
+        model, pixels, targets, precision=scorer.precision, micro_batch=scorer.options.micro_batch, forward=forward
+    )
+
+
+def _pairs(model: Model, scored: Scored, group_B: torch.Tensor) -> Pairs:
+    assert scored.image_embedding is not None and scored.text_embedding is not None
+    bias = getattr(model.module, "logit_bias", None)
+    scale = float(model.module.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
+    return Pairs(
+        scored.image_embedding, scored.text_embedding, scale, 0.0 if bias is None else float(bias.detach()), group_B
+    )
+
+
+def caption_groups(batch: SuperBatch) -> torch.Tensor:
+    """int64 [B]: the same number for identical captions, which are not each other's negatives."""
+    numbers: dict[object, int] = {}
+    return torch.tensor([numbers.setdefault(r.example.target, len(numbers)) for r in batch.records])
+
+
+def choose(scorer: Scorer, found: Scores, generator: torch.Generator) -> Chosen:
+    """Step 3: b indices without replacement. Raises ValueError where a score is not finite."""
+    options = scorer.options
+    if options.joint:
+        choice = select_jointly(
+            found.online_pairs,
+            found.reference_pairs,
+            options.batch_size,
+            loss=scorer.joint_loss,
+            n_chunks=options.chunks,
+            sampler=options.sampler,
+            temperature=options.temperature,
+            scale=scorer.scale,
+            generator=generator,
+        )
+        return Chosen(choice.chosen_b, choice.own_score_B, choice.online_loss_B, choice.reference_loss_B)
+    score_B = scores.score(options.policy, found.online_loss_B, found.reference_loss_B, scale=scorer.scale)
+    chosen_b = select(
+        score_B,
+        options.batch_size,
+        sampler=options.sampler,
+        temperature=options.temperature,
+        generator=generator,
+    )
+    return Chosen(chosen_b, score_B, found.online_loss_B, found.reference_loss_B)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, through pinned memory where it is a GPU, so that the copy runs beside the work there."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
