@@ -18,6 +18,7 @@ METRICS: dict[str, Any] = {
         ["loss", "online_train_loss", "online_loss", "reference_loss", "score", "score_selected"], "DOUBLE"
     ),
     "lr": "DOUBLE",
+    "masked_negatives": "BIGINT",
     "seconds": SECONDS,
     "flops": LEDGER,
 }

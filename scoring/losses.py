@@ -27,3 +27,15 @@ def negative_dot_product(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch
     Evans et al. 2023, arXiv 2312.05328, section 3.
     """
     return -dot_product_similarity(image_BD, text_BD)
+
+
+def identical_captions(tokens_BL: torch.Tensor) -> torch.Tensor:
+    """bool [B, B]: pairs of different examples whose captions have the same tokens.
+
+    Rows are compared by a 64-bit sum with odd weights, so that no [B, B, L] is made.
+    """
+    B, L = tokens_BL.shape
+    generator = torch.Generator().manual_seed(L)
+    weights_L = torch.randint(-(2**62), 2**62, (L,), generator=generator).to(tokens_BL.device) * 2 + 1
+    hash_B = (tokens_BL * weights_L).sum(1)
+    return (hash_B[:, None] == hash_B) & ~torch.eye(B, dtype=torch.bool, device=tokens_BL.device)

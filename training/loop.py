@@ -14,6 +14,8 @@ import torch
 from ..datasets.batches import prefetch
 from ..errors import RunError
 from ..scoring.forward import Precision
+from ..scoring.losses import identical_captions
+from ..scoring.models import Model
 from . import checkpoint
 from .budget import format_flops, learning_rate
 from .ledger import Ledger, StepCost
@@ -137,6 +139,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                         "loss": float(loss),
                         "online_train_loss": _mean(online_train_loss),
                         **_score_means(chosen),
+                        "masked_negatives": _masked_negatives(job.learner.model, learner_targets[chosen_b]),
                         "lr": lr_share * job.learner.lr,
                         "seconds": dict(seconds),
                         "flops": job.ledger.lines(),
@@ -189,6 +192,11 @@ def _score_means(chosen: Chosen | None) -> dict[str, float | None]:
         "score": _mean(chosen.score_B),
         "score_selected": _mean(chosen.score_B[chosen.chosen_b]),
     }
+
+
+def _masked_negatives(learner: Model, targets: torch.Tensor) -> int | None:
+    """Pairs of this sub-batch that share a caption and are left out of the contrastive loss."""
+    return int(identical_captions(targets).sum()) if learner.spec.task == "image-text" else None
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

@@ -60,21 +60,12 @@ class Trainee:
 
 
 def training_loss(model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Cross-entropy for classifiers; open_clip's own softmax loss, or its sigmoid loss where the model has a bias."""
+    """Cross-entropy for classifiers, of labels int64 [b]; a contrastive loss of captions' tokens for image-text."""
     if model.spec.task == "classification":
         return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
-    from open_clip.loss import ClipLoss, SigLipLoss
+    from .contrastive import contrastive_loss
 
-    sigmoid = getattr(model.module, "logit_bias", None) is not None
-    contrastive = SigLipLoss() if sigmoid else ClipLoss()
-
-    def loss(output: Any, tokens: torch.Tensor) -> torch.Tensor:
-        values = list(output.values()) if isinstance(output, dict) else list(output)
-        image_BD, text_BD, *scale_and_bias = values
-        value: torch.Tensor = contrastive(image_BD.float(), text_BD.float(), *scale_and_bias)
-        return value
-
-    return loss
+    return contrastive_loss(model)
 
 
 def augment(pixels_BHWC: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:

@@ -140,3 +140,28 @@ def test_a_folder_that_is_no_run_is_left_alone(digits, tmp_path):
     with pytest.raises(RunError, match=r"holds 'cat.jpg' and is no run folder"):
         run(digits.config, tmp_path, "photos", dataset="digits")
     assert mine.read_bytes() == b"precious"
+
+
+def test_a_learners_checkpoint_is_open_clips_own(pairs, tmp_path):
+    """Plain open_clip loads it by path and gives the very same embeddings, and a run starts from one of open_clip's."""
+    import open_clip
+    from curate.scoring.models import find_model, load_model
+
+    run(pairs.config, tmp_path, dataset="pairs", learner="untrained-clip", steps=3)
+    path = tmp_path / "run" / "checkpoints" / "learner.safetensors"
+    open_clip.add_model_config(pairs.root / "clip.json")
+    theirs = open_clip.create_model("clip", pretrained=str(path)).eval()
+    ours = load_model(find_model(str(tmp_path / "run"), task="image-text", config=pairs.config))
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = open_clip.get_tokenizer("clip")(list(pairs.captions.values())[:5])
+    with torch.inference_mode():
+        assert torch.equal(theirs.encode_image(images), ours.module.encode_image(images))
+        assert torch.equal(theirs.encode_text(tokens), ours.module.encode_text(tokens))
+
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "open_clip.pt")
+    entry = {"config": str(pairs.root / "clip.json"), "weights": str(tmp_path / "open_clip.pt")}
+    config = Config(pairs.config.path, pairs.config.datasets, {"started": entry})
+    still = dict(lr=0.0, weight_decay=0.0, steps=1, name="second")
+    run(config, tmp_path, dataset="pairs", learner="started", **still)
+    weights = load_file(tmp_path / "second" / "checkpoints" / "learner.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in theirs.state_dict().items())
