@@ -1,4 +1,4 @@
-"""From the bytes of a picture to pixels of one size, exactly as the model's own preprocessing would."""
+"""From the bytes of a picture to pixels of one size, as the model's own preprocessing would make them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ class Geometry:
 
     `shortest`: scale the shorter side to size / crop_pct, crop the centre (timm, open_clip's default).
     `squash`: scale both sides to size, whatever the aspect (SigLIP's).
+
+    `resampling`: `torch` (bilinear and bicubic) is four times as fast as `pillow` and more, and gives the same pixels
+    but for one level of 255, seldom two; with `pillow` they are those of open_clip's and timm's transforms to the bit.
     """
 
     size: int
     mode: Literal["shortest", "squash"] = "shortest"
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    resampling: Literal["torch", "pillow"] = "torch"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +59,7 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.
                     f"image is {width}x{height} ({width * height / 1e6:.0f} megapixels, limit {max_pixels / 1e6:.0f})",
                 )
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return np.asarray(_fit(rgb, geometry))
+            return _fit(rgb, geometry)
     except ExampleError:
         raise
     except Image.DecompressionBombError as e:
@@ -64,14 +68,14 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.
         raise ExampleError("decode", f"not a readable image: {type(e).__name__}: {e}"[:300]) from None
 
 
-def _fit(image: Image.Image, geometry: Geometry) -> Image.Image:
-    size, resample = geometry.size, INTERPOLATIONS[geometry.interpolation]
+def _fit(image: Image.Image, geometry: Geometry) -> np.ndarray:
+    size = geometry.size
     if geometry.mode == "squash":
-        return image if image.size == (size, size) else image.resize((size, size), resample)
+        return _resize(image, (size, size), geometry)
     scaled = int(size / geometry.crop_pct)
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    # The same truncation as torchvision's Resize, so that published weights see the pixels that they were trained on.
+    # The same truncation as torchvision's Resize, so that published weights see the frame that they were trained on.
     other = int(scaled * long / short)
     target = (scaled, other) if width <= height else (other, scaled)
     # A sliver of 1 x 10,000 would be blown up to a bomb of its own; only its centre is ever seen.
@@ -79,9 +83,23 @@ def _fit(image: Image.Image, geometry: Geometry) -> Image.Image:
         middle, half = long // 2, 32 * short
         box = (0, middle - half, width, middle + half) if width <= height else (middle - half, 0, middle + half, height)
         return _fit(image.crop(box), geometry)
-    if image.size != target:
-        image = image.resize(target, resample)
+    pixels = _resize(image, target, geometry)
     if target == (size, size):
-        return image
+        return pixels
     left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
-    return image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def _resize(image: Image.Image, target: tuple[int, int], geometry: Geometry) -> np.ndarray:
+    """Pixels uint8 [H, W, 3] of `target` = (width, height)."""
+    if image.size == target:
+        return np.asarray(image)
+    if geometry.resampling == "pillow" or geometry.interpolation not in ("bilinear", "bicubic"):
+        return np.asarray(image.resize(target, INTERPOLATIONS[geometry.interpolation]))
+    import torch  # listing and reading shards works without it
+
+    pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized_1CHW = torch.nn.functional.interpolate(
+        pixels_1CHW, size=(target[1], target[0]), mode=geometry.interpolation, antialias=True
+    )
+    return resized_1CHW[0].permute(1, 2, 0).numpy()

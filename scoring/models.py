@@ -41,7 +41,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        geometry = {k: values[k] for k in ("size", "mode", "interpolation", "crop_pct") if k in values}
+        geometry = {k: values[k] for k in ("size", "mode", "interpolation", "crop_pct", "resampling") if k in values}
         return cls(geometry=Geometry(**geometry), mean=tuple(values["mean"]), std=tuple(values["std"]))
 
 

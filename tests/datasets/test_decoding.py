@@ -3,6 +3,7 @@ import struct
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -37,6 +38,16 @@ def to_uint8(tensor_CHW):
     return np.rint(tensor_CHW.double().numpy() * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
+def assert_pixels(data, geometry, theirs):
+    """Pillow's to the bit where it is asked for; torch's within two levels of 255, and apart only where one rounds up and
+    the other down (most often at a ratio of 5 to 4, whose weights end in halves)."""
+    exact = decode(data, replace(geometry, resampling="pillow"))
+    np.testing.assert_array_equal(exact, theirs)
+    apart = np.abs(decode(data, geometry).astype(int) - theirs)
+    assert apart.max() <= 2
+    assert apart.mean() < 0.07
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -45,8 +56,8 @@ def test_pixels_equal_open_clips_own_transform(photograph, size, mode, interpola
     transform = open_clip.image_transform(
         32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
     )
-    ours = decode(encoded(image), Geometry(size=32, mode=mode, interpolation=interpolation))
-    np.testing.assert_array_equal(ours, to_uint8(transform(image)))
+    geometry = Geometry(size=32, mode=mode, interpolation=interpolation)
+    assert_pixels(encoded(image), geometry, to_uint8(transform(image)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,8 +76,8 @@ def test_pixels_equal_timms_own_transform(photograph, size, side, crop_pct, inte
     transform = timm.data.create_transform(
         (3, side, side), interpolation=interpolation, crop_pct=crop_pct, mean=(0, 0, 0), std=(1, 1, 1)
     )
-    ours = decode(encoded(image), Geometry(size=side, crop_pct=crop_pct, interpolation=interpolation))
-    np.testing.assert_array_equal(ours, to_uint8(transform(image)))
+    geometry = Geometry(size=side, crop_pct=crop_pct, interpolation=interpolation)
+    assert_pixels(encoded(image), geometry, to_uint8(transform(image)))
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "LA", "1", "CMYK", "I;16", "RGBA"])
@@ -178,5 +189,6 @@ def test_normalisation_on_the_device_equals_timms_on_the_host(photograph):
     config = timm.data.resolve_model_data_config(model.module)
     transform = timm.data.create_transform(**config, is_training=False)
     image = photograph.resize((300, 211))
-    ours = model.normalize(torch.from_numpy(decode(encoded(image), model.geometry).copy())[None])[0]
+    exact = replace(model.geometry, resampling="pillow")
+    ours = model.normalize(torch.from_numpy(decode(encoded(image), exact).copy())[None])[0]
     torch.testing.assert_close(ours, transform(image), rtol=0, atol=1e-5)
