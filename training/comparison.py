@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -227,14 +226,15 @@ def _refuse_other_settings(options: CompareOptions) -> None:
     """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
     path = Path(options.out, "settings.json")
     free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
-    now = {k: v for k, v in options.base.to_dict().items() if k not in free}
-    now["learning_rates"] = list(options.learning_rates) or [options.base.lr]
+    rates: list[float | None] = list(options.learning_rates) or [options.base.lr]
     if path.exists():
         before = read_document(path)
-        changed = [k for k in now if json.loads(json.dumps(now[k])) != before.get(k)]
+        changed = options.base.changed_since(before, free)
+        if before.get("learning_rates") != rates:
+            changed.append(f"learning_rates = {before.get('learning_rates')}, now {rates}")
         if changed:
-            k = changed[0]
-            raise RunError(f"{options.out}: was made with {k} = {before.get(k)}, now {now[k]}; use another --out")
+            raise RunError(f"{options.out}: was made with {changed[0]}; use another --out")
+    now = {k: v for k, v in options.base.to_dict().items() if k not in free} | {"learning_rates": rates}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, now)

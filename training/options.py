@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from ..errors import SpecError
@@ -135,3 +137,12 @@ class TrainOptions:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def changed_since(self, before: Mapping[str, Any], free: Collection[str]) -> list[str]:
+        """Lines such as `seed = 0, now 1` for options that a config.json has otherwise; those of `free` may differ.
+
+        An option that it does not know, since it is older, had its default.
+        """
+        now = json.loads(json.dumps(self.to_dict()))
+        known = {f.name: f.default for f in fields(self) if f.default is not MISSING} | dict(before)
+        return [f"{k} = {known.get(k)}, now {now[k]}" for k in now if k not in free and now[k] != known.get(k)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -213,14 +212,9 @@ def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, An
     if config.exists():
         if not resume:
             raise RunError(f"{run}: this run exists; --resume goes on with it, --name makes another")
-        before = read_document(config)
-        now = json.loads(json.dumps(options.to_dict()))
-        changed = [k for k in now if k not in FREE_TO_CHANGE and now[k] != before.get(k)]
+        changed = options.changed_since(read_document(config), FREE_TO_CHANGE)
         if changed:
-            k = changed[0]
-            raise RunError(
-                f"{run}: was started with {k} = {before.get(k)}, now {now[k]}; use the same, or another --name"
-            )
+            raise RunError(f"{run}: was started with {changed[0]}; use the same, or another --name")
         if (run / "summary.json").exists():
             return read_document(run / "summary.json")
     elif run.is_dir():

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -226,3 +227,12 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
     assert left["metrics"] == left_by(tmp_path / "whole/run")["metrics"]
     # The weights are all that a finished run keeps of its checkpoints.
     assert set(left["weights"]) == {"learner.safetensors", "online.safetensors"}
+
+
+def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know():
+    options = TrainOptions(dataset="digits", learner="learner", steps=3)
+    before = json.loads(json.dumps(options.to_dict()))
+    del before["chunks"]
+    assert options.changed_since(before, ()) == []
+    assert replace(options, chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
+    assert replace(options, chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
