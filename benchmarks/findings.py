@@ -15,8 +15,9 @@ import json
 import logging
 import re
 import statistics
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,126 +35,8 @@ from curate.scoring.flops import forward_flops
 from curate.scoring.models import find_model, load_model
 from curate.training import TrainOptions, train
 from curate.training.comparison import run_all
-from measuring import curate
-
-BUDGET, SEEDS, LR, SCORER_LR = 10e12, 3, 1e-3, 5e-3
-REFERENCE_EXAMPLES = 300_000
-DEFAULTS: dict[str, Any] = {
-    "policy": "learnability",
-    "learner": "learner",
-    "online": "scorer48",
-    "filter_ratio": 0.8,
-    "lr": LR,
-    "online_lr": SCORER_LR,
-}
-
-
-def conv(*channels: int, layers: tuple[int, ...]) -> dict[str, Any]:
-    return {"architecture": "small_resnet", "arguments": {"channels": list(channels), "layers": list(layers)}}
-
-
-# Named by about how many times their FLOPs the learner (the ConvNet) takes for a forward pass.
-MODELS = {
-    "learner": conv(32, 64, 128, 256, layers=(0, 1, 1)),
-    "scorer15": conv(8, 16, 32, 64, layers=(0, 1, 1)),
-    "scorer48": conv(8, 16, 32, 64, layers=(0, 0, 0)),
-    "scorer200": conv(4, 8, 12, 24, layers=(0, 0, 0)),
-    "scorer1000": {**conv(3, 6, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},
-    # As many FLOPs as the ConvNet.
-    "vit": {
-        "architecture": "vit_tiny_patch16_224",
-        "arguments": {"img_size": 32, "patch_size": 4, "depth": 4, "embed_dim": 128, "num_heads": 4},
-    },
-}
-
-
-@dataclass(frozen=True)
-class Reference:
-    """`model` trained on `dataset`, then run over the data set that is trained on."""
-
-    model: str = "scorer15"
-    dataset: str = "cifar10n-curated"
-    examples: int = REFERENCE_EXAMPLES
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}-on-{self.dataset}-{self.examples}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: what `label` changes in the run."""
-
-    label: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    reference: Reference | None = Reference()
-    dataset: str = "cifar10n"
-
-
-UNIFORM = Row("uniform", {"policy": "uniform"}, None)
-
-
-def noise_rows(column: str) -> list[Row]:
-    dataset = "cifar10n" if column == "worse_label" else f"cifar10n-{column}"
-    return [
-        Row(f"{column}, uniform", {"policy": "uniform"}, None, dataset),
-        Row(f"{column}, learnability", {}, Reference(), dataset),
-    ]
-
-
-TABLES: dict[str, list[Row]] = {
-    "scorer-size": [
-        UNIFORM,
-        *(
-            Row(f"online and reference 1/{name.removeprefix('scorer')}", {"online": name}, Reference(name))
-            for name in ("scorer15", "scorer48", "scorer200", "scorer1000")
-        ),
-        *(
-            Row(f"online 1/{name.removeprefix('scorer')}, reference 1/15", {"online": name})
-            for name in ("scorer48", "scorer200", "scorer1000")
-        ),
-    ],
-    "filter-ratio": [UNIFORM, *(Row(f"f = {f}", {"filter_ratio": f}) for f in (0.3, 0.5, 0.8, 0.9))],
-    "sampling": [
-        UNIFORM,
-        *(Row(f"softmax, temperature {t}", {"temperature": t}) for t in (0.25, 0.5, 1.0, 2.0)),
-        Row("topk", {"sampler": "topk"}),
-    ],
-    "reference": [
-        UNIFORM,
-        Row("no reference (hard-learner)", {"policy": "hard-learner"}, None),
-        Row("clean, held out, 10,000", {}),
-        Row("clean, held out, a third of the training", {}, Reference(examples=REFERENCE_EXAMPLES // 3)),
-        Row("noisy, held out, 10,000", {}, Reference(dataset="cifar10n-curated-worse_label")),
-        Row("noisy, the same 40,000", {}, Reference(dataset="cifar10n")),
-        Row("clean, rho (the learner is the online model)", {"policy": "rho", "online": None}),
-        Row("clean, easy-reference (no online model)", {"policy": "easy-reference", "online": None}),
-    ],
-    "noise": [
-        row for column in ("clean_label", "aggre_label", "random_label1", "worse_label") for row in noise_rows(column)
-    ],
-    "learner": [
-        Row("ViT, uniform", {"policy": "uniform", "learner": "vit"}, None),
-        Row("ViT, learnability", {"learner": "vit"}),
-        Row("ConvNet, uniform", {"policy": "uniform"}, None),
-        Row("ConvNet, learnability", {}),
-    ],
-    "learning-rates": [
-        Row(f"{label}, lr {lr:g}", {"policy": "uniform", "lr": lr, **changes}, None, dataset)
-        for label, changes, dataset in (
-            ("ViT", {"learner": "vit"}, "cifar10n"),
-            ("clean labels", {}, "cifar10n-clean_label"),
-            ("5,000 examples", {}, "cifar10n-5-shards"),
-        )
-        for lr in (5e-4, 1e-3, 2e-3)
-    ],
-    "data-size": [
-        Row("5,000 examples, uniform", {"policy": "uniform"}, None, "cifar10n-5-shards"),
-        Row("5,000 examples, learnability", {}, Reference(), "cifar10n-5-shards"),
-        Row("40,000 examples, uniform", {"policy": "uniform"}, None),
-        Row("40,000 examples, learnability", {}),
-    ],
-}
+from findings_settings import BUDGET, DEFAULTS, LR, MODELS, SCORER_LR, SEEDS, TABLES, UNIFORM, Reference, Row
+from measuring import command, curate
 
 
 def main() -> None:
@@ -165,7 +48,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list or not arguments.tables:
-        print("main", *TABLES, sep="\n")
+        print("main", *TABLES, "probe", sep="\n")
         return
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     folder = arguments.folder.resolve()
@@ -175,6 +58,8 @@ def main() -> None:
     for name in arguments.tables:
         if name == "main":
             compare(folder, arguments.jobs, arguments.seeds)
+        elif name == "probe":
+            probe(folder, arguments.jobs)
         else:
             seeds = 1 if name == "learning-rates" else arguments.seeds
             print(f"\n{name}\n\n{table(folder, TABLES[name], arguments.jobs, seeds)}", flush=True)
@@ -192,6 +77,34 @@ def compare(folder: Path, jobs: int, seeds: int) -> None:
     curate(*arguments, cwd=folder)
 
 
+def probe(folder: Path, jobs: int) -> None:
+    """What `curate plan --probe` says at a fifth of the tables' budget, where their rows say what came out at all of it."""
+    for label, reference, dataset in (
+        ("clean reference, worse_label", Reference(), "cifar10n"),
+        ("noisy reference (the same 40,000), worse_label", Reference(dataset="cifar10n"), "cifar10n"),
+        ("clean reference, aggre_label", Reference(), "cifar10n-aggre_label"),
+        ("clean reference, clean_label", Reference(), "cifar10n-clean_label"),
+    ):
+        scores = score_table(folder, reference, dataset)
+        print(f"\n{label}\n", flush=True)
+        arguments = (
+            *(
+                "plan",
+                "--dataset",
+                dataset,
+                "--learner",
+                "learner",
+                "--online",
+                "scorer48",
+                "--reference-scores",
+                scores,
+            ),
+            *("--budget-flops", BUDGET, "--filter-ratio", 0.8, "--lr", LR, "--online-lr", SCORER_LR, "--probe", "20%"),
+            *("--jobs", jobs, "--out", folder / "probes" / f"{dataset}-{reference.name}"),
+        )
+        subprocess.run(command(*arguments), cwd=folder, check=True)
+
+
 def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
     """Run what is missing of every row and seed, and of uniform's ladder of budgets for every data set and learner.
 
@@ -202,8 +115,11 @@ def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
     planned = [p for points in (*made.values(), *(rung for all_ in rungs.values() for rung in all_)) for p in points]
     todo = list({summary_path(p): p for p in planned if not summary_path(p).exists()}.values())
     run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
-    head = "clean top-1 | min..max | n | wrong labels chosen | updates | updates saved | compute saved | online 1/ | seconds"
-    lines = [f"| | {head} |", "|---" * 10 + "|"]
+    head = (
+        "clean top-1 | min..max | n | spread of stored losses | wrong labels chosen | updates | updates saved | "
+        "compute saved | online 1/ | seconds"
+    )
+    lines = [f"| | {head} |", "|---" * 11 + "|"]
     for row in rows:
         found = [summary_of(p) for p in made[row.label]]
         top1 = [100 * summary["quality"]["top1"] for summary in found]
@@ -213,6 +129,7 @@ def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
             f"{statistics.fmean(top1):.1f} %",
             f"{min(top1):.1f}..{max(top1):.1f}",
             len(top1),
+            spread(folder, row),
             wrong_labels(folder, row, made[row.label]),
             f"{found[0]['steps']:,}",
             *saved(found, [[summary_of(p) for p in rung] for rung in rungs.get(setting(row), [])]),
@@ -258,6 +175,15 @@ def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tup
     return updates, compute
 
 
+def spread(folder: Path, row: Row) -> str:
+    """Standard deviation of the losses in the score table, in nats: what is known before any training."""
+    if row.reference is None:
+        return ""
+    pattern = f"{score_table(folder, row.reference, row.dataset)}/*.parquet"
+    ((deviation,),) = duckdb.execute("SELECT stddev(loss) FROM read_parquet($pattern)", {"pattern": pattern}).fetchall()
+    return f"{deviation:.2f}"
+
+
 def wrong_labels(folder: Path, row: Row, points: list[TrainOptions]) -> str:
     """The share of wrong labels among what these runs selected: analysis only."""
     if points[0].policy == "uniform":
@@ -266,11 +192,11 @@ def wrong_labels(folder: Path, row: Row, points: list[TrainOptions]) -> str:
     column = column if column.endswith(("label", "label1")) else "worse_label"
     analysis = folder / "data" / "cifar10n" / "analysis" / "train.parquet"
     selections = [f"{p.out}/{p.name}/selections/*.parquet" for p in points]
-    (share,) = duckdb.execute(
+    ((share,),) = duckdb.execute(
         f"SELECT avg((a.{column} <> a.clean_label)::INT) FROM read_parquet($selections) s "
         "JOIN read_parquet($analysis) a USING (key) WHERE s.selected",
         {"selections": selections, "analysis": str(analysis)},
-    ).fetchone()
+    ).fetchall()
     return f"{share:.0%}"
 
 
