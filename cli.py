@@ -135,6 +135,23 @@ def score_reference(
 
 
 @cli.command()
+def status(
+    table: Annotated[str, typer.Argument(help="A score table's folder or URL, or one above that holds exactly one.")],
+    every: Annotated[bool, typer.Option("--all", help="List every shard, not only those that want a look.")] = False,
+    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    config: ConfigOption = None,
+) -> None:
+    """Say how far a score table is: done, missing, failed and unreadable shards. Reads its files only.
+
+    Example: curate status scores
+    """
+    from .datasets.spec import load_config
+    from .reports.status import table_status, write_status
+
+    write_status(table_status(table, load_config(config)), format, every=every)
+
+
+@cli.command()
 def train(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
@@ -206,6 +223,7 @@ def train(
 
 @cli.command()
 def plan(
+    context: typer.Context,
     ratio: Annotated[str | None, typer.Option(help="F_online / F_learner, such as 1/49, instead of models.")] = None,
     learner: Annotated[str | None, typer.Option(help="A model of curate.toml, of timm or open_clip, or a run.")] = None,
     online: Annotated[str | None, typer.Option(help="The small model that would train beside the learner.")] = None,
@@ -247,33 +265,15 @@ def plan(
     from .training.plan import PlanOptions, make_plan, parse_ratio
     from .training.probe import ProbeOptions, run_probe
 
-    options = PlanOptions(
-        ratio=None if ratio is None else parse_ratio(ratio),
-        learner=learner,
-        online=online,
-        reference=reference,
-        reference_scores=reference_scores,
-        dataset=dataset,
-        data_size=data_size,
-        budget_flops=None if budget_flops is None else parse_flops(budget_flops),
-        reference_steps=reference_steps,
-        batch_size=batch_size,
-        filter_ratio=filter_ratio,
-        runs=runs,
-        expected_saving=None if expected_saving is None else parse_share(expected_saving, "--expected-saving"),
-    )
+    given = {name: value for name, value in context.params.items() if name in PlanOptions.__dataclass_fields__}
+    given["ratio"] = None if ratio is None else parse_ratio(ratio)
+    given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
+    given["expected_saving"] = None if expected_saving is None else parse_share(expected_saving, "--expected-saving")
+    options = PlanOptions(**given)
     known, measured = load_config(config), None
     if probe is not None:
-        probing = ProbeOptions(
-            plan=options,
-            share=parse_share(probe, "--probe"),
-            seeds=seeds,
-            lr=lr,
-            online_lr=online_lr,
-            temperature=temperature,
-            jobs=jobs,
-            out=out,
-        )
+        runs_of = {name: context.params[name] for name in ("seeds", "lr", "online_lr", "temperature", "jobs", "out")}
+        probing = ProbeOptions(plan=options, share=parse_share(probe, "--probe"), **runs_of)
         measured = read_probe(out, run_probe(probing, config=known, report=report).to_dict())
         options = replace(options, expected_saving=measured_saving(measured))
     write_plan(make_plan(options, known).to_dict(), format, probe=measured)

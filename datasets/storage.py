@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -58,6 +59,27 @@ def list_names(folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
+
+
+def list_times(folder: str) -> dict[str, float | None]:
+    """Base names in a folder with the seconds (since 1970) at which they were written; None where nobody keeps that."""
+    fs, path = filesystem(folder)
+    fs.invalidate_cache()
+    try:
+        entries = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {os.path.basename(str(entry["name"]).rstrip("/")): _written(entry) for entry in entries}
+
+
+def _written(entry: dict[str, Any]) -> float | None:
+    """Every filesystem of fsspec has a name of its own for it."""
+    found = next(
+        (entry[k] for k in ("mtime", "LastModified", "last_modified", "updated", "created") if k in entry), None
+    )
+    if isinstance(found, datetime):
+        return found.timestamp()
+    return float(found) if isinstance(found, int | float) else None
 
 
 def make_folder(folder: str) -> None:

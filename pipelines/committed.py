@@ -1,18 +1,13 @@
-"""What the committed files of a table tell: progress while a job runs, counts when it is done."""
+"""Progress of a running job, from the files that it commits."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-import pyarrow.parquet as pq
-
 from ..datasets.shards import Shard
-from ..datasets.storage import filesystem, join_url
-from ..errors import TableError
-from ..scoring.table import ENDING, finished_shards
+from ..scoring.table import finished_shards, row_count
 
 Report = Callable[[str], None]
 PROGRESS_SECONDS = 5.0
@@ -31,20 +26,3 @@ def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Ev
             eta = seconds / done * len(waiting)
             rate = examples / seconds
             report(f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s, {eta:,.0f} s left")
-
-
-def row_count(folder: str, name: str) -> int:
-    fs, path = filesystem(join_url(folder, name + ENDING))
-    with fs.open(path, "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
-
-
-def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
-    """(examples, failures, shard size) as a score file's own metadata tells them."""
-    fs, path = filesystem(join_url(folder, name + ENDING))
-    try:
-        with fs.open(path, "rb") as file:
-            about = json.loads(pq.read_schema(file).metadata[b"curate"])
-    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
-        raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
-    return about["examples"], about["failures"], about["shard_size"]

@@ -38,12 +38,13 @@ from ..scoring.table import (
     note_error,
     noted_errors,
     read_manifest,
+    shard_counts,
     shards_digest,
     table_folder,
     write_manifest,
     writing,
 )
-from .committed import Report, shard_counts, watch
+from .committed import Report, watch
 from .runner import runner_of
 from .score_shard import score_shard
 

@@ -105,6 +105,23 @@ def finished_shards(folder: str) -> set[str]:
     return {n.removesuffix(ENDING) for n in list_names(folder) if n.endswith(ENDING) and not n.startswith(".")}
 
 
+def row_count(folder: str, name: str) -> int:
+    fs, path = filesystem(join_url(folder, name + ENDING))
+    with fs.open(path, "rb") as file:
+        return int(pq.read_metadata(file).num_rows)
+
+
+def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
+    """(examples, failures, shard size) as a score file's own metadata tells them."""
+    fs, path = filesystem(join_url(folder, name + ENDING))
+    try:
+        with fs.open(path, "rb") as file:
+            about = json.loads(pq.read_schema(file).metadata[b"curate"])
+    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
+    return about["examples"], about["failures"], about["shard_size"]
+
+
 def note_error(folder: str, shard: Shard, message: str) -> None:
     """Leave word of a shard that could not be read, for the job's end and for whoever looks at the folder."""
     content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()

@@ -1,0 +1,180 @@
+"""`curate status`: how far a score table is, from its files alone: while a job runs and after it died."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..datasets.shards import list_shards
+from ..datasets.spec import Config, find_dataset
+from ..datasets.storage import list_times
+from ..errors import SpecError, TableError
+from ..scoring.table import ENDING, noted_errors, open_scores, shard_counts
+
+FORMATS = ("table", "json")
+MAX_LISTED = 20
+# A longer pause between two commits is a job that was started again, not one that is slow.
+PAUSE = 600.0
+
+
+@dataclass(frozen=True)
+class ShardStatus:
+    """`state`: done, missing, unreadable (`reason` says why) or damaged (its score file cannot be read)."""
+
+    shard: str
+    state: str
+    examples: int = 0
+    failures: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """A table's shards by name. `complete` is None where the data set is not known here, so nothing is called missing.
+
+    `rate` are examples/s from commit to commit since the last pause of ten minutes, `idle` the seconds since the last.
+    """
+
+    folder: str
+    dataset: str
+    reference: str
+    complete: bool | None
+    shards: tuple[ShardStatus, ...]
+    rate: float | None
+    idle: float | None
+
+    def count(self, state: str) -> int:
+        return sum(shard.state == state for shard in self.shards)
+
+    @property
+    def examples(self) -> int:
+        return sum(shard.examples for shard in self.shards)
+
+    @property
+    def failures(self) -> int:
+        return sum(shard.failures for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        states = ("done", "missing", "unreadable", "damaged")
+        totals = {"examples": self.examples, "failures": self.failures, **{s: self.count(s) for s in states}}
+        return {**asdict(self), "totals": totals}
+
+
+def table_status(path: str, config: Config, now: float | None = None) -> TableStatus:
+    """Read a table's folder (or one above it that holds exactly one), and list the shards of its data set.
+
+    Raises TableError where there is no table, SpecError and ShardError where its data set cannot be listed.
+    """
+    table = open_scores(path)
+    dataset = str(table.manifest["dataset"])
+    wanted = (
+        {shard.name for shard in list_shards(find_dataset(dataset, config))} if dataset in config.datasets else None
+    )
+    times = list_times(table.folder)
+    written = {
+        n.removesuffix(ENDING): t for n, t in times.items() if n.endswith(ENDING) and not n.startswith((".", "_"))
+    }
+    unreadable = noted_errors(table.folder)
+    with ThreadPoolExecutor(16) as pool:
+        found = {shard.shard: shard for shard in pool.map(lambda name: _done(table.folder, name), sorted(written))}
+    for name in sorted({*unreadable, *(wanted or ())} - set(found)):
+        reason = unreadable.get(name, "")
+        found[name] = ShardStatus(name, "unreadable" if reason else "missing", reason=reason)
+    shards = tuple(found[name] for name in sorted(found))
+    commits = sorted((t, found[name].examples) for name, t in written.items() if t is not None)
+    return TableStatus(
+        folder=table.folder,
+        dataset=dataset,
+        reference=str(table.manifest["reference"]["name"]),
+        complete=None if wanted is None else all(shard.state == "done" for shard in shards),
+        shards=shards,
+        rate=_rate(commits),
+        idle=max(0.0, (time.time() if now is None else now) - commits[-1][0]) if commits else None,
+    )
+
+
+def _done(folder: str, name: str) -> ShardStatus:
+    try:
+        examples, failures, _ = shard_counts(folder, name)
+    except TableError as e:
+        return ShardStatus(name, "damaged", reason=str(e))
+    return ShardStatus(name, "done", examples, failures)
+
+
+def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
+    """Examples/s over the last stretch without a pause. What the first commit of it brought was made before it."""
+    start = max((i + 1 for i, (a, b) in enumerate(pairwise(commits)) if b[0] - a[0] > PAUSE), default=0)
+    stretch = commits[start:]
+    if len(stretch) < 2 or stretch[-1][0] <= stretch[0][0]:
+        return None
+    return sum(examples for _, examples in stretch[1:]) / (stretch[-1][0] - stretch[0][0])
+
+
+def write_status(
+    status: TableStatus, format: str = "table", *, every: bool = False, file: IO[str] | None = None
+) -> None:
+    """Print totals, and the shards that want a look (all of them with `every`). Raises SpecError for another format."""
+    file = file or sys.stdout
+    if format not in FORMATS:
+        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
+    if format == "json":
+        file.write(json.dumps(status.to_dict(), indent=2) + "\n")
+        return
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(status.folder)}[/bold]")
+    read = status.examples + status.failures
+    share = f" ({status.failures / read:.2%})" if read else ""
+    total = "" if status.complete is None else f" of {len(status.shards):,}"
+    console.print(
+        f"{status.count('done'):,}{total} shards done: {status.examples:,} examples scored, {status.failures:,} failed{share}; "
+        f"{status.count('unreadable'):,} unreadable, {status.count('damaged'):,} damaged"
+        + (f", {status.count('missing'):,} missing" if status.complete is not None else "")
+    )
+    if status.idle is not None:
+        rate = f"{status.rate:,.0f} examples/s, " if status.rate is not None else ""
+        console.print(f"{rate}last commit {_ago(status.idle)} ago")
+    if status.complete is None:
+        console.print(
+            f"data set '{escape(status.dataset)}' is not known here, so what is missing is not; give --config"
+        )
+    elif not status.complete:
+        console.print("run the same score-reference command again: it does only what is missing")
+    listed = [s for s in status.shards if every or s.state != "done" or s.failures]
+    if listed:
+        console.print(_shards(listed if every else listed[:MAX_LISTED]))
+    if len(listed) > MAX_LISTED and not every:
+        console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
+
+
+def _shards(listed: Sequence[ShardStatus]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (
+        ("shard", "left"),
+        ("state", "left"),
+        ("examples", "right"),
+        ("failed", "right"),
+        ("why", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for shard in listed:
+        counts = (f"{shard.examples:,}", f"{shard.failures:,}") if shard.state == "done" else ("", "")
+        table.add_row(escape(shard.shard), shard.state, *counts, escape(shard.reason))
+    return table
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} seconds"
