@@ -17,11 +17,12 @@ NEAREST = """
 
 def test_nearest_pictures_and_farthest_captions(pairs, tmp_path):
     folder = score_reference(pairs.options(tmp_path / "scores", embeddings=True), silent).folder
-    table = open_scores(folder).read()
-    keys = table["key"].to_pylist()
+    table = open_scores(folder)
+    stored = [table.shard(name, embeddings=True) for name in sorted(table.shard_names())]
+    keys = [key for scores in stored for key in scores.keys]
     image, text = (
-        np.stack([np.asarray(v, dtype=np.float32) for v in table[f"{s}_embedding"].to_pylist()])
-        for s in ("image", "text")
+        np.concatenate([getattr(scores, name) for scores in stored]).astype(np.float32)
+        for name in ("image_embedding", "text_embedding")
     )
     similarity = image @ image.T
     first, second = np.triu_indices(len(keys), 1)
@@ -43,4 +44,4 @@ def test_nearest_pictures_and_farthest_captions(pairs, tmp_path):
     ).fetchall()
     own = (image * text).sum(1)
     np.testing.assert_allclose([row[1] for row in farthest], np.sort(own)[:3], atol=1e-4)
-    np.testing.assert_allclose(own, -table["loss"].to_numpy(), atol=2e-3)
+    np.testing.assert_allclose(own, -np.concatenate([scores.loss for scores in stored]), atol=2e-3)
