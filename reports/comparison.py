@@ -162,9 +162,9 @@ def _savings(found: Sequence[dict[str, Any]], curves: dict[str, list[dict[str, A
 def _headline(savings: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The policy and budget of the largest saving of total compute in the foundation regime, be it a loss.
 
-    A saving read on the ladder goes before one of which only a bound is known.
+    "More than" counts as what it is more than; "at most" only where nothing else is known.
     """
-    known = [row for row in savings if row["total_compute"]["foundation"]["where"] == "on"]
+    known = [row for row in savings if row["total_compute"]["foundation"]["where"] != "below"]
     candidates = known or list(savings)
     return max(candidates, key=lambda row: row["total_compute"]["foundation"]["share"], default=None)
 

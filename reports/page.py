@@ -45,7 +45,7 @@ def page(content: Content, plots: Mapping[str, str]) -> str:
     """The HTML of a comparison. `content` is comparison.json's, `plots` the SVG texts by name."""
     dataset = str(content["settings"]["dataset"])
     title = f"curate compare: {', '.join(content['policies'])} on {dataset}"
-    return f"""<!doctype html>
+    text = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -85,6 +85,8 @@ log cost; &ndash; means that no run was that cheap or that dear. Small: least an
 </body>
 </html>
 """
+    # A line neither begins with a lone percent sign nor ends with a lone bound.
+    return text.replace(" %", "&nbsp;%").replace("&gt; ", "&gt;&nbsp;").replace("≤ ", "≤&nbsp;")
 
 
 def _tiles(content: Content) -> str:

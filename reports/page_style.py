@@ -31,7 +31,7 @@ th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--li
 th { font-weight: 600; }
 thead th { color: var(--soft); font-size: .84rem; vertical-align: bottom; }
 thead th.group { text-align: center; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+tr:first-child th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody.group { border-top: 2px solid var(--line); }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 td.ours { background: var(--tint); }

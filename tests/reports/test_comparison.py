@@ -108,6 +108,17 @@ def test_the_verdict_calls_a_loss_a_loss(budget, quality, said):
     assert said in verdict({**content, "settings": {"budget_flops": 100.0}})
 
 
+def test_the_headline_is_the_largest_saving_known_though_it_be_a_bound():
+    read = point("easy-reference", 100.0, 0.45)  # uniform's 141
+    beyond = point("learnability", 200.0, 0.9)  # more than 400, off the ladder
+    loss = point("hard-learner", 400.0, 0.5)
+    content = analyse([*UNIFORM, read, beyond, loss], "top1")
+    assert content["headline"]["policy"] == "learnability"
+    assert "more than 50 % less total compute" in verdict({**content, "settings": {"budget_flops": 100.0}})
+    content = analyse([*UNIFORM, point("learnability", 50.0, 0.1), loss], "top1")  # below it: at most 50 % saved
+    assert content["headline"]["policy"] == "hard-learner"
+
+
 @pytest.fixture(scope="module")
 def compared(digits, tmp_path_factory):
     """The folder that the real command leaves on digits, whose clean labels are made known to the analysis."""
