@@ -35,7 +35,7 @@ from curate.scoring.flops import forward_flops
 from curate.scoring.models import find_model, load_model
 from curate.training import TrainOptions, train
 from curate.training.comparison import run_all
-from findings_settings import BUDGET, DEFAULTS, LR, MODELS, SCORER_LR, SEEDS, TABLES, UNIFORM, Reference, Row
+from findings_settings import BUDGET, DEFAULTS, LADDERS, LR, MODELS, SCORER_LR, SEEDS, TABLES, Reference, Row
 from measuring import command, curate
 
 
@@ -148,8 +148,8 @@ def ladder(folder: Path, row: Row, seeds: int) -> list[list[TrainOptions]]:
     """Uniform's complete runs at ascending budgets, of the same data set, learner and learning rate."""
     same = {key: value for key, value in row.changes.items() if key in ("learner", "lr")}
     uniform = replace(row, changes={"policy": "uniform", **same}, reference=None)
-    top = (4.0,) if setting(row) == setting(UNIFORM) else ()
-    return [[point(folder, uniform, seed, multiple) for seed in range(seeds)] for multiple in (0.5, 1.0, 2.0, *top)]
+    rungs = LADDERS.get(setting(row), (0.5, 1.0, 2.0))
+    return [[point(folder, uniform, seed, multiple) for seed in range(seeds)] for multiple in rungs]
 
 
 def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str]:
