@@ -111,10 +111,16 @@ def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
     Markdown: quality, share of wrong labels among what was chosen, and what was saved at equal quality.
     """
     made = {row.label: [point(folder, row, seed) for seed in range(seeds)] for row in rows}
-    rungs = {setting(row): ladder(folder, row, seeds) for row in rows if row.changes.get("policy") != "uniform"}
-    planned = [p for points in (*made.values(), *(rung for all_ in rungs.values() for rung in all_)) for p in points]
-    todo = list({summary_path(p): p for p in planned if not summary_path(p).exists()}.values())
-    run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
+    selecting = [row for row in rows if row.changes.get("policy") != "uniform"]
+    uniform = {setting(row): uniform_at(folder, row, seeds, 1.0) for row in selecting}
+    run_missing(folder, [p for points in (*made.values(), *uniform.values()) for p in points], jobs)
+    rungs = {}
+    for key in uniform:
+        reached = [top1_of(made[row.label]) for row in selecting if setting(row) == key]
+        needed = needed_rungs(LADDERS.get(key, (0.5, 1.0, 2.0)), top1_of(uniform[key]), reached)
+        same = next(row for row in selecting if setting(row) == key)
+        rungs[key] = [uniform_at(folder, same, seeds, multiple) for multiple in needed]
+    run_missing(folder, [p for ladder in rungs.values() for points in ladder for p in points], jobs)
     head = (
         "clean top-1 | min..max | n | spread of stored losses | wrong labels chosen | updates | updates saved | "
         "compute saved | online 1/ | seconds"
@@ -144,12 +150,26 @@ def setting(row: Row) -> tuple[str, str]:
     return row.dataset, str({**DEFAULTS, **row.changes}["learner"])
 
 
-def ladder(folder: Path, row: Row, seeds: int) -> list[list[TrainOptions]]:
-    """Uniform's complete runs at ascending budgets, of the same data set, learner and learning rate."""
+def uniform_at(folder: Path, row: Row, seeds: int, multiple: float) -> list[TrainOptions]:
+    """Uniform's complete runs at a multiple of BUDGET, with this row's data set, learner and learning rate."""
     same = {key: value for key, value in row.changes.items() if key in ("learner", "lr")}
     uniform = replace(row, changes={"policy": "uniform", **same}, reference=None)
-    rungs = LADDERS.get(setting(row), (0.5, 1.0, 2.0))
-    return [[point(folder, uniform, seed, multiple) for seed in range(seeds)] for multiple in rungs]
+    return [point(folder, uniform, seed, multiple) for seed in range(seeds)]
+
+
+def needed_rungs(ladder: tuple[float, ...], base: float, reached: list[float]) -> list[float]:
+    """Those of a ladder between which the qualities reached can lie: rungs above 1 only where some beat `base`."""
+    above, below = any(q > base for q in reached), any(q <= base for q in reached)
+    return [multiple for multiple in ladder if multiple == 1 or (above if multiple > 1 else below)]
+
+
+def run_missing(folder: Path, points: list[TrainOptions], jobs: int) -> None:
+    todo = list({summary_path(p): p for p in points if not summary_path(p).exists()}.values())
+    run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
+
+
+def top1_of(points: list[TrainOptions]) -> float:
+    return statistics.fmean(summary_of(p)["quality"]["top1"] for p in points)
 
 
 def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str]:
