@@ -123,9 +123,9 @@ def table(folder: Path, rows: list[Row], jobs: int, seeds: int) -> str:
     run_missing(folder, [p for ladder in rungs.values() for points in ladder for p in points], jobs)
     head = (
         "clean top-1 | min..max | n | spread of stored losses | wrong labels chosen | updates | updates saved | "
-        "compute saved | online 1/ | seconds"
+        "compute saved | nothing amortised | online 1/ | seconds"
     )
-    lines = [f"| | {head} |", "|---" * 11 + "|"]
+    lines = [f"| | {head} |", "|---" * 12 + "|"]
     for row in rows:
         found = [summary_of(p) for p in made[row.label]]
         top1 = [100 * summary["quality"]["top1"] for summary in found]
@@ -172,10 +172,11 @@ def top1_of(points: list[TrainOptions]) -> float:
     return statistics.fmean(summary_of(p)["quality"]["top1"] for p in points)
 
 
-def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str]:
-    """Shares of learner updates and of total compute (foundation regime), read between uniform's mean qualities."""
+def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str, str]:
+    """Shares saved of learner updates, and of total compute in the foundation regime and with nothing amortised, read
+    between uniform's mean qualities."""
     if found[0]["policy"] == "uniform":
-        return "", ""
+        return "", "", ""
 
     def mean(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
         return statistics.fmean(map(value, runs))
@@ -186,13 +187,14 @@ def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tup
     costs: tuple[Callable[[dict[str, Any]], float], ...] = (
         lambda run: run["steps"],
         lambda run: run["regimes"]["foundation"],
+        lambda run: run["regimes"]["nothing_amortised"],
     )
     qualities = [mean(rung, quality) for rung in rungs]
-    updates, compute = (
+    updates, compute, whole = (
         str(saving(mean(found, cost), [mean(rung, cost) for rung in rungs], qualities, mean(found, quality)))
         for cost in costs
     )
-    return updates, compute
+    return updates, compute, whole
 
 
 def spread(folder: Path, row: Row) -> str:
