@@ -35,7 +35,7 @@ from curate.scoring.models import find_model, load_model
 from data import pictures, reference_with_weights
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
 
-SHARDS, PER_SHARD, BATCH_SIZE, ROUNDS = 8, 400, 32, 3
+SHARDS, PER_SHARD, BATCH_SIZE, ROUNDS = 8, 240, 32, 3
 MODEL = "resnet18"
 MODELS = (MODEL, "vit_small_patch16_224")
 BARE_SECONDS = 6.0
