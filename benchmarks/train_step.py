@@ -28,6 +28,7 @@ from curate.training import Ledger, TrainOptions, checkpoint
 from curate.training.ledger import StepCost
 from curate.training.loop import CHECKPOINT_SECONDS, Job, train_loop
 from curate.training.records import RunRecords
+from curate.training.selecting import make_scorer
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
 from data import part_of_cifar10n
@@ -87,23 +88,21 @@ def our_step(work: Path, data: SuperBatches) -> float:
         batch_size=BATCH_SIZE,
         augment="none",
     )
-    trainee = Trainee(new_model(), options, LR, device)
+    trainee, precision = Trainee(new_model(), options, LR, device), best_precision(device)
     job = Job(
         options=options,
         run=run,
         data=data,
         learner=trainee,
         online=None,
-        reference=None,
+        scorer=make_scorer(options, trainee, None, None, None, precision),
         reference_cost=0.0,
         steps=STEPS,
         cost=StepCost(learner_train=1.0),
         ledger=Ledger(),
         records=RunRecords(run, lambda line: None),
         device=device,
-        precision=best_precision(device),
-        score_precision=best_precision(device),
-        score_scale=1.0,
+        precision=precision,
     )
     done = []
     train_loop(job, after_step=lambda step: done.append(time.perf_counter()))
