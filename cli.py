@@ -258,7 +258,7 @@ def plan(
     from dataclasses import replace
 
     from .datasets.spec import load_config
-    from .reports.plan import write_plan
+    from .reports.plan import check_format, write_plan
     from .reports.probe import expected_saving as measured_saving
     from .reports.probe import read_probe
     from .training import parse_flops
@@ -270,13 +270,15 @@ def plan(
     given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
     given["expected_saving"] = None if expected_saving is None else parse_share(expected_saving, "--expected-saving")
     options = PlanOptions(**given)
+    check_format(format)
     known, measured = load_config(config), None
+    made = make_plan(options, known)
     if probe is not None:
         runs_of = {name: context.params[name] for name in ("seeds", "lr", "online_lr", "temperature", "jobs", "out")}
         probing = ProbeOptions(plan=options, share=parse_share(probe, "--probe"), **runs_of)
         measured = read_probe(out, run_probe(probing, config=known, report=report).to_dict())
-        options = replace(options, expected_saving=measured_saving(measured))
-    write_plan(make_plan(options, known).to_dict(), format, probe=measured)
+        made = replace(made, expected_saving=measured_saving(measured))
+    write_plan(made.to_dict(), format, probe=measured)
 
 
 @cli.command()

@@ -22,6 +22,12 @@ REGIMES = {
 }
 
 
+def check_format(format: str) -> None:
+    """Raises SpecError for a format that `write_plan` does not know: before a probe trains for hours."""
+    if format not in FORMATS:
+        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
+
+
 def write_plan(
     plan: dict[str, Any], format: str = "table", file: IO[str] | None = None, *, probe: dict[str, Any] | None = None
 ) -> None:
@@ -30,8 +36,7 @@ def write_plan(
     Raises SpecError for another format.
     """
     file = file or sys.stdout
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
+    check_format(format)
     if format == "json":
         content = plan if probe is None else {**plan, "probe": probe}
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -82,9 +82,7 @@ def table_status(path: str, config: Config, now: float | None = None) -> TableSt
         {shard.name for shard in list_shards(find_dataset(dataset, config))} if dataset in config.datasets else None
     )
     times = list_times(table.folder)
-    written = {
-        n.removesuffix(ENDING): t for n, t in times.items() if n.endswith(ENDING) and not n.startswith((".", "_"))
-    }
+    written = {name: times.get(name + ENDING) for name in table.shard_names()}
     unreadable = noted_errors(table.folder)
     with ThreadPoolExecutor(16) as pool:
         found = {shard.shard: shard for shard in pool.map(lambda name: _done(table.folder, name), sorted(written))}

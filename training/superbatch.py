@@ -203,7 +203,8 @@ class SuperBatches:
             if self.on_missing == "skip":
                 examples, losses, positions = [], losses[:0], positions[:0]
         joined = zip(examples, losses.tolist(), positions.tolist(), strict=True)
-        records = [Record(example, loss, stored, row) for example, loss, row in joined]
+        kept = stored if self.embedding_width else None  # whose keys and hashes would otherwise stay in memory
+        records = [Record(example, loss, kept, row) for example, loss, row in joined]
         if index not in self._counted:
             self._counted.add(index)
             self._counts["examples"] += len(records)
