@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="curate.toml; otherwise the nearest at or above the working folder.")
 ]
 ScoresOption = Annotated[str, typer.Option(help="Folder or URL under which score tables lie.")]
+POLICY_HELP = "uniform, hard-learner, easy-reference, learnability, rho; pairs: jest, jest-easy, acid."
 RunsOption = Annotated[str, typer.Option(help="Folder under which runs lie.")]
 
 
@@ -90,6 +92,8 @@ def score_reference(
         str, typer.Option(help="A run folder, a model entry of curate.toml, or a pretrained timm or open_clip name.")
     ],
     out: ScoresOption = "scores",
+    score_size: Annotated[int | None, typer.Option(help="Pixels a side to score at, below the model's own.")] = None,
+    score_patch_dropout: Annotated[float, typer.Option(help="Share of a ViT's patches left out.")] = 0.0,
     embeddings: Annotated[bool, typer.Option(help="Image-text: store both embeddings too (float16).")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
@@ -105,18 +109,23 @@ def score_reference(
 
     Example: curate score-reference --dataset cifar10n --reference runs/reference
     """
+    from dataclasses import replace
+
     from .datasets.spec import find_dataset, load_config
     from .pipelines.score_reference import ScoreOptions
     from .pipelines.score_reference import score_reference as run_scoring
+    from .scoring.coarse import Coarse
     from .scoring.models import find_model
+    from .training import parse_share
 
     known = load_config(config)
     spec = find_dataset(dataset, known)
     model = find_model(reference, task=spec.task, num_classes=spec.num_classes, config=known)
+    coarse = Coarse(size=score_size, patch_dropout=score_patch_dropout)
     summary = run_scoring(
         ScoreOptions(
             dataset=spec,
-            reference=model,
+            reference=replace(model, coarse=coarse.to_dict()) if coarse else model,
             out=out,
             embeddings=embeddings,
             batch_size=batch_size,
@@ -154,36 +163,33 @@ def status(
 @cli.command()
 def train(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
-    learner: Annotated[
-        str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run folder.")
+    dataset: Annotated[
+        str, typer.Option("--dataset", "--train-data", help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")
     ],
-    policy: Annotated[
-        str,
-        typer.Option(help="uniform, hard-learner, easy-reference, learnability, rho; pairs: jest, jest-easy, acid."),
-    ] = "uniform",
+    learner: Annotated[str, typer.Option(help="A model of curate.toml, of timm or open_clip, or a run folder.")],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "uniform",
     online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
     reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
     reference: Annotated[str | None, typer.Option(help="The model that the table must come from; checked.")] = None,
     budget_flops: Annotated[str | None, typer.Option(help="Stop when this is spent: 2e13, 20TF, 1EF.")] = None,
     examples: Annotated[int | None, typer.Option(help="Stop after so many trained on, instead of a budget.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps, instead of a budget.")] = None,
+    train_num_samples: Annotated[int | None, typer.Option(help="As open_clip: of an epoch, for --examples.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of --train-num-samples.")] = 1,
     charge_reference: Annotated[bool, typer.Option(help="Take the reference's cost off the budget too.")] = False,
     batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
     filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
-    score_scale: Annotated[
-        float | None, typer.Option(help="Multiplies the losses in the score; 1 for cross-entropy, 20 for dot products.")
-    ] = None,
+    score_scale: Annotated[float | None, typer.Option(help="Of the losses in the score. [1; dot products 20]")] = None,
     sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
     chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
-    joint_loss: Annotated[
-        str | None, typer.Option(help="Of jest and acid: sigmoid (if all have a bias, the default) or softmax.")
+    joint_loss: Annotated[str | None, typer.Option(help="sigmoid or softmax. [sigmoid if both have a bias]")] = None,
+    score_size: Annotated[int | None, typer.Option(help="Pixels a side to score at. [as the table's]")] = None,
+    score_patch_dropout: Annotated[
+        float | None, typer.Option(help="Patches a ViT scores without. [the table's]")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
-    lr: Annotated[
-        float | None, typer.Option(help="Peak; decays to zero where the run ends. [2e-3; image-text 5e-4]")
-    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak; ends at zero. [2e-3; image-text 5e-4]")] = None,
     online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
     warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
@@ -209,11 +215,16 @@ def train(
     --reference-scores scores --budget-flops 20TF
     """
     from .datasets.spec import load_config
-    from .training import TrainOptions, parse_flops
+    from .training import TrainOptions, parse_flops, parse_share
     from .training import train as run_training
 
-    # Every parameter but these two is a field of TrainOptions under its own name.
-    given = {name: value for name, value in context.params.items() if name not in ("config", "resume")}
+    # Every other parameter is a field of TrainOptions under its own name.
+    other = ("config", "resume", "train_num_samples", "epochs")
+    given = {name: value for name, value in context.params.items() if name not in other}
+    if train_num_samples is not None:
+        if examples is not None:
+            raise SpecError("--train-num-samples and --examples are both given; drop one")
+        given["examples"] = epochs * train_num_samples
     given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
     given["max_failures"] = parse_share(max_failures, "--max-failures")
     options = TrainOptions(**given)
@@ -237,9 +248,7 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
     filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
     expected_saving: Annotated[str | None, typer.Option(help="Learner updates you hope to save, such as 25%.")] = None,
-    probe: Annotated[
-        str | None, typer.Option(help="Measure the saving by short runs of this share of the budget, such as 1%.")
-    ] = None,
+    probe: Annotated[str | None, typer.Option(help="Measure it by short runs of this share of the budget: 1%.")] = None,
     seeds: Annotated[int, typer.Option(help="Of the probe.")] = 2,
     lr: Annotated[float | None, typer.Option(help="Of the probe's runs, as of train.")] = None,
     online_lr: Annotated[float | None, typer.Option(help="Of the probe's online model, where it differs.")] = None,
@@ -261,7 +270,7 @@ def plan(
     from .reports.plan import check_format, write_plan
     from .reports.probe import expected_saving as measured_saving
     from .reports.probe import read_probe
-    from .training import parse_flops
+    from .training import parse_flops, parse_share
     from .training.plan import PlanOptions, make_plan, parse_ratio
     from .training.probe import ProbeOptions, run_probe
 
@@ -289,15 +298,11 @@ def compare(
     budget_flops: Annotated[str, typer.Option(help="What 1x stands for: 2e13, 20TF, 1EF.")],
     policies: Annotated[str, typer.Option(help="Separated by commas; uniform must be one.")] = "uniform,learnability",
     budgets: Annotated[str, typer.Option(help="Multiples of --budget-flops, every one a complete run.")] = "0.5x,1x,2x",
-    ladder: Annotated[
-        str, typer.Option(help="Further budgets of uniform's: savings can be read only up to its largest.")
-    ] = "4x",
+    ladder: Annotated[str, typer.Option(help="More of uniform's: savings are read up to its largest.")] = "4x",
     seeds: Annotated[int, typer.Option(help="Runs of every point, seeds 0, 1, ...")] = 3,
     online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
     reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
-    search_lr: Annotated[
-        str | None, typer.Option(help="Rates that uniform tries at 1x; all policies then use its best: 1e-3,2e-3.")
-    ] = None,
+    search_lr: Annotated[str | None, typer.Option(help="Rates for uniform to try at 1x; all use its best.")] = None,
     lr: Annotated[float | None, typer.Option(help="As of train, where it is not searched.")] = None,
     online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
     batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
@@ -306,6 +311,8 @@ def compare(
     sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
     chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
     score_scale: Annotated[float | None, typer.Option(help="As of train.")] = None,
+    score_size: Annotated[int | None, typer.Option(help="As of train.")] = None,
+    score_patch_dropout: Annotated[float | None, typer.Option(help="As of train.")] = None,
     optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
     weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
     selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 5,
@@ -343,10 +350,25 @@ def compare(
 
 
 @cli.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, or any other model that train would take.")],
+    dataset: Annotated[str, typer.Option(help="A name in curate.toml with a test split.")],
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Measure a model on a test split: top-1, or retrieval both ways and, where classes are named, zero-shot. JSON.
+
+    Example: curate evaluate runs/icons-jest-learner-seed0 --dataset emoji
+    """
+    from .datasets.spec import load_config
+    from .training.evaluate import evaluate_by_name
+
+    typer.echo(json.dumps(evaluate_by_name(model, dataset, load_config(config), precision), indent=1))
+
+
+@cli.command()
 def sql(
-    query: Annotated[
-        str, typer.Argument(help="One SELECT over scores, failures, runs, metrics, selections, analysis.")
-    ],
+    query: Annotated[str, typer.Argument(help="A SELECT over scores, failures, runs, metrics, selections, analysis.")],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
     format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
@@ -376,14 +398,3 @@ def demo(
     from .reports.demo import demo as run_demo
 
     run_demo(folder)
-
-
-def parse_share(text: str, option: str) -> float:
-    """A share in [0, 1] from `1%` or `0.01`. Raises SpecError."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
-    return share

@@ -23,6 +23,7 @@ from ..datasets.decoding import INTERPOLATIONS, Geometry
 from ..datasets.spec import Config, Task, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..errors import ModelError
+from .coarse import Coarse, coarsened
 
 SCHEMES = ("hf-hub:", "local-dir:")
 LEARNER_FILE = "checkpoints/learner.safetensors"
@@ -47,7 +48,8 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that is needed to build a model again; JSON-able. `weights` says where they come from ("" is random)."""
+    """All that is needed to build a model again; JSON-able. `weights` says where they come from ("" is random), `coarse`
+    how it scores (see coarse.py)."""
 
     name: str
     task: Task
@@ -57,6 +59,7 @@ class ModelSpec:
     num_classes: int = 0
     weights: str = ""
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    coarse: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +104,7 @@ class Model:
             "arguments": self.spec.arguments,
             "open_clip_config": self.spec.open_clip_config,
             "preprocessing": self.preprocessing.to_dict(),
+            **({"coarse": self.spec.coarse} if self.spec.coarse else {}),
         }
         digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
@@ -146,7 +150,7 @@ def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Mode
     if spec.weights and spec.weights != "published":
         load_weights(model.module, spec.weights)
     model.module.eval()
-    return model
+    return coarsened(model, Coarse.from_dict(spec.coarse)) if spec.coarse else model
 
 
 def load_weights(module: nn.Module, url: str) -> None:
@@ -182,7 +186,7 @@ def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:
         raise ModelError(f"run '{folder}': its manifest.json is missing or damaged ({e})") from None
     if spec.task != task:
         raise ModelError(f"run '{folder}' trained a model for {spec.task}; this data set is {task}")
-    if num_classes and spec.num_classes != num_classes:
+    if task == "classification" and num_classes and spec.num_classes != num_classes:
         raise ModelError(f"run '{folder}' knows {spec.num_classes} classes; this data set has {num_classes}")
     where = join_url(str(Path(folder).resolve()) if is_local(folder) else folder, LEARNER_FILE)
     return replace(spec, name=folder, weights=where)
@@ -285,6 +289,8 @@ def _build_timm(spec: ModelSpec) -> Model:
 
 def _build_open_clip(spec: ModelSpec) -> Model:
     import open_clip
+
+    from . import architectures as _registered_with_timm  # noqa: F401
 
     # open_clip logs a page of progress on the root logger for every model that it makes.
     previous = logging.root.manager.disable

@@ -1,8 +1,8 @@
 """Super-batch join, loop, ledger, evaluation, checkpoints: the one room that needs a backward pass."""
 
-from .budget import parse_flops
+from .budget import parse_flops, parse_share
 from .ledger import Ledger
 from .options import TrainOptions
 from .run import train
 
-__all__ = ["Ledger", "TrainOptions", "parse_flops", "train"]
+__all__ = ["Ledger", "TrainOptions", "parse_flops", "parse_share", "train"]

@@ -1,11 +1,11 @@
-"""Budgets: how they are written, and how many steps they buy."""
+"""Budgets and shares: how they are written, and how many steps a budget buys."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from ..errors import BudgetError
+from ..errors import BudgetError, SpecError
 
 UNITS = {"": 1.0, "MF": 1e6, "GF": 1e9, "TF": 1e12, "PF": 1e15, "EF": 1e18, "ZF": 1e21}
 
@@ -20,6 +20,17 @@ def parse_flops(text: str) -> float:
     if not math.isfinite(value) or value <= 0:
         raise BudgetError(f"budget '{text}' is not a number of FLOPs; write 2e13, 20TF or 1EF")
     return value
+
+
+def parse_share(text: str, option: str) -> float:
+    """A share in [0, 1] from `1%` or `0.01`. Raises SpecError."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise SpecError(f"{option} is '{text}', expected a share such as 1% or 0.01")
+    return share
 
 
 def format_flops(flops: float) -> str:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
 from ..datasets.readers import read_shard
 from ..datasets.shards import list_shards
-from ..datasets.spec import DatasetSpec
+from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError
-from ..scoring.forward import Precision, autocast, evaluating, score_batch
-from ..scoring.models import Model
+from ..scoring.forward import (
+    Precision,
+    autocast,
+    best_device,
+    best_precision,
+    check_precision,
+    evaluating,
+    score_batch,
+)
+from ..scoring.models import Model, find_model, load_model
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 1024
@@ -32,6 +41,17 @@ def evaluate(
     if dataset.label and dataset.classes:
         quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size)
     return quality
+
+
+def evaluate_by_name(name: str, dataset: str, config: Config, precision: str | None = None) -> dict[str, float]:
+    """`evaluate` of any model that `curate train` would take, on any data set with a test split. Raises CurateError."""
+    check_precision(precision)
+    spec = find_dataset(dataset, config)
+    model_spec = find_model(name, task=spec.task, num_classes=spec.num_classes, config=config)
+    device = best_device()
+    model = load_model(model_spec, trained=True).to(device)
+    chosen: Any = precision or best_precision(device)
+    return evaluate(model, spec, device=device, precision=chosen)
 
 
 def _test_batches(model: Model, dataset: DatasetSpec, batch_size: int) -> Iterator[DecodedBatch]:

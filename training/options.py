@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from ..errors import SpecError
+from ..scoring.coarse import Coarse
 from ..scoring.forward import Precision, check_precision
 from ..scoring.joint import N_CHUNKS, ContrastiveLoss
 from ..scoring.scores import JOINT, NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
@@ -26,8 +27,9 @@ class TrainOptions:
     `batch_size` is b, what the learner trains on at each step; the super-batch is b / (1 - `filter_ratio`).
     `filter_ratio` is the share dropped. `score_scale` multiplies the losses that make the score (None: 1 for
     cross-entropy and contrastive losses, 20 for dot products). `chunks` and `joint_loss` are of the policies that choose
-    jointly (None: sigmoid where both models have a bias, else softmax). `lr` is the peak (None: `DEFAULT_LR` of the task).
-    Every `selections_every` steps, the whole super-batch is written to `selections/`.
+    jointly (None: sigmoid where both models have a bias, else softmax). `score_size` and `score_patch_dropout` make the
+    online model score more coarsely than it trains (None: as the score table was made). `lr` is the peak (None:
+    `DEFAULT_LR` of the task). Every `selections_every` steps, the whole super-batch is written to `selections/`.
     """
 
     dataset: str
@@ -47,6 +49,8 @@ class TrainOptions:
     sampler: Sampler = "softmax"
     chunks: int = N_CHUNKS
     joint_loss: ContrastiveLoss | None = None
+    score_size: int | None = None
+    score_patch_dropout: float | None = None
     optimizer: str = "adamw"
     lr: float | None = None
     online_lr: float | None = None
@@ -73,7 +77,9 @@ class TrainOptions:
         if self.policy not in POLICIES:
             raise SpecError(f"unknown policy '{self.policy}'; known are {', '.join(POLICIES)}")
         if sum(x is not None for x in (self.budget_flops, self.examples, self.steps)) != 1:
-            raise SpecError("give exactly one of --budget-flops, --examples and --steps")
+            raise SpecError(
+                "give exactly one of --budget-flops, --examples and --steps (--train-num-samples is a way to say --examples)"
+            )
         if self.policy in NEEDS_ONLINE_MODEL and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
         if self.policy in NEEDS_REFERENCE and not self.reference_scores:
@@ -111,6 +117,7 @@ class TrainOptions:
         if self.joint_loss not in (None, "sigmoid", "softmax"):
             raise SpecError(f"--joint-loss is '{self.joint_loss}', expected sigmoid or softmax")
         check_precision(self.precision)
+        _ = self.coarse
         if self.on_missing not in ("error", "score", "skip"):
             raise SpecError(f"--on-missing is '{self.on_missing}', expected error, score or skip")
         try:
@@ -125,6 +132,10 @@ class TrainOptions:
     @property
     def joint(self) -> bool:
         return self.policy in JOINT
+
+    @property
+    def coarse(self) -> Coarse:
+        return Coarse(size=self.score_size, patch_dropout=self.score_patch_dropout or 0.0)
 
     @property
     def super_batch_size(self) -> int:

@@ -275,7 +275,8 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     learner = _build(_find(options.learner, dataset, config))
     online = _build(_find(options.online, dataset, config))
     reference = _build(reference_spec) if reference_spec else online
-    cost, uncounted = step_cost(training, Trainee(learner, training, 0.0, CPU), Trainee(online, training, 0.0, CPU))
+    trainees = [Trainee(model, training, 0.0, CPU) for model in (learner, online)]
+    cost, uncounted = step_cost(training, trainees[0], trainees[1], online)
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 

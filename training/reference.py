@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ def open_reference(
     try:
         if options.reference:
             spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
+            spec = replace(spec, coarse=table.manifest["reference"]["model"].get("coarse", {}))
         else:
             spec = ModelSpec(**table.manifest["reference"]["model"])
         reference = load_model(spec, trained=True)

@@ -23,7 +23,7 @@ from ..errors import BusyError, CurateError, RunError, TableError
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
 from ..scoring.models import Model, find_model, load_model, save_weights
-from ..scoring.scores import NEEDS_ONLINE_LOSS, TAKES_ONLINE_MODEL
+from ..scoring.scores import TAKES_ONLINE_MODEL
 from ..scoring.table import ScoreTable
 from . import checkpoint
 from .budget import format_flops, steps_within
@@ -111,7 +111,9 @@ def _train(
     score_precision: Precision = table.manifest["precision"] if table is not None else precision
     made_in_run = reference if options.on_missing == "score" else None
     scorer = make_scorer(options, learner_trainee, online_trainee, made_in_run, table, score_precision)
-    cost, uncounted = step_cost(options, learner_trainee, online_trainee, joint_flops(options, scorer, table))
+    cost, uncounted = step_cost(
+        options, learner_trainee, online_trainee, scorer.model, joint_flops(options, scorer, table)
+    )
     charged = 0.0
     if options.charge_reference and table is not None:
         if ledger.reference_train is None:
@@ -121,7 +123,7 @@ def _train(
         charged = ledger.reference_score + ledger.reference_train
     steps = _steps(options, cost, charged)
 
-    geometries = [m.geometry for m in (learner, online, made_in_run) if m]
+    geometries = [m.geometry for m in (learner, online, scorer.model, made_in_run) if m]
     data = SuperBatches(
         dataset,
         shards,
@@ -269,17 +271,18 @@ def _check_disk(run: Path, models: dict[str, Model], options: TrainOptions, step
 
 
 def step_cost(
-    options: TrainOptions, learner: Trainee, online: Trainee | None, choosing: float = 0.0
+    options: TrainOptions, learner: Trainee, online: Trainee | None, scorer: Model | None, choosing: float = 0.0
 ) -> tuple[StepCost, list[str]]:
     """FLOPs of one step, measured once on the very shapes; and the operators that the measure left out.
 
-    `choosing` are the FLOPs that a joint policy's selection takes; they stand with those of the online score.
+    `scorer` is what scores the super-batch, at the resolution at which it does. `choosing` are the FLOPs that a joint
+    policy's selection takes; they stand with those of the online score.
     """
     train = learner.train_flops(options.batch_size)
     uncounted = set(train.uncounted)
     online_score = online_train = 0.0
-    if options.policy in NEEDS_ONLINE_LOSS:
-        scoring = forward_flops((online or learner).model)
+    if scorer is not None:
+        scoring = forward_flops(scorer)
         uncounted.update(scoring.uncounted)
         online_score = scoring.per_example * options.super_batch_size
     if online is not None:

@@ -11,6 +11,7 @@ import torch
 from ..datasets.decoding import Geometry
 from ..errors import SpecError, TableError
 from ..scoring import scores
+from ..scoring.coarse import Coarse, coarsened
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, Scored, embedding_width, score_batch
 from ..scoring.joint import ContrastiveLoss, Pairs, select_jointly, selection_flops
@@ -45,8 +46,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a run scores. `model` and `forward` are the online model's, or the learner's where it scores itself; None where
-    the policy asks neither. `reference` is there only where missing scores are to be made in the run."""
+    """How a run scores. `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse
+    as it scores; None where the policy asks neither. `reference` is there only where missing scores are to be made in the run."""
 
     options: TrainOptions
     model: Model | None
@@ -95,10 +96,15 @@ def make_scorer(
         _check_joint(options, learner.model, manifest, table)
     task = learner.model.spec.task
     dot_product = task == "image-text" and not options.joint
+    model, forward = (asked.model, asked.forward) if asked else (None, None)
+    coarse = _coarse(options, table)
+    if asked and coarse:
+        model = coarsened(asked.model, coarse)
+        forward = torch.compile(model.module) if asked.compiled else model.module
     return Scorer(
         options=options,
-        model=asked.model if asked else None,
-        forward=asked.forward if asked else None,
+        model=model,
+        forward=forward,
         reference=reference,
         precision=precision,
         scale=options.score_scale or (DOT_PRODUCT_SCALE if dot_product else 1.0),
@@ -106,6 +112,19 @@ def make_scorer(
         reference_scale=manifest.get("scale") or 1.0,
         reference_bias=manifest.get("bias") or 0.0,
     )
+
+
+def _coarse(options: TrainOptions, table: ScoreTable | None) -> Coarse:
+    """How the run's own model scores: as the reference did, or as the user says where there is none to agree with."""
+    if table is None:
+        return options.coarse
+    stored = Coarse.from_dict(table.manifest["reference"]["model"].get("coarse", {}))
+    if options.coarse and options.coarse != stored:
+        raise TableError(
+            f"{table.folder}: its reference scored with {stored}, this run is to score with {options.coarse}; both losses "
+            "must be made alike: leave --score-size and --score-patch-dropout out, or run score-reference with them"
+        )
+    return stored
 
 
 def _joint_loss(scorer: Model, manifest: Mapping[str, Any]) -> ContrastiveLoss:

@@ -27,6 +27,7 @@ class Trainee:
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr = lr
         compiled = options.compile if options.compile is not None else device.type == "cuda"
+        self.compiled = compiled
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.loss = training_loss(model, options.label_smoothing)
         if options.optimizer not in timm.optim.list_optimizers():

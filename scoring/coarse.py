@@ -1,0 +1,157 @@
+"""Scoring more cheaply than training: the same weights on fewer pixels, or on some of the patches.
+
+Flexi-JEST (arXiv 2406.17711, section 4.3) scores at a coarser resolution than the learner trains at. Both sides of a
+learnability have to be made alike, so a coarse reference is another reference: with another fingerprint and table.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from ..errors import ModelError, SpecError
+
+if TYPE_CHECKING:
+    from .models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coarse:
+    """How pictures are seen when scoring: `size` pixels a side (None: the model's own), and the share of a vision
+    transformer's patches that is left out."""
+
+    size: int | None = None
+    patch_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise SpecError(f"--score-size is {self.size}, expected a number of pixels")
+        if not 0 <= self.patch_dropout < 1:
+            raise SpecError(f"--score-patch-dropout is {self.patch_dropout:g}, expected from 0 to below 1")
+
+    def __bool__(self) -> bool:
+        return self != Coarse()
+
+    def __str__(self) -> str:
+        parts = [f"{self.size} px"] if self.size else []
+        parts += [f"{self.patch_dropout:.0%} of the patches dropped"] if self.patch_dropout else []
+        return ", ".join(parts) or "the model's own resolution"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the model's own way; empty where nothing does."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Coarse:
+        return cls(**values)
+
+
+def coarsened(model: Model, coarse: Coarse) -> Model:
+    """`model` as it scores under `coarse`. Its weights are shared, not copied: what trains one trains the other.
+
+    Position embeddings are resampled at every pass; which patches stay depends on their number alone, so that two
+    models that see as many patches see the same ones. Convolutional towers take any size as they are.
+    Raises ModelError where an image tower cannot work so.
+    """
+    own = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
+    module: nn.Module = copy.deepcopy(model.module, memo=own)
+    full = model.geometry.size
+    size = coarse.size or full
+    preprocessing = replace(model.preprocessing, geometry=replace(model.geometry, size=size))
+    made = type(model)(replace(model.spec, coarse=coarse.to_dict()), module, preprocessing, model.tokenizer)
+    made.to(next(module.parameters()).device)
+    try:
+        if size != full:
+            _take_size(module, size, full)
+        if coarse.patch_dropout and not _drop_patches(module, coarse.patch_dropout):
+            raise ValueError("its image tower has no patches to drop")
+        _try_one(made)
+    except (ValueError, RuntimeError, AssertionError, TypeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(f"model '{model.spec.name}' cannot score with {coarse}: {reason}") from None
+    return made
+
+
+class KeepSomePatches(nn.Module):
+    """Tokens [B, prefix + N, D] to [B, prefix + kept, D]: the first `prefix`, and a fixed random choice of the others."""
+
+    def __init__(self, dropped: float, prefix: int) -> None:
+        super().__init__()
+        self.dropped, self.prefix = dropped, prefix
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        N = x_BLD.shape[1] - self.prefix
+        order_N = torch.randperm(N, generator=torch.Generator().manual_seed(N))
+        kept = order_N[: max(1, round(N * (1 - self.dropped)))].sort().values + self.prefix
+        return x_BLD[:, torch.cat([torch.arange(self.prefix), kept]).to(x_BLD.device)]
+
+
+class _Resample(nn.Module):
+    """Position embeddings [1 + old^2, D] to [1 + new^2, D], bicubic, as timm and open_clip do it once on loading."""
+
+    def __init__(self, old: int, new: int) -> None:
+        super().__init__()
+        self.old, self.new = old, new
+
+    def forward(self, positions_LD: torch.Tensor) -> torch.Tensor:
+        first_1D, grid_ND = positions_LD[:1], positions_LD[1:]
+        grid_1DHW = grid_ND.reshape(1, self.old, self.old, -1).permute(0, 3, 1, 2).float()
+        grid_1DHW = F.interpolate(grid_1DHW, size=(self.new, self.new), mode="bicubic", antialias=True)
+        resampled_ND = grid_1DHW.permute(0, 2, 3, 1).reshape(self.new**2, -1)
+        return torch.cat([first_1D, resampled_ND.to(positions_LD.dtype)])
+
+
+def _take_size(module: nn.Module, size: int, full: int) -> None:
+    from timm.layers import Format
+    from timm.models import VisionTransformer
+
+    for part in list(module.modules()):
+        if isinstance(part, VisionTransformer):
+            # What dynamic_img_size=True of its constructor would have set.
+            part.dynamic_img_size = True
+            part.patch_embed.strict_img_size, part.patch_embed.flatten = False, False
+            part.patch_embed.output_fmt = Format.NHWC
+        elif isinstance(part, _open_clip_parts()):
+            positions: Any = part.positional_embedding
+            old = math.isqrt(len(positions) - 1)
+            if old * size % full:
+                raise ValueError(f"{size} px is no whole number of its {full // old} px patches")
+            register_parametrization(part, "positional_embedding", _Resample(old, old * size // full), unsafe=True)
+
+
+def _drop_patches(module: nn.Module, share: float) -> bool:
+    """Put the dropping into every vision transformer; whether there was one."""
+    from timm.models import VisionTransformer
+
+    found = False
+    for part in list(module.modules()):
+        if isinstance(part, VisionTransformer):
+            part.patch_drop, found = KeepSomePatches(share, part.num_prefix_tokens), True
+        elif isinstance(part, _open_clip_parts()) and hasattr(part, "patch_dropout"):
+            part.patch_dropout, found = KeepSomePatches(share, 1), True
+    return found
+
+
+def _open_clip_parts() -> tuple[type, ...]:
+    """What of open_clip's own towers has learned positions in a grid behind one token."""
+    from open_clip.modified_resnet import AttentionPool2d
+    from open_clip.transformer import VisionTransformer
+
+    return VisionTransformer, AttentionPool2d
+
+
+def _try_one(model: Model) -> None:
+    from .forward import score_batch, target_tensor
+
+    device, size = next(model.module.parameters()).device, model.geometry.size
+    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
+    targets = target_tensor(model, [0] if model.spec.task == "classification" else ["a"])
+    score_batch(model, pixels, targets.to(device))
