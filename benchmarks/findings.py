@@ -172,7 +172,9 @@ def top1_of(points: list[TrainOptions]) -> float:
     return statistics.fmean(summary_of(p)["quality"]["top1"] for p in points)
 
 
-def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tuple[str, str, str]:
+def saved(
+    found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]], quality_name: str = "top1"
+) -> tuple[str, str, str]:
     """Shares saved of learner updates, and of total compute in the foundation regime and with nothing amortised, read
     between uniform's mean qualities."""
     if found[0]["policy"] == "uniform":
@@ -182,7 +184,7 @@ def saved(found: list[dict[str, Any]], rungs: list[list[dict[str, Any]]]) -> tup
         return statistics.fmean(map(value, runs))
 
     def quality(run: dict[str, Any]) -> float:
-        return float(run["quality"]["top1"])
+        return float(run["quality"][quality_name])
 
     costs: tuple[Callable[[dict[str, Any]], float], ...] = (
         lambda run: run["steps"],

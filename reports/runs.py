@@ -22,7 +22,7 @@ METRICS: dict[str, Any] = {
     "seconds": SECONDS,
     "flops": LEDGER,
 }
-QUALITY = dict.fromkeys(["top1", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
+QUALITY = dict.fromkeys(["top1", "mean_recall", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
 CONFIG: dict[str, Any] = {
     **dict.fromkeys(["dataset", "policy", "learner", "online", "reference_scores", "reference", "sampler"], "VARCHAR"),
     **dict.fromkeys(["filter_ratio", "temperature", "budget_flops"], "DOUBLE"),

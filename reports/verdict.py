@@ -25,7 +25,7 @@ QUALITIES = {
     "top1": "top-1 accuracy",
     "zero_shot_top1": "zero-shot top-1 accuracy",
     "image_to_text_r1": "image-to-text recall@1",
-    "text_to_image_r1": "text-to-image recall@1",
+    "mean_recall": "mean recall (R@1, 5, 10, both ways)",
 }
 MARKS = {"on": "", "above": "> ", "below": "≤ "}
 

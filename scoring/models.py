@@ -304,7 +304,7 @@ def _build_open_clip(spec: ModelSpec) -> Model:
         module = open_clip.create_model(
             architecture, pretrained=tag or None, require_pretrained=bool(tag), pretrained_text=False
         )
-        tokenizer = open_clip.get_tokenizer(architecture)
+        tokenizer = _shared(open_clip.get_tokenizer(architecture))
     finally:
         logging.disable(previous)
     data = open_clip.get_model_preprocess_cfg(module)
@@ -317,6 +317,19 @@ def _build_open_clip(spec: ModelSpec) -> Model:
         "std": data.get("std", open_clip.OPENAI_DATASET_STD),
     }
     return Model(spec, module, _preprocessing(spec, values), tokenizer)
+
+
+_TOKENIZERS: dict[Any, Any] = {}
+
+
+def _shared(tokenizer: Any) -> Any:
+    """One object for all of CLIP's own tokenizers that tokenize alike: learner and online model need a caption done once."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if type(tokenizer) is not SimpleTokenizer:
+        return tokenizer
+    kind = (tokenizer.context_length, tokenizer.clean_fn, tokenizer.reduction_fn, tokenizer.vocab_size)
+    return _TOKENIZERS.setdefault(kind, tokenizer)
 
 
 def _register_config(config: dict[str, Any]) -> str:

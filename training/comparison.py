@@ -23,7 +23,7 @@ from .run import train
 
 Report = Callable[[str], None]
 BASELINE = "uniform"
-QUALITY_OF_TASK = {"classification": "top1", "image-text": "text_to_image_r1"}
+QUALITY_OF_TASK = {"classification": "top1", "image-text": "mean_recall"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,15 @@ from .options import OnMissing
 
 @dataclass
 class Record:
-    """An example in the shuffle buffer, its stored loss, where its shard's scores hold it (-1: nowhere), and its pixels
-    once decoded, where they are kept."""
+    """An example in the shuffle buffer, its stored loss, where its shard's scores hold it (-1: nowhere), its pixels once
+    decoded, where they are kept, and its caption once tokenized (int32 [L], by tokenizer)."""
 
     example: Example
     reference_loss: float
     scores: ShardScores | None
     score_row: int
     pixels: dict[Geometry, np.ndarray] = field(default_factory=dict)
+    tokens: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,16 @@ class SuperBatch:
 
     def targets(self, model: Model) -> torch.Tensor:
         """Labels int64 [B], or this model's caption tokens int64 [B, L]."""
-        return target_tensor(model, [record.example.target for record in self.records])
+        if model.spec.task == "classification":
+            return target_tensor(model, [record.example.target for record in self.records])
+        # Python tokenizes slower than a small model scores, and epochs come round again.
+        kind = id(model.tokenizer)
+        new = [record for record in self.records if kind not in record.tokens]
+        if new:
+            made = target_tensor(model, [record.example.target for record in new]).numpy().astype(np.int32)
+            for record, tokens_L in zip(new, made, strict=True):
+                record.tokens[kind] = tokens_L.copy()
+        return torch.from_numpy(np.stack([record.tokens[kind] for record in self.records])).long()
 
 
 class SuperBatches:
