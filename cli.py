@@ -100,7 +100,7 @@ def score_reference(
     max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the job.")] = "1%",
     config: ConfigOption = None,
     beam_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Passed on, such as --runner=FlinkRunner.")
+        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="As Beam has them.")
     ] = None,
 ) -> None:
     """Run a reference model over a whole data set once and write its losses as a score table.
@@ -327,7 +327,7 @@ def compare(
     Example: curate compare --dataset cifar10n --learner learner --online scorer --reference-scores scores
     --policies uniform,learnability --budget-flops 10TF --search-lr 5e-4,1e-3,2e-3
     """
-    from .datasets.spec import analysis_files, load_config
+    from .datasets.spec import analysis_files, find_dataset, load_config
     from .reports.comparison import write_folder
     from .training import TrainOptions, parse_flops
     from .training.comparison import CompareOptions, compare_runs, parse_numbers
@@ -346,7 +346,7 @@ def compare(
         out=out,
     )
     compared = compare_runs(options, config=known, report=report)
-    typer.echo(write_folder(out, compared.to_dict(), datasets=analysis_files(known), report=report))
+    typer.echo(write_folder(out, compared.to_dict(), find_dataset(dataset, known), analysis_files(known), report=report))
 
 
 @cli.command()

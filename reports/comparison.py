@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..datasets.spec import DatasetSpec
 from ..datasets.storage import write_atomically
 from ..errors import RunError
+from .contact_sheet import contact_sheets, sheets_html
 from .page import page
 from .plots import draw
 from .savings import quality_at, saving
@@ -170,12 +172,18 @@ def _headline(savings: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def write_folder(
-    folder: str, compared: dict[str, Any], *, datasets: Mapping[str, Mapping[str, Any]], report: Report = print
+    folder: str,
+    compared: dict[str, Any],
+    dataset: DatasetSpec,
+    datasets: Mapping[str, Mapping[str, Any]],
+    *,
+    report: Report = print,
 ) -> str:
     """Write points.parquet, comparison.json, plots/ and index.html beside `runs/`; returns the page's path.
 
     `compared` says what was run: `runs` (names of folders), `quality` (the measure), `learning_rate`, `search` and
-    `settings`. `datasets` are curate.toml's tables, for those that know more than training may.
+    `settings`. `dataset` is the one trained on, for pictures of what was kept and dropped; `datasets` are curate.toml's
+    tables, for those that know more than training may.
     """
     root = Path(folder)
     found = points([root / "runs" / name for name in compared["runs"]], compared["quality"])
@@ -190,7 +198,9 @@ def write_folder(
     try:
         write_points(found, root / "points.parquet")
         write_comparison(content, root / "comparison.json")
-        write_atomically(str(index), page(content, draw(content, found, root / "plots")).encode())
+        sheets = contact_sheets(root, found, compared["settings"]["budget_flops"], dataset)
+        text = page(content, draw(content, found, root / "plots"), sheets_html(sheets))
+        write_atomically(str(index), text.encode())
     except OSError as e:
         raise RunError(f"{root}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
     report(content["verdict"])

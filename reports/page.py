@@ -41,8 +41,8 @@ REGIME_WORDS = {
 }
 
 
-def page(content: Content, plots: Mapping[str, str]) -> str:
-    """The HTML of a comparison. `content` is comparison.json's, `plots` the SVG texts by name."""
+def page(content: Content, plots: Mapping[str, str], sheets: str = "") -> str:
+    """The HTML of a comparison. `content` is comparison.json's, `plots` the SVG texts by name, `sheets` HTML."""
     dataset = str(content["settings"]["dataset"])
     title = f"curate compare: {', '.join(content['policies'])} on {dataset}"
     text = f"""<!doctype html>
@@ -79,6 +79,7 @@ log cost; &ndash; means that no run was that cheap or that dear. Small: least an
 {ledger_table(content)}
 <h2>What was selected</h2>
 {_selected(content, plots)}
+{_pictures(sheets)}
 <h2>How this was made</h2>
 {_made(content)}
 </main>
@@ -155,6 +156,14 @@ def _selected(content: Content, plots: Mapping[str, str]) -> str:
     return f"""<p class="note">The first seed's runs at 1x. Clean labels are read here for analysis only; nothing that trains sees
 them. Distributions: each group's share over the same bins, what lies beyond the outer half percents counted in the last bins.</p>
 {missing}{_figures(plots, ("wrong_labels", "distributions"), wide=True)}"""
+
+
+def _pictures(sheets: str) -> str:
+    if not sheets:
+        return ""
+    return f"""<h3>Kept and dropped</h3>
+<p class="note">Drawn at random from what the first seed's run at 1x kept and dropped in the last quarter of its steps.</p>
+<div id="sheets">{sheets}</div>"""
 
 
 def _made(content: Content) -> str:

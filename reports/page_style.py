@@ -45,6 +45,11 @@ figure svg { display: block; width: 100%; height: auto; }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
   sans-serif !important; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 14px; }
+h4 { font-size: .9rem; margin: 16px 0 4px; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 10px 8px; margin: 0; padding: 0;
+  list-style: none; }
+.sheet li { font-size: .72rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere; }
+.sheet img { display: block; background: #fff; border: 1px solid var(--line); border-radius: 4px; margin: 0 0 3px; }
 .one { max-width: 860px; margin-bottom: 14px; }
 .one svg { min-width: 520px; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 0; font-size: .92rem; }

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from conftest import curate
 from curate.errors import RunError
 from curate.reports.comparison import analyse
+from curate.reports.contact_sheet import _draw, contact_sheets, sheets_html
 from curate.reports.verdict import verdict
+from PIL import Image
 
 PLOTS = (
     "quality_over_updates",
@@ -164,6 +170,38 @@ def test_the_page_holds_its_plots_tables_and_verdict(compared):
     points = pq.read_table(compared / "points.parquet")
     assert points.num_rows == 2 * (3 + 2 + 2)
     assert len(set(points["run"].to_pylist())) == points.num_rows
+
+
+def test_the_contact_sheet_shows_what_was_kept_and_dropped(compared, digits):
+    found = [
+        {"policy": policy, "run": f"{policy}-1x-seed0", "budget_flops": 2e9, "seed": 0}
+        for policy in ("uniform", "learnability", "easy-reference")
+    ]
+    sheets = contact_sheets(compared, found, 2e9, digits.dataset())
+    assert set(sheets) == {"learnability", "easy-reference"}
+    for policy, groups in sheets.items():
+        files = f"{compared}/runs/{policy}-1x-seed0/selections/*.parquet"
+        rows = duckdb.sql(f"SELECT *, max(step) OVER () AS last FROM '{files}' QUALIFY step >= 0.75 * last").fetchall()
+        names = duckdb.sql(f"DESCRIBE FROM '{files}'").fetchall()
+        at = {name[0]: i for i, name in enumerate(names)}
+        late = {(r[at["shard"]], r[at["key"]], r[at["selected"]]) for r in rows}
+        drawn = _draw(compared / "runs" / f"{policy}-1x-seed0")
+        for group, flag in (("kept", True), ("dropped", False)):
+            assert len(drawn[group]) == len(groups[group]) == 12
+            assert all((shard, key, flag) in late for shard, key in drawn[group])
+            assert all(one["caption"] in digits.dataset().classes for one in groups[group])
+    one = sheets["learnability"]["kept"][0]["picture"]
+    assert Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))).size == (64, 64)
+    html = (compared / "index.html").read_text()
+    assert html.count("<img ") == 48 and one in html
+
+
+def test_pictures_that_are_gone_leave_the_page_without_them(compared, digits, tmp_path):
+    gone = replace(digits.dataset(), train=(str(tmp_path / "gone.tar"),))
+    found = [{"policy": "learnability", "run": "learnability-1x-seed0", "budget_flops": 2e9, "seed": 0}]
+    sheets = contact_sheets(compared, found, 2e9, gone)
+    assert sheets == {"learnability": {"kept": [], "dropped": []}}
+    assert sheets_html(sheets) == ""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")

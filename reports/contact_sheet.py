@@ -1,0 +1,109 @@
+"""Contact sheets: examples that each policy kept and dropped late in its run, drawn at random, as pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from PIL import Image
+
+from ..datasets.decoding import Geometry, decode
+from ..datasets.readers import Example, read_shard
+from ..datasets.shards import list_shards
+from ..datasets.spec import DatasetSpec
+from ..errors import CurateError, ExampleError
+
+PICTURES, SHARDS = 12, 3
+GEOMETRY = Geometry(size=64)
+LONGEST_CAPTION = 60
+# The last quarter of the steps: by then a policy knows what it wants.
+LATE = 0.75
+
+
+def contact_sheets(
+    root: Path, found: Sequence[Mapping[str, Any]], budget: float, dataset: DatasetSpec
+) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """By policy, `kept` and `dropped`: up to 12 examples each, as `picture` (a data: URI) and `caption`.
+
+    Drawn at random, always the same, from the recorded selections of the first seed's run at `budget`, out of at most
+    three shards, which are read whole. Policies without recorded selections are left out; so are examples whose data
+    can no longer be read.
+    """
+    seed = min((p["seed"] for p in found), default=0)
+    drawn = {
+        p["policy"]: _draw(root / "runs" / p["run"]) for p in found if (p["budget_flops"], p["seed"]) == (budget, seed)
+    }
+    wanted = {(shard, key) for groups in drawn.values() for those in groups.values() for shard, key in those}
+    pictures = _read(dataset, wanted)
+    return {
+        policy: {group: [pictures[name] for name in those if name in pictures] for group, those in groups.items()}
+        for policy, groups in drawn.items()
+        if groups
+    }
+
+
+def _draw(run: Path) -> dict[str, list[tuple[str, str]]]:
+    """(shard, key) of what a run kept and dropped; empty where it recorded no selections."""
+    if not any(run.glob("selections/*.parquet")):
+        return {}
+    rows = duckdb.execute(
+        """
+        WITH late AS (
+            SELECT * FROM (SELECT *, max(step) OVER () AS last FROM read_parquet($files)) WHERE step >= $late * last
+        ),
+        few AS (SELECT shard FROM late GROUP BY shard ORDER BY hash(shard) LIMIT $shards),
+        seen AS (SELECT DISTINCT shard, key, selected FROM late SEMI JOIN few USING (shard))
+        SELECT selected, shard, key FROM seen
+        QUALIFY row_number() OVER (PARTITION BY selected ORDER BY hash(shard || '/' || key)) <= $pictures
+        """,
+        {"files": f"{run}/selections/*.parquet", "late": LATE, "shards": SHARDS, "pictures": PICTURES},
+    ).fetchall()
+    groups: dict[str, list[tuple[str, str]]] = {"kept": [], "dropped": []}
+    for selected, shard, key in sorted(rows):
+        groups["kept" if selected else "dropped"].append((shard, key))
+    return groups
+
+
+def _read(dataset: DatasetSpec, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], dict[str, str]]:
+    names = {shard for shard, _ in wanted}
+    pictures: dict[tuple[str, str], dict[str, str]] = {}
+    try:
+        for shard in list_shards(dataset) if wanted else ():
+            for example in read_shard(dataset, shard) if shard.name in names else ():
+                if isinstance(example, Example) and (shard.name, example.key) in wanted:
+                    pictures[shard.name, example.key] = _shown(dataset, example)
+    except (CurateError, OSError):
+        pass  # the runs outlive their data: the page then shows what could be read
+    return pictures
+
+
+def _shown(dataset: DatasetSpec, example: Example) -> dict[str, str]:
+    caption = str(example.target)
+    if isinstance(example.target, int) and example.target < len(dataset.classes):
+        caption = dataset.classes[example.target]
+    if len(caption) > LONGEST_CAPTION:
+        caption = caption[: LONGEST_CAPTION - 3].rstrip() + "..."
+    file = io.BytesIO()
+    try:
+        Image.fromarray(decode(example.image, GEOMETRY)).save(file, "PNG", optimize=True)
+    except ExampleError:
+        return {"picture": "", "caption": caption}
+    return {"picture": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), "caption": caption}
+
+
+def sheets_html(sheets: Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]) -> str:
+    """The sheets as HTML, a row of pictures for each policy and group; empty where there are none."""
+    parts = []
+    for policy, groups in sheets.items():
+        for group, examples in groups.items():
+            cells = "".join(
+                f'<li><img src="{one["picture"]}" alt="" width="64" height="64"><span>{escape(one["caption"])}</span></li>'
+                for one in examples
+            )
+            parts.append(f'<h4>{escape(policy)} {group}</h4><ul class="sheet">{cells}</ul>' if cells else "")
+    return "\n".join(part for part in parts if part)
