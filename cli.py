@@ -346,7 +346,9 @@ def compare(
         out=out,
     )
     compared = compare_runs(options, config=known, report=report)
-    typer.echo(write_folder(out, compared.to_dict(), find_dataset(dataset, known), analysis_files(known), report=report))
+    typer.echo(
+        write_folder(out, compared.to_dict(), find_dataset(dataset, known), analysis_files(known), report=report)
+    )
 
 
 @cli.command()

@@ -26,7 +26,7 @@ from curate.datasets.shards import Shard
 from curate.scoring.joint import ContrastiveLoss, Pairs, select_jointly
 from curate.scoring.table import ScoreTable, commit_shard, open_scores, score_schema, write_manifest
 from curate.training.join import join_shard
-from curate.training.superbatch import Record, gather_embeddings
+from curate.training.superbatch import Record, StoredEmbeddings
 from measuring import Benchmark, Figure, Report
 
 SHARDS, ROWS, WIDTH = 10, 10_000, 512
@@ -85,7 +85,7 @@ def write_table(folder: Path, report: Report) -> list[list[Example]]:
 
 
 def join_rate(table: ScoreTable, examples: list[list[Example]], embeddings: bool) -> float:
-    """Rows/s from the files to super-batches of B."""
+    """Rows/s from the files to super-batches of B, drawn from all shards."""
     started = time.perf_counter()
     records = []
     for of_shard in examples:
@@ -93,11 +93,13 @@ def join_rate(table: ScoreTable, examples: list[list[Example]], embeddings: bool
         joined = join_shard(of_shard, stored)
         rows = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
         records += [Record(example, loss, stored, row) for example, loss, row in rows]
+    order = np.random.default_rng(0).permutation(len(records))
+    pool = StoredEmbeddings(records, WIDTH) if embeddings else None
     for start in range(0, len(records) - B, B):
-        batch = records[start : start + B]
-        torch.tensor([record.reference_loss for record in batch])
-        if embeddings:
-            gather_embeddings(batch, WIDTH)
+        chosen = order[start : start + B]
+        torch.tensor([records[i].reference_loss for i in chosen])
+        if pool:
+            pool.gather(chosen)
     return len(records) / (time.perf_counter() - started)
 
 

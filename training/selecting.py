@@ -242,6 +242,6 @@ def choose(scorer: Scorer, found: Scores, generator: torch.Generator) -> Chosen:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, through pinned memory where it is a GPU, so that the copy runs beside the work there."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

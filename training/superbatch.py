@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -150,17 +150,20 @@ class SuperBatches:
             carry = self._recall(position.carry)
             for window in range(position.window, len(windows)):
                 pool = carry + [record for shard in windows[window] for record in self._load(shard)]
+                stored = StoredEmbeddings(pool, self.embedding_width) if self.embedding_width else None
                 start = tuple((self._index[r.example.shard], r.example.row) for r in carry)
                 order = np.random.default_rng((self.seed, position.epoch, window)).permutation(len(pool))
                 offset = position.offset if window == position.window else 0
                 while True:
-                    batch, next_offset = self._fill(pool, order, offset)
+                    chosen, next_offset = self._fill(pool, order, offset)
+                    batch = [pool[i] for i in chosen]
                     if len(batch) < self.size:
                         carry = batch
                         break
                     offset = next_offset
                     full += 1
-                    yield self._super_batch(batch, Position(position.epoch, window, offset, start))
+                    image, text = stored.gather(chosen) if stored else (None, None)
+                    yield self._super_batch(batch, image, text, Position(position.epoch, window, offset, start))
             if not full and position == Position(position.epoch):
                 raise SpecError(
                     f"data set '{self.dataset.name}' has {len(carry):,} usable examples, a super-batch needs "
@@ -225,16 +228,17 @@ class SuperBatches:
             self._cache[index] = records
         return records
 
-    def _fill(self, pool: list[Record], order: np.ndarray, offset: int) -> tuple[list[Record], int]:
-        """The next B records that decode, from `offset` on; fewer at the window's end."""
-        batch: list[Record] = []
-        while len(batch) < self.size and offset < len(order):
-            wanted = [pool[i] for i in order[offset : offset + self.size - len(batch)]]
+    def _fill(self, pool: list[Record], order: np.ndarray, offset: int) -> tuple[np.ndarray, int]:
+        """Where in the pool the next B records that decode are, from `offset` on; fewer at the window's end."""
+        chosen = order[:0]
+        while len(chosen) < self.size and offset < len(order):
+            wanted = order[offset : offset + self.size - len(chosen)]
             offset += len(wanted)
-            batch += self._decoded(wanted)
-        return batch, offset
+            chosen = np.concatenate([chosen, wanted[self._decoded([pool[i] for i in wanted])]])
+        return chosen, offset
 
-    def _decoded(self, records: list[Record]) -> list[Record]:
+    def _decoded(self, records: list[Record]) -> list[bool]:
+        """Decode what is not yet, in every geometry; which of the records have all of them."""
         good = [r for r in records if not self._bad or (r.example.shard, r.example.key) not in self._bad]
         for geometry in self.geometries:
             waiting = [r for r in good if geometry not in r.pixels]
@@ -245,7 +249,7 @@ class SuperBatches:
                         self._fail(result)
                     else:
                         record.pixels[geometry] = result
-        return [r for r in good if len(r.pixels) == len(self.geometries)]
+        return [len(r.pixels) == len(self.geometries) for r in records]
 
     def _fail(self, failure: Failure) -> None:
         name = (failure.shard, failure.key)
@@ -260,30 +264,44 @@ class SuperBatches:
                 f"them: shard '{failure.shard}', key '{failure.key}', {failure.stage}: {failure.reason}"
             )
 
-    def _super_batch(self, batch: list[Record], position: Position) -> SuperBatch:
+    def _super_batch(
+        self, batch: list[Record], image: torch.Tensor | None, text: torch.Tensor | None, position: Position
+    ) -> SuperBatch:
         pixels = {g: torch.from_numpy(np.stack([r.pixels[g] for r in batch])) for g in self.geometries}
         for record in batch:
             if self._index[record.example.shard] not in self._cache:
                 record.pixels.clear()
         losses = torch.tensor([record.reference_loss for record in batch], dtype=torch.float32)
-        width = self.embedding_width
-        image, text = gather_embeddings(batch, width) if width else (None, None)
         return SuperBatch(batch, pixels, losses, image, text, position, dict(self._counts))
 
 
-def gather_embeddings(records: Sequence[Record], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both stored embeddings of B records, float16 [B, width], a shard at a time; NaN where the table has none."""
-    image, text = (np.full((len(records), width), np.nan, dtype=np.float16) for _ in range(2))
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        if record.score_row >= 0:
-            places[id(record.scores)].append(i)
-    for here in places.values():
-        scores = records[here[0]].scores
-        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
-        rows = [records[i].score_row for i in here]
-        image[here], text[here] = scores.image_embedding[rows], scores.text_embedding[rows]
-    return torch.from_numpy(image), torch.from_numpy(text)
+class StoredEmbeddings:
+    """The stored embeddings of a pool of N records, found by their place in it without a Python loop a row."""
+
+    def __init__(self, pool: Sequence[Record], width: int) -> None:
+        self._width = width
+        self._tables = list({id(r.scores): r.scores for r in pool if r.score_row >= 0}.values())
+        number = {id(table): i for i, table in enumerate(self._tables)}
+        self._table_N = np.array([number.get(id(r.scores), -1) if r.score_row >= 0 else -1 for r in pool])
+        self._row_N = np.array([r.score_row for r in pool])
+
+    def gather(self, chosen_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and text embeddings, float16 [B, width], a shard at a time; NaN where the table has none.
+
+        In pinned memory where there is a GPU to copy them to.
+        """
+        pinned = torch.cuda.is_available()
+        image, text = (
+            torch.full((len(chosen_B), self._width), torch.nan, dtype=torch.float16, pin_memory=pinned)
+            for _ in range(2)
+        )
+        table_B, row_B = self._table_N[chosen_B], self._row_N[chosen_B]
+        for number in np.unique(table_B[table_B >= 0]):
+            scores, here = self._tables[number], table_B == number
+            assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
+            image.numpy()[here] = scores.image_embedding[row_B[here]]
+            text.numpy()[here] = scores.text_embedding[row_B[here]]
+        return image, text
 
 
 def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
