@@ -25,6 +25,7 @@ from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
+from ..scoring.captions import CaptionEncoder
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision, check_precision
 from ..scoring.models import Model, ModelSpec, load_model
@@ -94,6 +95,7 @@ class _Job:
     precision: Precision
     max_failures: float
     threads: int
+    forward_flops: float
     meta: dict[str, Any]
 
 
@@ -112,6 +114,7 @@ class ScoreShard(beam.DoFn):
         torch.set_num_threads(self._job.threads)
         self._device = best_device()
         self._model = self._shared.acquire(self._load)
+        self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
         self._judged = self._failed = 0
 
     def _load(self) -> Model:
@@ -134,13 +137,15 @@ class ScoreShard(beam.DoFn):
                 batch_size=job.batch_size,
                 embeddings=job.embeddings,
                 decode_threads=job.threads,
+                forward_flops=job.forward_flops,
+                captions=self._captions,
             )
         except ShardError as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return
         started = time.perf_counter()
-        commit_shard(job.folder, shard, result.scores, result.failures, job.meta)
+        commit_shard(job.folder, shard, result.scores, result.failures, {**job.meta, "flops": result.flops})
         clear_error(job.folder, shard.name)
         for stage, seconds in {**result.seconds, "write": time.perf_counter() - started}.items():
             self._stages[stage].update(round(1000 * seconds))
@@ -206,6 +211,7 @@ def _run(
         precision=precision,
         max_failures=options.max_failures,
         threads=max(1, decode_threads() // local_workers),
+        forward_flops=manifest["flops"]["forward_per_example"],
         meta={
             "reference_fingerprint": fingerprint,
             "dataset_fingerprint": options.dataset.fingerprint,
@@ -276,10 +282,10 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
         sizes = {shard.name: shard.size for shard in shards}
         known = [name for name in sorted(done) if name in sizes]
         with ThreadPoolExecutor(16) as pool:
-            for name, (_, _, size) in zip(known, pool.map(lambda n: shard_counts(folder, n), known), strict=True):
-                if size != sizes[name]:
+            for name, counts in zip(known, pool.map(lambda n: shard_counts(folder, n), known), strict=True):
+                if counts.shard_size != sizes[name]:
                     raise TableError(
-                        f"{folder}: shard '{name}' was scored at size {size} and is now {sizes[name]}; "
+                        f"{folder}: shard '{name}' was scored at size {counts.shard_size} and is now {sizes[name]}; "
                         f"delete {name}{ENDING} there to score it again"
                     )
     return done
@@ -348,10 +354,14 @@ def _finish(
     done = sorted(finished_shards(folder))
     with ThreadPoolExecutor(16) as pool:
         counts = list(pool.map(lambda name: shard_counts(folder, name), done))
-    examples, failures = sum(c[0] for c in counts), sum(c[1] for c in counts)
+    examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     scored = examples + failures
     manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
-    manifest["flops"]["reference_score"] = flops.per_example * scored
+    # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
+    whole = flops.per_example
+    manifest["flops"]["reference_score"] = sum(
+        whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts
+    )
     write_manifest(folder, manifest)
     if bad:
         first = sorted(bad)[0]

@@ -59,6 +59,11 @@ class CaptionEncoder:
         return self._flops[length]
 
     @cached_property
+    def flops_of_all(self) -> int:
+        """FLOPs of one caption with all of its padding."""
+        return self.flops(self._length)
+
+    @cached_property
     def _length(self) -> int:
         return int(self._model.tokenize(["a"]).shape[1])
 

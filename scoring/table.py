@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,15 +111,24 @@ def row_count(folder: str, name: str) -> int:
         return int(pq.read_metadata(file).num_rows)
 
 
-def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
-    """(examples, failures, shard size) as a score file's own metadata tells them."""
+class ShardCounts(NamedTuple):
+    """What a score file's metadata tells. `flops` is what scoring it took; None in files that do not know."""
+
+    examples: int
+    failures: int
+    shard_size: int
+    flops: float | None
+
+
+def shard_counts(folder: str, name: str) -> ShardCounts:
+    """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
     fs, path = filesystem(join_url(folder, name + ENDING))
     try:
         with fs.open(path, "rb") as file:
             about = json.loads(pq.read_schema(file).metadata[b"curate"])
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
-    return about["examples"], about["failures"], about["shard_size"]
+    return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
 
 
 def note_error(folder: str, shard: Shard, message: str) -> None:
