@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -26,6 +25,7 @@ from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
 from ..scoring.captions import CaptionEncoder
+from ..scoring.counts import all_counts
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision, check_precision
 from ..scoring.models import Model, ModelSpec, load_model
@@ -39,7 +39,6 @@ from ..scoring.table import (
     note_error,
     noted_errors,
     read_manifest,
-    shard_counts,
     shards_digest,
     table_folder,
     write_manifest,
@@ -280,14 +279,12 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
         raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
     if manifest["shards_digest"] != shards_digest(shards):
         sizes = {shard.name: shard.size for shard in shards}
-        known = [name for name in sorted(done) if name in sizes]
-        with ThreadPoolExecutor(16) as pool:
-            for name, counts in zip(known, pool.map(lambda n: shard_counts(folder, n), known), strict=True):
-                if counts.shard_size != sizes[name]:
-                    raise TableError(
-                        f"{folder}: shard '{name}' was scored at size {counts.shard_size} and is now {sizes[name]}; "
-                        f"delete {name}{ENDING} there to score it again"
-                    )
+        for name, counts in all_counts(folder, keep=True).items():
+            if name in sizes and counts.shard_size != sizes[name]:
+                raise TableError(
+                    f"{folder}: shard '{name}' was scored at size {counts.shard_size} and is now {sizes[name]}; "
+                    f"delete {name}{ENDING} there to score it again"
+                )
     return done
 
 
@@ -351,9 +348,8 @@ def _finish(
     stage_seconds: dict[str, float],
 ) -> ScoreSummary:
     bad = {name: why for name, why in noted_errors(folder).items() if name in {shard.name for shard in shards}}
-    done = sorted(finished_shards(folder))
-    with ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(lambda name: shard_counts(folder, name), done))
+    done = all_counts(folder, keep=True)
+    counts = list(done.values())
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     scored = examples + failures
     manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
