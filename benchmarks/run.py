@@ -23,7 +23,7 @@ from rich.table import Table
 
 NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "joint", "memory")
 # Only when asked for by name: they install a rival, or write gigabytes.
-MORE_NAMES = ("against_clip_retrieval", "big_table")
+MORE_NAMES = ("against_clip_retrieval", "against_run_inference", "big_table")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"
