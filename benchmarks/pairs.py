@@ -36,7 +36,7 @@ from measuring import curate
 BUDGET, SEEDS, FILTER_RATIO = 5e12, 3, 0.8
 BUDGETS, LADDER, ACID_BUDGETS = (1.0, 2.0), (4.0,), (1.0,)
 REFERENCE_EXAMPLES, REFERENCE_LR, ONLINE_LR = 60_000, 2e-3, 2e-3
-SEARCH_LR = "1e-3,2e-3,4e-3"
+SEARCH_LR = "5e-4,1e-3,2e-3,4e-3"
 QUALITY = QUALITY_OF_TASK["image-text"]
 DATASET = "icons-for-emoji"
 SWAPPED = (20, 40, 60)
@@ -81,7 +81,8 @@ def set_up(folder: Path) -> None:
         add_model(toml, name, entry)
     known = load_config(toml).datasets
     tested = {key: known["emoji"][key] for key in ("test", "label", "classes", "templates")}
-    add_dataset(toml, DATASET, {**known["icons"], **tested})
+    described = "icons and clip art with their authors' names; tested on emoji of another vendor and of other concepts"
+    add_dataset(toml, DATASET, {**known["icons"], **tested, "description": described})
 
 
 def real(folder: Path, jobs: int, seeds: int) -> str:
