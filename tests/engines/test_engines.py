@@ -5,6 +5,7 @@
 
 import importlib.metadata
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,11 +18,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import CommandResult, read_tar, replace_member, reshard, start_curate
+from conftest import CommandResult, read_tar, replace_member, reshard, start_curate, write_tar
 from curate.datasets.spec import add_dataset
 from curate.scoring.table import open_scores
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(900)]
+COMMAND_SECONDS = 900  # for a machine that is busy with something else; alone a command takes about ten
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(4 * COMMAND_SECONDS)]
 
 SHARDS = 24
 BAD_PICTURES = (3, 9, 17)  # the shards whose first picture is no picture
@@ -61,7 +63,7 @@ def service(*arguments: object, folder: Path, port: int | None = None) -> Iterat
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + COMMAND_SECONDS
         while port is not None:
             with socket.socket() as s:
                 if s.connect_ex(("127.0.0.1", port)) == 0:
@@ -156,10 +158,10 @@ class Work:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.folder}
         process = start_curate(*command, *beam, **pipes)
         try:
-            output, errors = process.communicate(timeout=280)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+            output, errors = process.communicate(timeout=COMMAND_SECONDS)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         return CommandResult(process.returncode, output, errors)
 
     def table(self, result: CommandResult) -> Path:
@@ -261,18 +263,16 @@ def test_a_workers_error_reaches_the_user_as_its_one_line(engine, digit_shards, 
     """More failures than allowed end the job on the worker, as soon as it has read enough examples to judge."""
     members = [m for i in range(SHARDS) for m in read_tar(digit_shards.folder / f"shards/{i:05d}.tar")]
     bad = [(name, b"no picture" if name.endswith(".png") else content) for name, content in members]
-    from conftest import write_tar
-
     for i in range(2):
         twice = [(f"again-{name}", content) for name, content in bad]
         write_tar(tmp_path / f"shards/{i:05d}.tar", [*bad, *twice])
     add_dataset(tmp_path / "curate.toml", "bad", {"train": "shards/{00000..00001}.tar", "image": "png", "classes": 10})
     result = Work(tmp_path, ("--dataset", "bad", *digit_shards.options[2:])).score(engine.options)
     assert result.code == 1
-    lines = result.err.splitlines()
-    assert sum(line.startswith("curate: ") for line in lines) == 1
-    assert lines[-1].startswith("curate: 1,800 of 1,800 examples failed (100.0%, allowed 1.0%); see why in "), lines[-1]
-    assert "not a readable image" in lines[-1]
+    # Beam prints the worker's traceback too, before or after.
+    (line,) = [line for line in result.err.splitlines() if line.startswith("curate: ")]
+    assert re.match(r"curate: 1,800 of 1,800 examples failed \(100\.0%, allowed 1\.0%\); see why in ", line), line
+    assert "not a readable image" in line
 
 
 def test_both_workers_of_a_dask_cluster_score_shards(digit_shards, tmp_path):
@@ -281,7 +281,7 @@ def test_both_workers_of_a_dask_cluster_score_shards(digit_shards, tmp_path):
     with ExitStack() as stack:
         options = dask_cluster(stack, tmp_path)
         with Client(options[1].split("=")[1]) as client:
-            client.wait_for_workers(2, timeout=90)
+            client.wait_for_workers(2, timeout=COMMAND_SECONDS)
             digit_shards.table(digit_shards.score(options, out="both"))
             loaded = client.run(lambda: "curate.pipelines.score_shard" in sys.modules)
     assert list(loaded.values()) == [True, True]
