@@ -22,7 +22,7 @@ from ..datasets.batches import decode_threads
 from ..datasets.readers import read_shard, too_many_failures
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import exists, join_url, make_folder
+from ..datasets.storage import exists, filesystem, is_local, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
 from ..scoring.captions import CaptionEncoder
 from ..scoring.counts import all_counts
@@ -93,7 +93,7 @@ class _Job:
     batch_size: int
     precision: Precision
     max_failures: float
-    threads: int
+    processes: int  # that share a machine's cores
     forward_flops: float
     meta: dict[str, Any]
 
@@ -110,7 +110,8 @@ class ScoreShard(beam.DoFn):
         self._stages = {stage: Metrics.distribution("curate", f"{stage}_ms") for stage in STAGES}
 
     def setup(self) -> None:
-        torch.set_num_threads(self._job.threads)
+        self._threads = max(1, decode_threads() // self._job.processes)
+        torch.set_num_threads(self._threads)
         self._device = best_device()
         self._model = self._shared.acquire(self._load)
         self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
@@ -135,7 +136,7 @@ class ScoreShard(beam.DoFn):
                 precision=job.precision,
                 batch_size=job.batch_size,
                 embeddings=job.embeddings,
-                decode_threads=job.threads,
+                decode_threads=self._threads,
                 forward_flops=job.forward_flops,
                 captions=self._captions,
             )
@@ -199,17 +200,16 @@ def _run(
     report: Report,
 ) -> dict[str, float]:
     runner, pipeline_options = runner_of(options.runner_options, len(todo))
-    local_workers = pipeline_options.view_as(DirectOptions).direct_num_workers or 1
     job = _Job(
         dataset=options.dataset,
         reference=options.reference,
         fingerprint=fingerprint,
-        folder=folder,
+        folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may stand elsewhere
         embeddings=options.embeddings,
         batch_size=options.batch_size,
         precision=precision,
         max_failures=options.max_failures,
-        threads=max(1, decode_threads() // local_workers),
+        processes=pipeline_options.view_as(DirectOptions).direct_num_workers or 1,
         forward_flops=manifest["flops"]["forward_per_example"],
         meta={
             "reference_fingerprint": fingerprint,
@@ -363,6 +363,12 @@ def _finish(
         first = sorted(bad)[0]
         more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
         raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
+    lost = sorted({shard.name for shard in shards} - set(done))
+    if lost:
+        raise TableError(
+            f"{folder}: {len(lost):,} of {len(shards):,} shards are not there, '{lost[0]}' for one, though every worker "
+            "ended well; workers must write to this very folder: give an --out that all machines share, such as a URL"
+        )
     if failures > options.max_failures * max(1, scored):
         raise FailuresError(_too_many(failures, scored, options.max_failures, folder))
     return ScoreSummary(
