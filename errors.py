@@ -43,6 +43,10 @@ class BusyError(CurateError):
     """Another job is writing the same folder."""
 
 
+class WorkerError(CurateError):
+    """A process that did part of a job died: killed, or out of memory."""
+
+
 class FetchError(CurateError):
     """A package with a known data set could not be fetched or is not the one expected."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -113,6 +114,15 @@ def write_atomically(url: str, content: bytes) -> None:
     finally:
         if os.path.exists(partial):
             os.unlink(partial)
+
+
+def remove_partials(folder: str) -> None:
+    """Delete what killed writers left of their unfinished files, in a local folder and those below it."""
+    for path, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(".partial"):
+                with suppress(FileNotFoundError):  # its writer lives, and was done just now
+                    os.unlink(os.path.join(path, name))
 
 
 def remove(url: str) -> None:

@@ -30,7 +30,17 @@ from .. import __version__
 from ..datasets.readers import Failure, to_bytes
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec, Task
-from ..datasets.storage import exists, filesystem, is_local, join_url, list_names, read_bytes, remove, write_atomically
+from ..datasets.storage import (
+    exists,
+    filesystem,
+    is_local,
+    join_url,
+    list_names,
+    read_bytes,
+    remove,
+    remove_partials,
+    write_atomically,
+)
 from ..errors import BusyError, TableError
 
 MANIFEST = "_manifest.json"
@@ -158,7 +168,8 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
 
 @contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next.
+    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next, which
+    clears up what it left half-written.
 
     Only local folders are locked; on object stores two jobs would do the same work twice, never mix it: every shard
     is one put of the same content.
@@ -177,7 +188,11 @@ def writing(folder: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
-        yield
+        remove_partials(os.path.dirname(path))
+        try:
+            yield
+        finally:
+            remove_partials(os.path.dirname(path))
 
 
 @dataclass(frozen=True)
