@@ -3,13 +3,16 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test test-faults lint bench format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
 
 test: .venv/installed
 	$(BIN)/pytest
+
+test-faults: .venv/installed
+	$(BIN)/pytest -m faults tests/faults
 
 lint: .venv/installed
 	$(BIN)/ruff check .

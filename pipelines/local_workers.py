@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import threading
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Any
 
 import grpc
 from apache_beam.portability import python_urns
-from apache_beam.portability.api import beam_fn_api_pb2_grpc, endpoints_pb2
+from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     ControlConnection,
     GrpcWorkerHandler,
@@ -28,6 +27,8 @@ from google.protobuf import json_format, text_format
 
 from ..errors import WorkerError
 
+_WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as tracebacks name it
+
 
 class _Connection(ControlConnection):
     """The requests to one worker. Once the job has failed, every request fails, those already waiting too."""
@@ -35,17 +36,21 @@ class _Connection(ControlConnection):
     def __init__(self, worker: LocalWorker) -> None:
         super().__init__()
         self.worker = worker
-        self.error: Exception | None = None
+        self.error = ""
 
     def push(self, request: Any) -> Any:
         future = super().push(request)
-        if future is not None and self.error is not None:
-            future.abort(self.error)
+        if future is not None and self.error:
+            self._answer(future)
         return future
 
     def fail(self) -> None:
         for future in list(self._futures_by_id.values()):
-            future.abort(self.error)
+            self._answer(future)
+
+    def _answer(self, future: Any) -> None:
+        """As the worker would answer itself: who waits for its data looks for an answer, not for `abort`."""
+        future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=future.instruction_id, error=self.error))
 
     def waiting(self) -> bool:
         return bool(self._futures_by_id)
@@ -55,7 +60,7 @@ class _Connection(ControlConnection):
             for response in self._input:
                 self._futures_by_id.pop(response.instruction_id).set(response)
                 if response.error:
-                    self.worker.end_job(RuntimeError(response.error))
+                    self.worker.end_job(response.error)
 
 
 @WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
@@ -66,6 +71,7 @@ class LocalWorker(GrpcWorkerHandler):
         super().__init__(state, provision_info, grpc_server)
         self._command = shlex.split(command.decode())
         self._closing = False
+        self._process: subprocess.Popen[bytes] | None = None
         self._connections = self.control_handler._connections_by_worker_id
         self._connections[self.worker_id] = self.control_conn = _Connection(self)
         self._read_data = self.data_conn._read_inputs
@@ -83,39 +89,42 @@ class LocalWorker(GrpcWorkerHandler):
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
         }
         # Nothing is ever written to its standard input: that it closes tells the worker that this process is gone.
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env={**os.environ, **environment})
-        self._watcher = threading.Thread(target=self._watch, name=self.worker_id, daemon=True)
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env={**os.environ, **environment})
+        self._process = process
+        self._watcher = threading.Thread(target=self._watch, args=(process,), name=self.worker_id, daemon=True)
         self._watcher.start()
 
     def _read_data_until_gone(self, elements: Any) -> None:
         with suppress(grpc.RpcError):
             self._read_data(elements)
 
-    def _watch(self) -> None:
-        code = self._process.wait()
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
         self._log_server.stop(0)
         if not self._closing:
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             self.end_job(
-                WorkerError(
-                    f"worker process {self._process.pid} {how} (out of memory?); "
-                    "the shards that it finished stay, run again to go on"
-                )
+                f"{_WORKER_ERROR}: worker process {process.pid} {how} (out of memory?); "
+                "the shards that it finished stay, run again to go on"
             )
 
-    def end_job(self, error: Exception) -> None:
+    def end_job(self, error: str) -> None:
         """Fail all that the job waits for, and end its workers. The first error stays."""
         crew = list(self._connections.values())
         for connection in crew:
             connection.error = connection.error or error
         for connection in crew:
             connection.fail()
-            connection.worker._process.kill()
+            connection.worker.kill()
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         self._closing = True
         if self.control_conn.waiting():  # somebody pressed Ctrl-C
-            self._process.kill()
+            self.kill()
         super().close()
 
     def stop_worker(self) -> None:

@@ -344,10 +344,15 @@ def _finish(
     started: float,
     stage_seconds: dict[str, float],
 ) -> ScoreSummary:
-    bad = {name: why for name, why in noted_errors(folder).items() if name in {shard.name for shard in shards}}
-    done = sorted(finished_shards(folder))
+    names = [shard.name for shard in shards]
+    done = _all_done(folder, names)
+    noted = noted_errors(folder)
+    bad = {name: noted[name] for name in names if name in noted and name not in done}
+    missing = [name for name in names if name not in done and name not in bad]
+    for name in done.intersection(noted):  # killed between the two, or read at another attempt
+        clear_error(folder, name)
     with ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(lambda name: shard_counts(folder, name), done))
+        counts = list(pool.map(lambda name: shard_counts(folder, name), sorted(done)))
     examples, failures = sum(c[0] for c in counts), sum(c[1] for c in counts)
     scored = examples + failures
     manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
@@ -357,6 +362,11 @@ def _finish(
         first = sorted(bad)[0]
         more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
         raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
+    if missing:
+        raise TableError(
+            f"{folder}: {len(missing):,} of {len(names):,} shards were not scored though nothing failed, first "
+            f"'{missing[0]}'; run again to go on"
+        )
     if failures > options.max_failures * max(1, scored):
         raise FailuresError(_too_many(failures, scored, options.max_failures, folder))
     return ScoreSummary(
@@ -368,6 +378,15 @@ def _finish(
         seconds=time.perf_counter() - started,
         stage_seconds=stage_seconds,
     )
+
+
+def _all_done(folder: str, names: Sequence[str]) -> set[str]:
+    """What is listed, and what is there all the same: a store may list a new file late."""
+    listed = finished_shards(folder)
+    unlisted = [name for name in names if name not in listed]
+    with ThreadPoolExecutor(16) as pool:
+        there = list(pool.map(lambda name: exists(join_url(folder, name + ENDING)), unlisted))
+    return listed.union(name for name, found in zip(unlisted, there, strict=True) if found)
 
 
 def _too_many(failures: int, read: int, allowed: float, folder: str) -> str:

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,7 @@ from ..datasets.storage import (
     is_local,
     join_url,
     list_names,
+    patiently,
     read_bytes,
     remove,
     remove_partials,
@@ -94,6 +95,8 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         content = to_bytes(pa.Table.from_pydict(columns, schema=FAILURE_SCHEMA), compression="zstd")
         write_atomically(failures_url, content)
         written += len(content)
+    else:
+        remove(failures_url)  # of an attempt at other data, killed before its scores
     # Embeddings are noise to a compressor: plain bytes read faster and take no more room.
     vectors = [name for name in scores.schema.names if name.endswith("_embedding")]
     content = to_bytes(
@@ -116,18 +119,29 @@ def finished_shards(folder: str) -> set[str]:
 
 
 def row_count(folder: str, name: str) -> int:
+    return int(_footer(folder, name).num_rows)
+
+
+def _footer(folder: str, name: str) -> pq.FileMetaData:
+    """A score file's own metadata, without reading the rest of it."""
     fs, path = filesystem(join_url(folder, name + ENDING))
-    with fs.open(path, "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
+
+    def read() -> pq.FileMetaData:
+        with fs.open(path, "rb") as file:
+            return pq.read_metadata(file)
+
+    return patiently(read)
 
 
 def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
     """(examples, failures, shard size) as a score file's own metadata tells them."""
-    fs, path = filesystem(join_url(folder, name + ENDING))
     try:
-        with fs.open(path, "rb") as file:
-            about = json.loads(pq.read_schema(file).metadata[b"curate"])
+        about = json.loads(_footer(folder, name).metadata[b"curate"])
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        if isinstance(e, OSError) and e.errno:  # pyarrow's own OSErrors have no number
+            raise TableError(
+                f"{folder}/{name}{ENDING}: cannot be read ({e.strerror}); run the same command again"
+            ) from e
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
     return about["examples"], about["failures"], about["shard_size"]
 
@@ -185,9 +199,9 @@ def writing(folder: str) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise BusyError(f"{folder}: {owner} is writing this table; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock holds, only its owner's name is missing
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()}".encode())
         remove_partials(os.path.dirname(path))
         try:
             yield
