@@ -125,7 +125,10 @@ class LocalWorker(GrpcWorkerHandler):
         self._closing = True
         if self.control_conn.waiting():  # somebody pressed Ctrl-C
             self.kill()
-        super().close()
+        self.control_conn.close()
+        with suppress(grpc.RpcError):
+            self.data_conn.close()
+        self.stop_worker()
 
     def stop_worker(self) -> None:
         self._watcher.join()
