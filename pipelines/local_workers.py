@@ -29,6 +29,10 @@ from ..errors import WorkerError
 
 _WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as tracebacks name it
 
+# As Beam's own servers have it: a worker's idle connections are kept alive by pings, which gRPC else takes for abuse.
+ANY_PINGS = (("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0))
+SECONDS_TO_END = 10.0
+
 
 class _Connection(ControlConnection):
     """The requests to one worker. Once the job has failed, every request fails, those already waiting too."""
@@ -78,7 +82,7 @@ class LocalWorker(GrpcWorkerHandler):
         self.data_conn._read_inputs = self._read_data_until_gone
 
     def start_worker(self) -> None:
-        self._log_server = grpc.server(thread_pool_executor.shared_unbounded_instance())
+        self._log_server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=ANY_PINGS)
         log_port = self._log_server.add_insecure_port("localhost:0")
         beam_fn_api_pb2_grpc.add_BeamFnLoggingServicer_to_server(BeamFnLoggingServicer(), self._log_server)
         self._log_server.start()
@@ -131,6 +135,9 @@ class LocalWorker(GrpcWorkerHandler):
         self.stop_worker()
 
     def stop_worker(self) -> None:
+        """All that it did is answered by now, so that a worker which does not end has nothing to lose."""
+        self._watcher.join(SECONDS_TO_END)
+        self.kill()
         self._watcher.join()
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["tarfile", "gzip", "curate.datasets.readers", "webdataset.tariterators"]):
-    import gzip  # noqa: F811
-    import tarfile  # noqa: F811
+    import gzip
+    import tarfile
 
     from curate.datasets.readers import Example, read_shard
 

@@ -22,7 +22,7 @@ from faults.support import TOLERANCE, failures
 from PIL import Image
 from sklearn.datasets import load_digits
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SEED = 1912
 PER_SHARD = 20
 KEYS = (

@@ -14,7 +14,7 @@ from curate.datasets.spec import add_dataset
 from curate.scoring.table import open_scores
 from faults.support import REAL_SECONDS, assert_same_table, finish, start, the_one_line
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SITE = Path(__file__).parent / "site"
 
 

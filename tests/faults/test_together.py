@@ -11,7 +11,7 @@ from conftest import tree
 from faults.support import REAL_SECONDS, assert_same_table, finish, start, the_one_line
 from faults.test_storage import SITE
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 CLOCK = Path(__file__).parent / "clock.c"
 
 
