@@ -3,7 +3,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-faults lint bench format clean
+.PHONY: demo test test-faults fuzz lint bench format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
@@ -13,6 +13,10 @@ test: .venv/installed
 
 test-faults: .venv/installed
 	$(BIN)/pytest -m faults tests/faults
+
+fuzz: .venv/installed
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[fuzz]'
+	mkdir -p .cache && $(BIN)/python tests/faults/fuzz_readers.py -max_total_time=60 -artifact_prefix=.cache/
 
 lint: .venv/installed
 	$(BIN)/ruff check .
