@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Which engines, as pytest's -k has it: make test-engines ENGINES='prism or dask'
 ENGINES ?=
 
-.PHONY: demo test test-engines lint bench format clean
+.PHONY: demo test test-engines test-faults fuzz lint bench format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
@@ -18,6 +18,13 @@ test-engines: .venv/engines
 	-@tests/engines/setup_prism.sh
 	-@tests/engines/setup_flink.sh
 	$(BIN)/pytest tests/engines -m engines $(if $(ENGINES),-k '$(ENGINES)')
+
+test-faults: .venv/installed
+	$(BIN)/pytest -m faults tests/faults
+
+fuzz: .venv/installed
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[fuzz]'
+	mkdir -p .cache && $(BIN)/python tests/faults/fuzz_readers.py -max_total_time=60 -artifact_prefix=.cache/
 
 lint: .venv/installed
 	$(BIN)/ruff check .

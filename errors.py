@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text that can be stored and printed: bytes of a name that were not UTF-8 are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class CurateError(Exception):
-    """Base of all: the message says what was found, where, and what to do about it."""
+    """Base of all: the message says what was found, where, and what to do about it, in one printable line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class SpecError(CurateError):
@@ -43,6 +51,10 @@ class BusyError(CurateError):
     """Another job is writing the same folder."""
 
 
+class WorkerError(CurateError):
+    """A process that did part of a job died: killed, or out of memory."""
+
+
 class FetchError(CurateError):
     """A package with a known data set could not be fetched or is not the one expected."""
 
@@ -60,4 +72,4 @@ class ExampleError(CurateError):
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
-        self.reason = reason
+        self.reason = str(self)

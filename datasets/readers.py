@@ -15,7 +15,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ExampleError, ShardError
+from ..errors import ExampleError, ShardError, printable
 from .shards import Shard
 from .spec import DatasetSpec
 from .storage import filesystem, open_read, read_bytes
@@ -130,7 +130,9 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
                     cast(
                         Any, tar
                     ).members = []  # tarfile remembers every member; a shard of any size must not grow memory
-                    member_key, ending = base_plus_ext(member.name)
+                    if member.issparse():  # a few bytes that declare a terabyte of zeros
+                        raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
+                    member_key, ending = base_plus_ext(printable(member.name))
                     if not member.isreg() or member_key is None or METADATA.match(member.name):
                         continue
                     if member_key != key:
@@ -205,7 +207,7 @@ def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes 
                 row += batch.num_rows
     except FileNotFoundError:
         raise ShardError(f"{shard.url}: no such file") from None
-    except (pa.ArrowException, OSError) as e:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
 
 

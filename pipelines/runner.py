@@ -12,6 +12,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from ..datasets.batches import decode_threads
+from . import local_workers  # noqa: F401 - takes the place of Beam's own handler of worker processes
 
 
 def runner_of(arguments: Sequence[str], elements: int) -> tuple[Any, PipelineOptions]:

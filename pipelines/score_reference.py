@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -37,7 +36,6 @@ from ..scoring.table import (
     commit_shard,
     finished_shards,
     note_error,
-    noted_errors,
     read_manifest,
     shards_digest,
     table_folder,
@@ -45,6 +43,7 @@ from ..scoring.table import (
     writing,
 )
 from .committed import Report, watch
+from .finish import finish, too_many_message
 from .runner import runner_of
 from .score_shard import score_shard
 
@@ -156,7 +155,7 @@ class ScoreShard(beam.DoFn):
         if too_many_failures(self._failed, self._judged, job.max_failures):
             first = result.failures[0] if result.failures else None
             hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
-            raise FailuresError(_too_many(self._failed, self._judged, job.max_failures, job.folder) + hint)
+            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder) + hint)
 
 
 def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSummary:
@@ -187,7 +186,14 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
             stage_seconds = _run(options, folder, todo, manifest, fingerprint, precision, report)
         else:
             stage_seconds = {}
-        return _finish(options, folder, manifest, flops, shards, len(todo), started, stage_seconds)
+        totals = finish(folder, manifest, shards, options.max_failures)
+        return ScoreSummary(
+            folder=folder,
+            **totals,
+            scored_now=len(todo),
+            seconds=time.perf_counter() - started,
+            stage_seconds=stage_seconds,
+        )
 
 
 def _run(
@@ -335,55 +341,3 @@ def _manifest(
             "reference_train": recorded_train_flops(options.reference.name),
         },
     }
-
-
-def _finish(
-    options: ScoreOptions,
-    folder: str,
-    manifest: dict[str, Any],
-    flops: Flops,
-    shards: Sequence[Shard],
-    attempted: int,
-    started: float,
-    stage_seconds: dict[str, float],
-) -> ScoreSummary:
-    bad = {name: why for name, why in noted_errors(folder).items() if name in {shard.name for shard in shards}}
-    done = all_counts(folder, keep=True)
-    counts = list(done.values())
-    examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
-    scored = examples + failures
-    manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
-    # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
-    whole = flops.per_example
-    manifest["flops"]["reference_score"] = sum(
-        whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts
-    )
-    write_manifest(folder, manifest)
-    if bad:
-        first = sorted(bad)[0]
-        more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
-        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
-    lost = sorted({shard.name for shard in shards} - set(done))
-    if lost:
-        raise TableError(
-            f"{folder}: {len(lost):,} of {len(shards):,} shards are not there, '{lost[0]}' for one, though every worker "
-            "ended well; workers must write to this very folder: give an --out that all machines share, such as a URL"
-        )
-    if failures > options.max_failures * max(1, scored):
-        raise FailuresError(_too_many(failures, scored, options.max_failures, folder))
-    return ScoreSummary(
-        folder=folder,
-        shards=len(done),
-        examples=examples,
-        failures=failures,
-        scored_now=attempted,
-        seconds=time.perf_counter() - started,
-        stage_seconds=stage_seconds,
-    )
-
-
-def _too_many(failures: int, read: int, allowed: float, folder: str) -> str:
-    return (
-        f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
-        f"see why in {os.path.join(folder, '_failures')}, then mend the data or raise --max-failures"
-    )

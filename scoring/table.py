@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,7 +30,18 @@ from .. import __version__
 from ..datasets.readers import Failure, to_bytes
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec, Task
-from ..datasets.storage import exists, filesystem, is_local, join_url, list_names, read_bytes, remove, write_atomically
+from ..datasets.storage import (
+    exists,
+    filesystem,
+    is_local,
+    join_url,
+    list_names,
+    patiently,
+    read_bytes,
+    remove,
+    remove_partials,
+    write_atomically,
+)
 from ..errors import BusyError, TableError
 
 MANIFEST = "_manifest.json"
@@ -84,6 +95,8 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         content = to_bytes(pa.Table.from_pydict(columns, schema=FAILURE_SCHEMA), compression="zstd")
         write_atomically(failures_url, content)
         written += len(content)
+    else:
+        remove(failures_url)  # of an attempt at other data, killed before its scores
     # Embeddings are noise to a compressor: plain bytes read faster and take no more room.
     vectors = [name for name in scores.schema.names if name.endswith("_embedding")]
     content = to_bytes(
@@ -106,9 +119,18 @@ def finished_shards(folder: str) -> set[str]:
 
 
 def row_count(folder: str, name: str) -> int:
+    return int(_footer(folder, name).num_rows)
+
+
+def _footer(folder: str, name: str) -> pq.FileMetaData:
+    """A score file's own metadata, without reading the rest of it."""
     fs, path = filesystem(join_url(folder, name + ENDING))
-    with fs.open(path, "rb") as file:
-        return int(pq.read_metadata(file).num_rows)
+
+    def read() -> pq.FileMetaData:
+        with fs.open(path, "rb") as file:
+            return pq.read_metadata(file)
+
+    return patiently(read)
 
 
 class ShardCounts(NamedTuple):
@@ -122,11 +144,13 @@ class ShardCounts(NamedTuple):
 
 def shard_counts(folder: str, name: str) -> ShardCounts:
     """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
-    fs, path = filesystem(join_url(folder, name + ENDING))
     try:
-        with fs.open(path, "rb") as file:
-            about = json.loads(pq.read_schema(file).metadata[b"curate"])
+        about = json.loads(_footer(folder, name).metadata[b"curate"])
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        if isinstance(e, OSError) and e.errno:  # pyarrow's own OSErrors have no number
+            raise TableError(
+                f"{folder}/{name}{ENDING}: cannot be read ({e.strerror}); run the same command again"
+            ) from e
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
     return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
 
@@ -167,7 +191,8 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
 
 @contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next.
+    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next, which
+    clears up what it left half-written.
 
     Only local folders are locked; on object stores two jobs would do the same work twice, never mix it: every shard
     is one put of the same content.
@@ -183,10 +208,14 @@ def writing(folder: str) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise BusyError(f"{folder}: {owner} is writing this table; wait for it or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
+        with suppress(OSError):  # a full disk: the lock holds, only its owner's name is missing
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()}".encode())
+        remove_partials(os.path.dirname(path))
+        try:
+            yield
+        finally:
+            remove_partials(os.path.dirname(path))
 
 
 @dataclass(frozen=True)

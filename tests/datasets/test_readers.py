@@ -217,6 +217,31 @@ def test_long_and_foreign_names_survive(tmp_path):
     assert record.key == key
 
 
+def test_a_name_that_is_not_utf_8_gives_a_key_that_can_be_stored(tmp_path):
+    records = read_members(tmp_path, ("\udcff.png", b"1"), ("\udcff.cls", b"0"), ("b.png", b"1"), ("b.cls", b"0"))
+    assert [(r.key, r.image) for r in records] == [("\\udcff", b"1"), ("b", b"1")]
+    assert pa.array([r.key for r in records]).to_pylist() == ["\\udcff", "b"]
+
+
+def test_an_error_is_one_line_whatever_the_names(tmp_path):
+    with pytest.raises(ShardError) as caught:
+        read_members(tmp_path, ("a\n\udcff.png", b"1"), ("a\n\udcff.PNG", b"2"))
+    assert str(caught.value).isprintable()
+    assert "is there twice" in str(caught.value)
+
+
+def test_a_sparse_member_is_refused_before_its_zeros_are_made(tmp_path):
+    info = tarfile.TarInfo("a.png")
+    info.size = 3
+    info.pax_headers = {"GNU.sparse.size": str(1 << 40), "GNU.sparse.numblocks": "0", "GNU.sparse.map": "0,3"}
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"123"))
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        assert tar.getmembers()[0].size == 1 << 40
+    with pytest.raises(ShardError, match=r"'a\.png' is a sparse file"):
+        read(tmp_path / "0.tar")
+
+
 def test_a_key_that_comes_back_is_refused(tmp_path):
     with pytest.raises(ShardError, match=r"0\.tar: key 'a' is there twice"):
         read_members(tmp_path, ("a.png", b"1"), ("a.cls", b"0"), ("b.png", b"1"), ("b.cls", b"0"), ("a.jpg", b"1"))
@@ -323,6 +348,13 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
         read(path, image="picture", label="species")
     with pytest.raises(ShardError, match=r"no column for key .*looked for uid"):
         read(path, image="picture", key="uid")
+
+
+def test_a_text_column_that_is_not_utf_8_is_refused(tmp_path):
+    label = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"], pa.binary()).buffers())
+    path = write_parquet(tmp_path / "p.parquet", {"image": [b"1"], "label": label})
+    with pytest.raises(ShardError, match="not a readable Parquet file"):
+        read(path)
 
 
 def test_a_key_column_that_repeats_or_is_null_is_refused(tmp_path):

@@ -21,7 +21,7 @@ from curate.errors import CurateError, ShardError, TableError
 from curate.pipelines import score_reference as module
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.models import load_model
-from curate.scoring.table import open_scores
+from curate.scoring.table import note_error, open_scores
 from PIL import Image
 
 TOLERANCE = 1e-5
@@ -225,6 +225,35 @@ def test_a_shard_that_fails_midway_leaves_nothing_of_itself(digits, tmp_path):
     assert "00003.parquet" not in tree(folder)
     path.write_bytes(whole)
     assert score_reference(options(tmp_path / "scores"), silent).examples == 900
+
+
+def test_what_an_earlier_attempt_noted_of_a_shard_that_is_done_is_cleared(digits, tmp_path):
+    """Killed between the two files of a shard, or after its scores, a job leaves word of what is no longer so."""
+    _, options = small_shards(digits, tmp_path, count=6)
+    path = tmp_path / "shards/00003.tar"
+    whole = path.read_bytes()
+    replace_member(path, {read_tar(path)[0][0]: b"no picture"})
+    first = score_reference(options(tmp_path / "scores"), silent)
+    folder = Path(first.folder)
+    assert (first.failures, tree(folder)["_failures/00003.parquet"][:4]) == (1, b"PAR1")
+    (folder / "00003.parquet").unlink()
+    path.write_bytes(whole)
+    (shard,) = [s for s in list_shards(options("").dataset) if s.name == "00000"]
+    note_error(str(folder), shard, "cut")
+    again = score_reference(options(tmp_path / "scores"), silent)
+    assert (again.examples, again.failures, again.scored_now) == (900, 0, 1)
+    assert sorted(name for name in tree(folder) if "/" in name) == []
+
+
+def test_a_runner_that_loses_a_shard_is_found_out(digits, tmp_path, monkeypatch):
+    process = module.ScoreShard.process
+    monkeypatch.setattr(
+        module.ScoreShard, "process", lambda self, shard: (shard.name != "00003" and process(self, shard)) or None
+    )
+    with pytest.raises(TableError, match="1 of 6 shards were not scored though nothing failed, first '00003'"):
+        score_reference(digits.options(tmp_path), silent)
+    monkeypatch.undo()
+    assert score_reference(digits.options(tmp_path), silent).examples == 900
 
 
 def test_a_full_disk_at_the_rename_leaves_no_half_file(digits, tmp_path, monkeypatch):
