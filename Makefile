@@ -3,13 +3,21 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-faults fuzz lint bench format clean
+# Which engines, as pytest's -k has it: make test-engines ENGINES='prism or dask'
+ENGINES ?=
+
+.PHONY: demo test test-engines test-faults fuzz lint bench format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
 
 test: .venv/installed
 	$(BIN)/pytest
+
+test-engines: .venv/engines
+	-@tests/engines/setup_prism.sh
+	-@tests/engines/setup_flink.sh
+	$(BIN)/pytest tests/engines -m engines $(if $(ENGINES),-k '$(ENGINES)')
 
 test-faults: .venv/installed
 	$(BIN)/pytest -m faults tests/faults
@@ -38,6 +46,10 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/engines: .venv/installed
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[engines]'
 	@touch $@
 
 clean:

@@ -24,9 +24,13 @@ def runner_of(arguments: Sequence[str], elements: int) -> tuple[Any, PipelineOpt
     """
     options = PipelineOptions(list(arguments))
     direct = options.view_as(DirectOptions)
-    if options.view_as(StandardOptions).runner:
-        return None, options
     named = {argument.split("=")[0] for argument in arguments}
+    runner = options.view_as(StandardOptions).runner
+    if runner:
+        if runner.endswith("DaskRunner") and not named & {"--dask_npartitions", "--dask_partition_size"}:
+            # Beam puts 128 elements in one Dask task, so that one worker would score 128 shards in a row.
+            options = PipelineOptions([*arguments, "--dask_partition_size=1"])
+        return None, options
     if "--direct_num_workers" not in named:
         direct.direct_num_workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, elements))
     if "--direct_running_mode" in named:

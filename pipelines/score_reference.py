@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,8 +21,10 @@ from ..datasets.batches import decode_threads
 from ..datasets.readers import read_shard, too_many_failures
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import exists, join_url, make_folder
+from ..datasets.storage import exists, filesystem, is_local, join_url, make_folder
 from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
+from ..scoring.captions import CaptionEncoder
+from ..scoring.counts import all_counts
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision, check_precision
 from ..scoring.models import Model, ModelSpec, load_model
@@ -36,15 +36,14 @@ from ..scoring.table import (
     commit_shard,
     finished_shards,
     note_error,
-    noted_errors,
     read_manifest,
-    shard_counts,
     shards_digest,
     table_folder,
     write_manifest,
     writing,
 )
 from .committed import Report, watch
+from .finish import finish, too_many_message
 from .runner import runner_of
 from .score_shard import score_shard
 
@@ -93,7 +92,8 @@ class _Job:
     batch_size: int
     precision: Precision
     max_failures: float
-    threads: int
+    processes: int  # that share a machine's cores
+    forward_flops: float
     meta: dict[str, Any]
 
 
@@ -109,9 +109,11 @@ class ScoreShard(beam.DoFn):
         self._stages = {stage: Metrics.distribution("curate", f"{stage}_ms") for stage in STAGES}
 
     def setup(self) -> None:
-        torch.set_num_threads(self._job.threads)
+        self._threads = max(1, decode_threads() // self._job.processes)
+        torch.set_num_threads(self._threads)
         self._device = best_device()
         self._model = self._shared.acquire(self._load)
+        self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
         self._judged = self._failed = 0
 
     def _load(self) -> Model:
@@ -133,14 +135,16 @@ class ScoreShard(beam.DoFn):
                 precision=job.precision,
                 batch_size=job.batch_size,
                 embeddings=job.embeddings,
-                decode_threads=job.threads,
+                decode_threads=self._threads,
+                forward_flops=job.forward_flops,
+                captions=self._captions,
             )
         except ShardError as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return
         started = time.perf_counter()
-        commit_shard(job.folder, shard, result.scores, result.failures, job.meta)
+        commit_shard(job.folder, shard, result.scores, result.failures, {**job.meta, "flops": result.flops})
         clear_error(job.folder, shard.name)
         for stage, seconds in {**result.seconds, "write": time.perf_counter() - started}.items():
             self._stages[stage].update(round(1000 * seconds))
@@ -151,7 +155,7 @@ class ScoreShard(beam.DoFn):
         if too_many_failures(self._failed, self._judged, job.max_failures):
             first = result.failures[0] if result.failures else None
             hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
-            raise FailuresError(_too_many(self._failed, self._judged, job.max_failures, job.folder) + hint)
+            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder) + hint)
 
 
 def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSummary:
@@ -182,7 +186,14 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
             stage_seconds = _run(options, folder, todo, manifest, fingerprint, precision, report)
         else:
             stage_seconds = {}
-        return _finish(options, folder, manifest, flops, shards, len(todo), started, stage_seconds)
+        totals = finish(folder, manifest, shards, options.max_failures)
+        return ScoreSummary(
+            folder=folder,
+            **totals,
+            scored_now=len(todo),
+            seconds=time.perf_counter() - started,
+            stage_seconds=stage_seconds,
+        )
 
 
 def _run(
@@ -195,17 +206,17 @@ def _run(
     report: Report,
 ) -> dict[str, float]:
     runner, pipeline_options = runner_of(options.runner_options, len(todo))
-    local_workers = pipeline_options.view_as(DirectOptions).direct_num_workers or 1
     job = _Job(
         dataset=options.dataset,
         reference=options.reference,
         fingerprint=fingerprint,
-        folder=folder,
+        folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may stand elsewhere
         embeddings=options.embeddings,
         batch_size=options.batch_size,
         precision=precision,
         max_failures=options.max_failures,
-        threads=max(1, decode_threads() // local_workers),
+        processes=pipeline_options.view_as(DirectOptions).direct_num_workers or 1,
+        forward_flops=manifest["flops"]["forward_per_example"],
         meta={
             "reference_fingerprint": fingerprint,
             "dataset_fingerprint": options.dataset.fingerprint,
@@ -274,14 +285,12 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
         raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
     if manifest["shards_digest"] != shards_digest(shards):
         sizes = {shard.name: shard.size for shard in shards}
-        known = [name for name in sorted(done) if name in sizes]
-        with ThreadPoolExecutor(16) as pool:
-            for name, (_, _, size) in zip(known, pool.map(lambda n: shard_counts(folder, n), known), strict=True):
-                if size != sizes[name]:
-                    raise TableError(
-                        f"{folder}: shard '{name}' was scored at size {size} and is now {sizes[name]}; "
-                        f"delete {name}{ENDING} there to score it again"
-                    )
+        for name, counts in all_counts(folder, keep=True).items():
+            if name in sizes and counts.shard_size != sizes[name]:
+                raise TableError(
+                    f"{folder}: shard '{name}' was scored at size {counts.shard_size} and is now {sizes[name]}; "
+                    f"delete {name}{ENDING} there to score it again"
+                )
     return done
 
 
@@ -332,65 +341,3 @@ def _manifest(
             "reference_train": recorded_train_flops(options.reference.name),
         },
     }
-
-
-def _finish(
-    options: ScoreOptions,
-    folder: str,
-    manifest: dict[str, Any],
-    flops: Flops,
-    shards: Sequence[Shard],
-    attempted: int,
-    started: float,
-    stage_seconds: dict[str, float],
-) -> ScoreSummary:
-    names = [shard.name for shard in shards]
-    done = _all_done(folder, names)
-    noted = noted_errors(folder)
-    bad = {name: noted[name] for name in names if name in noted and name not in done}
-    missing = [name for name in names if name not in done and name not in bad]
-    for name in done.intersection(noted):  # killed between the two, or read at another attempt
-        clear_error(folder, name)
-    with ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(lambda name: shard_counts(folder, name), sorted(done)))
-    examples, failures = sum(c[0] for c in counts), sum(c[1] for c in counts)
-    scored = examples + failures
-    manifest["counts"] = {"shards": len(done), "examples": examples, "failures": failures}
-    manifest["flops"]["reference_score"] = flops.per_example * scored
-    write_manifest(folder, manifest)
-    if bad:
-        first = sorted(bad)[0]
-        more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
-        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
-    if missing:
-        raise TableError(
-            f"{folder}: {len(missing):,} of {len(names):,} shards were not scored though nothing failed, first "
-            f"'{missing[0]}'; run again to go on"
-        )
-    if failures > options.max_failures * max(1, scored):
-        raise FailuresError(_too_many(failures, scored, options.max_failures, folder))
-    return ScoreSummary(
-        folder=folder,
-        shards=len(done),
-        examples=examples,
-        failures=failures,
-        scored_now=attempted,
-        seconds=time.perf_counter() - started,
-        stage_seconds=stage_seconds,
-    )
-
-
-def _all_done(folder: str, names: Sequence[str]) -> set[str]:
-    """What is listed, and what is there all the same: a store may list a new file late."""
-    listed = finished_shards(folder)
-    unlisted = [name for name in names if name not in listed]
-    with ThreadPoolExecutor(16) as pool:
-        there = list(pool.map(lambda name: exists(join_url(folder, name + ENDING)), unlisted))
-    return listed.union(name for name, found in zip(unlisted, there, strict=True) if found)
-
-
-def _too_many(failures: int, read: int, allowed: float, folder: str) -> str:
-    return (
-        f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
-        f"see why in {os.path.join(folder, '_failures')}, then mend the data or raise --max-failures"
-    )

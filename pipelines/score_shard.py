@@ -5,29 +5,31 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
+from ..datasets.batches import decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
+from ..scoring.captions import CaptionEncoder
 from ..scoring.forward import Precision, Scored, embedding_width, score_batch, target_tensor
 from ..scoring.models import Model
 from ..scoring.table import score_schema
+from .score_pairs import PairScorer
 
 
 @dataclass(frozen=True)
 class ScoredShard:
-    """A shard's scores, its failures in row order, and seconds by stage (`read`, `decode`, `forward`)."""
+    """A shard's scores, its failures in row order, seconds by stage (`read`, `decode`, `forward`), and FLOPs spent."""
 
     scores: pa.Table
     failures: list[Failure]
     seconds: dict[str, float]
+    flops: float
 
 
 def score_shard(
@@ -40,39 +42,55 @@ def score_shard(
     batch_size: int,
     embeddings: bool,
     decode_threads: int,
+    forward_flops: float,
+    captions: CaptionEncoder | None = None,
 ) -> ScoredShard:
     """Score every example of a shard. Batches cross neither shards nor tasks; memory holds a few batches and the rows.
 
-    Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or infinite is a failure
-    of stage `loss`.
+    `forward_flops` are those of one example's whole pass. `captions`, of the same model, spares measuring again what a
+    shard before measured. Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or
+    infinite is a failure of stage `loss`.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     failures: list[Failure] = []
     schema = score_schema(spec.task, embedding_width(model) if embeddings else 0)
     batches: list[pa.RecordBatch] = []
-    for decoded, targets in prefetch(_prepared(spec, shard, model, batch_size, decode_threads)):
+    flops = 0.0
+    pairs: PairScorer | None = None
+    if spec.task == "image-text":
+        captions = captions or CaptionEncoder(model)
+        pairs = PairScorer(model, captions, forward_flops - captions.flops_of_all, device, precision, batch_size)
+    for decoded in prefetch(decoded_batches(read_shard(spec, shard), model.geometry, batch_size, decode_threads)):
         for stage, spent in decoded.seconds.items():
             seconds[stage] += spent
         failures += decoded.failures
         if not decoded.examples:
             continue
         started = time.perf_counter()
-        pixels = torch.from_numpy(decoded.pixels).to(device, non_blocking=True)
-        scored = score_batch(model, pixels, targets.to(device, non_blocking=True), precision=precision)
-        batch, bad = _rows(schema, decoded.examples, scored)
+        if pairs is not None:
+            pairs.add(decoded)
+        else:
+            pixels = torch.from_numpy(decoded.pixels).to(device, non_blocking=True)
+            labels = target_tensor(model, [example.target for example in decoded.examples]).to(device)
+            scored = score_batch(model, pixels, labels, precision=precision)
+            _append(batches, failures, schema, decoded.examples, scored)
+            flops += forward_flops * len(decoded.examples)
         seconds["forward"] += time.perf_counter() - started
-        failures += bad
-        batches.append(batch)
+    if pairs is not None and pairs.examples:
+        started = time.perf_counter()
+        _append(batches, failures, schema, pairs.examples, pairs.scored())
+        flops = pairs.flops
+        seconds["forward"] += time.perf_counter() - started
     failures.sort(key=lambda failure: failure.row)
-    return ScoredShard(pa.Table.from_batches(batches, schema=schema), failures, dict(seconds))
+    return ScoredShard(pa.Table.from_batches(batches, schema=schema), failures, dict(seconds), flops)
 
 
-def _prepared(
-    spec: DatasetSpec, shard: Shard, model: Model, batch_size: int, threads: int
-) -> Iterator[tuple[DecodedBatch, torch.Tensor]]:
-    """Decoded batches with their targets as tensors; runs ahead in the prefetching thread."""
-    for decoded in decoded_batches(read_shard(spec, shard), model.geometry, batch_size, threads):
-        yield decoded, target_tensor(model, [example.target for example in decoded.examples])
+def _append(
+    batches: list[pa.RecordBatch], failures: list[Failure], schema: pa.Schema, examples: list[Example], scored: Scored
+) -> None:
+    batch, bad = _rows(schema, examples, scored)
+    batches.append(batch)
+    failures += bad
 
 
 def _rows(schema: pa.Schema, examples: list[Example], scored: Scored) -> tuple[pa.RecordBatch, list[Failure]]:

@@ -104,10 +104,10 @@ def table_status(path: str, config: Config, now: float | None = None) -> TableSt
 
 def _done(folder: str, name: str) -> ShardStatus:
     try:
-        examples, failures, _ = shard_counts(folder, name)
+        counts = shard_counts(folder, name)
     except TableError as e:
         return ShardStatus(name, "damaged", reason=str(e))
-    return ShardStatus(name, "done", examples, failures)
+    return ShardStatus(name, "done", counts.examples, counts.failures)
 
 
 def _rate(commits: Sequence[tuple[float, int]]) -> float | None:

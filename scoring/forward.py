@@ -64,7 +64,11 @@ def _score(model: Model, run: Any, pixels_BHWC: torch.Tensor, targets: torch.Ten
     if model.spec.task == "classification":
         logits_BC = run(images)
         return Scored(loss=losses.cross_entropy(logits_BC, targets), predicted=logits_BC.argmax(-1))
-    image_BD, text_BD = embed(run, images, targets)
+    return score_embeddings(*embed(run, images, targets))
+
+
+def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
+    """ActiveCLIP's scoring loss of B pairs from their unit-norm embeddings."""
     similarity_B = losses.dot_product_similarity(image_BD, text_BD)
     return Scored(
         loss=-similarity_B,
@@ -86,6 +90,14 @@ def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.T
     out = run(images, tokens)
     image_BD, text_BD = (out["image_features"], out["text_features"]) if isinstance(out, dict) else out[:2]
     return nn.functional.normalize(image_BD.float(), dim=-1), nn.functional.normalize(text_BD.float(), dim=-1)
+
+
+def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
+    """Unit-norm float32 embeddings [B, D] of pictures uint8 [B, H, W, 3] alone, as `score_batch` makes them."""
+    module: Any = model.module
+    with evaluating(module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
+        image_BD = module.encode_image(model.normalize(pixels_BHWC), normalize=True)
+        return nn.functional.normalize(image_BD.float(), dim=-1)
 
 
 def embedding_width(model: Model) -> int:

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        geometry = {k: values[k] for k in ("size", "mode", "interpolation", "crop_pct", "resampling") if k in values}
+        known = {field.name for field in fields(Geometry)}
+        geometry = {name: value for name, value in values.items() if name in known}
         return cls(geometry=Geometry(**geometry), mean=tuple(values["mean"]), std=tuple(values["std"]))
 
 

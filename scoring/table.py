@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -133,8 +133,17 @@ def _footer(folder: str, name: str) -> pq.FileMetaData:
     return patiently(read)
 
 
-def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
-    """(examples, failures, shard size) as a score file's own metadata tells them."""
+class ShardCounts(NamedTuple):
+    """What a score file's metadata tells. `flops` is what scoring it took; None in files that do not know."""
+
+    examples: int
+    failures: int
+    shard_size: int
+    flops: float | None
+
+
+def shard_counts(folder: str, name: str) -> ShardCounts:
+    """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
     try:
         about = json.loads(_footer(folder, name).metadata[b"curate"])
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
@@ -143,7 +152,7 @@ def shard_counts(folder: str, name: str) -> tuple[int, int, int]:
                 f"{folder}/{name}{ENDING}: cannot be read ({e.strerror}); run the same command again"
             ) from e
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
-    return about["examples"], about["failures"], about["shard_size"]
+    return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
 
 
 def note_error(folder: str, shard: Shard, message: str) -> None:

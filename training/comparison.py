@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -212,10 +213,18 @@ def _keep_to(shares: Any) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     share = shares.get()
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, share)
     torch.set_num_threads(len(share))
+
+
+def _end_with_parent(parent: int) -> None:
+    """A comparison that was killed must not leave runs behind that hold its folders; they go on from their checkpoints."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _train_quietly(options: TrainOptions, config: Config) -> dict[str, Any]:

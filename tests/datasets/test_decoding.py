@@ -192,3 +192,37 @@ def test_normalisation_on_the_device_equals_timms_on_the_host(photograph):
     exact = replace(model.geometry, resampling="pillow")
     ours = model.normalize(torch.from_numpy(decode(encoded(image), exact).copy())[None])[0]
     torch.testing.assert_close(ours, transform(image), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "mode"), [(64, "shortest"), (64, "squash"), (96, "shortest"), (224, "shortest")])
+@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
+def test_jpegs_decoded_at_a_fraction_of_their_size_differ_as_little_as_stated(name, size, mode):
+    from sklearn.datasets import load_sample_image
+
+    file = io.BytesIO()
+    Image.fromarray(load_sample_image(name)).save(file, "JPEG", quality=92)  # 640 x 427
+    whole = Geometry(size=size, mode=mode)
+    full = decode(file.getvalue(), whole).astype(int)
+    reduced = decode(file.getvalue(), replace(whole, reduced_jpeg=True)).astype(int)
+    assert reduced.shape == (size, size, 3)
+    difference = np.abs(full - reduced)
+    if 2 * size > 427 / 2:
+        assert not difference.any(), "nothing to gain: decoded whole"
+    else:
+        assert difference.any()
+        assert difference.mean() < 3
+        assert np.quantile(difference, 0.99) <= 16
+
+
+def test_the_reduced_decoding_is_part_of_a_fingerprint_only_where_it_is_on():
+    assert "reduced_jpeg" not in Geometry(size=32).to_dict()
+    assert Geometry(size=32, reduced_jpeg=True).to_dict()["reduced_jpeg"] is True
+
+
+def test_only_jpegs_are_decoded_at_a_fraction(photograph):
+    geometry = Geometry(size=32)
+    for kind in ("PNG", "WEBP"):
+        file = io.BytesIO()
+        photograph.resize((320, 240)).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        pixels = [decode(file.getvalue(), replace(geometry, reduced_jpeg=on)) for on in (False, True)]
+        assert np.array_equal(*pixels)

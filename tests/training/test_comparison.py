@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
@@ -141,8 +142,11 @@ def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
     deadline = time.monotonic() + 120
     while not list(out.glob("runs/*/summary.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert workers
+    assert not psutil.wait_procs(workers, timeout=30)[1], "runs end with the comparison that started them"
     finished = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
     assert finished
     done = curate(*command)

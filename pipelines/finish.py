@@ -1,0 +1,68 @@
+"""The end of a scoring job: what is there, what it cost, and what keeps the table from being whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..datasets.shards import Shard
+from ..datasets.storage import exists, join_url
+from ..errors import FailuresError, ShardError, TableError
+from ..scoring.counts import all_counts
+from ..scoring.table import ENDING, ShardCounts, clear_error, noted_errors, shard_counts, write_manifest
+
+
+def finish(folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_failures: float) -> dict[str, int]:
+    """Write the manifest with its totals, and return them: `shards`, `examples` and `failures`.
+
+    Raises ShardError for shards that could not be read, TableError for shards that are not there though nothing failed,
+    FailuresError for more failures than allowed. What is committed stays.
+    """
+    names = [shard.name for shard in shards]
+    done = all_counts(folder, keep=True)
+    done |= _unlisted(folder, [name for name in names if name not in done])
+    noted = noted_errors(folder)
+    bad = {name: noted[name] for name in names if name in noted and name not in done}
+    missing = [name for name in names if name not in done and name not in bad]
+    for name in noted.keys() & done.keys():  # killed between the two, or read at another attempt
+        clear_error(folder, name)
+    counts = list(done.values())
+    examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
+    totals = {"shards": len(done), "examples": examples, "failures": failures}
+    manifest["counts"] = totals
+    # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
+    whole = manifest["flops"]["forward_per_example"]
+    manifest["flops"]["reference_score"] = sum(
+        whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts
+    )
+    write_manifest(folder, manifest)
+    if bad:
+        first = next(iter(sorted(bad)))
+        more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
+        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
+    if missing:
+        raise TableError(
+            f"{folder}: {len(missing):,} of {len(names):,} shards are not there, '{missing[0]}' for one, though every "
+            "worker ended well; workers must write to this very folder: give an --out that all machines share, such as a "
+            "URL, and run again to go on"
+        )
+    if failures > max_failures * max(1, examples + failures):
+        raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder))
+    return totals
+
+
+def _unlisted(folder: str, names: Sequence[str]) -> dict[str, ShardCounts]:
+    """Of these shards those that are there all the same: a store may list a new file late."""
+    with ThreadPoolExecutor(16) as pool:
+        there = pool.map(lambda name: exists(join_url(folder, name + ENDING)), names)
+        return {name: shard_counts(folder, name) for name, found in zip(names, there, strict=True) if found}
+
+
+def too_many_message(failures: int, read: int, allowed: float, folder: str) -> str:
+    """What to tell, and where to look, when more examples failed than a job allows."""
+    return (
+        f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
+        f"see why in {os.path.join(folder, '_failures')}, then mend the data or raise --max-failures"
+    )

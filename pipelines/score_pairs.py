@@ -1,0 +1,76 @@
+"""Scoring one shard of image-text pairs without work that need not be done: no padding, nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..datasets.batches import DecodedBatch
+from ..datasets.readers import Example
+from ..scoring.captions import CaptionEncoder
+from ..scoring.forward import Precision, Scored, embed_images, score_embeddings
+from ..scoring.models import Model
+
+
+@dataclass
+class PairScorer:
+    """Takes a shard's batches one by one, then scores all their pairs at once.
+
+    Identical images (by hash of their bytes) and identical captions are embedded once a shard; captions go through the
+    text tower sorted by length, each batch cut to its longest. Memory holds the shard's embeddings and captions.
+    """
+
+    model: Model
+    encoder: CaptionEncoder
+    image_flops: float
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    flops: float = 0.0
+    examples: list[Example] = field(default_factory=list)
+    _images: list[torch.Tensor] = field(default_factory=list)
+    _image_places: dict[bytes, int] = field(default_factory=dict)
+    _image_of: list[int] = field(default_factory=list)
+    _captions: dict[str, int] = field(default_factory=dict)
+    _caption_of: list[int] = field(default_factory=list)
+
+    def add(self, decoded: DecodedBatch) -> None:
+        """Embed the pictures that were not seen before, and note the captions."""
+        new = []
+        for i, example in enumerate(decoded.examples):
+            digest = hashlib.blake2b(example.image, digest_size=16).digest()
+            if digest not in self._image_places:
+                self._image_places[digest] = len(self._image_places)
+                new.append(i)
+            self._image_of.append(self._image_places[digest])
+            self._caption_of.append(self._captions.setdefault(str(example.target), len(self._captions)))
+            self.examples.append(replace(example, image=b""))
+        if new:
+            pixels = torch.from_numpy(decoded.pixels if len(new) == len(decoded.pixels) else decoded.pixels[new])
+            self._images.append(embed_images(self.model, pixels.to(self.device, non_blocking=True), self.precision))
+            self.flops += self.image_flops * len(new)
+
+    def scored(self) -> Scored:
+        """Losses, similarities and embeddings of all pairs, in the order in which they came."""
+        text_UD = self._embed_captions(list(self._captions))
+        image_UD = torch.cat(self._images)
+        image_of, caption_of = (torch.tensor(x, device=self.device) for x in (self._image_of, self._caption_of))
+        return score_embeddings(image_UD[image_of], text_UD[caption_of])
+
+    def _embed_captions(self, captions: list[str]) -> torch.Tensor:
+        tokens_UL = torch.cat([self.model.tokenize(list(part)) for part in _parts(captions, 4096)])
+        lengths_U = self.encoder.lengths(tokens_UL)
+        order_U = lengths_U.argsort(stable=True)
+        embedded: list[torch.Tensor] = []
+        for places in order_U.split(self.batch_size):
+            embedded.append(self.encoder(tokens_UL[places].to(self.device, non_blocking=True), self.precision))
+            self.flops += len(places) * self.encoder.flops(int(lengths_U[places].max()))
+        text_UD = torch.cat(embedded)
+        return text_UD[order_U.argsort().to(self.device)]
+
+
+def _parts(items: list[str], size: int) -> Iterable[list[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,122 @@
+"""Text towers without the work on padding.
+
+A causal text tower that is read at one token (CLIP's end of text) never looks past it, so what is behind the longest
+caption of a batch need not be computed: embeddings differ by rounding alone (2e-6 in float32).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .forward import Precision, autocast, evaluating
+from .models import Model
+
+
+class CaptionEncoder:
+    """Embeds captions with a model's text tower, each batch cut to its longest caption where the tower allows that."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._tower = _causal_tower(model.module)
+        self._flops: dict[int, int] = {}
+
+    @property
+    def cuts(self) -> bool:
+        """Whether padding is left out; other towers see every token."""
+        return self._tower is not None
+
+    def lengths(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each caption the tower is to see, int64 [B]."""
+        if self._tower is None:
+            return torch.full((len(tokens_BL),), tokens_BL.shape[1])
+        if self._tower.pool == "argmax":
+            return tokens_BL.argmax(-1) + 1
+        return (tokens_BL == self._tower.eos).int().argmax(-1) + 1
+
+    def __call__(self, tokens_BL: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
+        """Unit-norm float32 embeddings [B, D], in evaluation mode and without gradients."""
+        module = self._model.module
+        with evaluating(module), torch.inference_mode(), autocast(tokens_BL.device, precision):
+            text_BD = self._encode(module, tokens_BL, int(self.lengths(tokens_BL).max()))
+            return F.normalize(text_BD.float(), dim=-1)
+
+    def flops(self, length: int) -> int:
+        """FLOPs of one caption of `length` tokens, measured once on shapes alone."""
+        if length not in self._flops:
+            tokens = torch.zeros(1, self._length, dtype=torch.int64, device="meta")
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                self._encode(self._on_meta, tokens, length)
+            self._flops[length] = int(counter.get_total_flops())
+        return self._flops[length]
+
+    @cached_property
+    def flops_of_all(self) -> int:
+        """FLOPs of one caption with all of its padding."""
+        return self.flops(self._length)
+
+    @cached_property
+    def _length(self) -> int:
+        return int(self._model.tokenize(["a"]).shape[1])
+
+    @cached_property
+    def _on_meta(self) -> nn.Module:
+        return copy.deepcopy(self._model.module).to("meta").eval()
+
+    def _encode(self, module: nn.Module, tokens_BL: torch.Tensor, length: int) -> torch.Tensor:
+        text = _EncodeText(module)
+        if self._tower is None or length == tokens_BL.shape[1]:
+            whole_BD: torch.Tensor = text(tokens_BL)
+            return whole_BD
+        part = module.get_submodule(self._tower.name)
+        positions_LD, mask_LL = part.positional_embedding, part.attn_mask
+        assert isinstance(positions_LD, torch.Tensor) and isinstance(mask_LL, torch.Tensor)
+        name = ".".join(filter(None, ("module", self._tower.name)))
+        cut = {f"{name}.positional_embedding": positions_LD[:length], f"{name}.attn_mask": mask_LL[:length, :length]}
+        cut_BD: torch.Tensor = functional_call(text, cut, (tokens_BL[:, :length],))
+        return cut_BD
+
+
+class _EncodeText(nn.Module):
+    """`encode_text` as a module's forward, for functional_call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self.module.encode_text(tokens_BL, normalize=True)  # type: ignore[operator]
+        return embedded
+
+
+@dataclass(frozen=True)
+class _CausalTower:
+    """Where in an open_clip module its text tower is, and at which token it is read."""
+
+    name: str
+    pool: str
+    eos: int
+
+
+def _causal_tower(module: nn.Module) -> _CausalTower | None:
+    from open_clip.model import CLIP
+    from open_clip.transformer import TextTransformer
+
+    text = getattr(module, "text", None)
+    if isinstance(module, CLIP):
+        tower = _CausalTower("", module.text_pool_type, module.text_eos_id)
+        causal = module.attn_mask is not None
+    elif isinstance(text, TextTransformer):
+        tower = _CausalTower("text", text.pool_type, text.eos_id)
+        causal = text.attn_mask is not None and text.cls_emb is None
+    else:
+        return None
+    return tower if causal and tower.pool in ("argmax", "eos") else None
