@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import ExampleError
 
@@ -73,6 +73,8 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.
         raise
     except Image.DecompressionBombError as e:
         raise ExampleError("decode", str(e)) from None
+    except UnidentifiedImageError:  # its own message holds an address in memory, another at every run
+        raise ExampleError("decode", "not a readable image: no format that Pillow knows") from None
     except Exception as e:  # Pillow's plugins raise anything on damaged data: SyntaxError, struct.error, KeyError, ...
         raise ExampleError("decode", f"not a readable image: {type(e).__name__}: {e}"[:300]) from None
 

@@ -15,7 +15,7 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 
 from ..errors import ShardError, SpecError
 from .spec import DatasetSpec
-from .storage import filesystem, is_local
+from .storage import answer, filesystem, is_local, patiently
 
 Split = Literal["train", "test"]
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
@@ -72,7 +72,7 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
     for url in urls:
         fs, path = filesystem(url)
         fs.invalidate_cache()
-        matches = fs.glob(path, detail=True)
+        matches = answer(url, lambda fs=fs, path=path: fs.glob(path, detail=True))
         if not matches:
             raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
         local = is_local(url)
@@ -83,9 +83,10 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     def size(url: str) -> int | None:
         try:
-            return (
-                os.stat(url).st_size if "://" not in url else int(filesystem(url)[0].info(filesystem(url)[1])["size"])
-            )
+            if "://" not in url:
+                return os.stat(url).st_size
+            fs, path = filesystem(url)
+            return int(answer(url, lambda: fs.info(path))["size"])
         except FileNotFoundError:
             return None
 
@@ -124,9 +125,13 @@ def _without_ending(path: str) -> str:
 def _row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
     """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows."""
     fs, path = filesystem(shard.url)
-    try:
+
+    def read() -> pq.FileMetaData:
         with fs.open(path, "rb") as file:
-            metadata = pq.ParquetFile(file).metadata
+            return pq.ParquetFile(file).metadata
+
+    try:
+        metadata = patiently(read)
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
     ranges: list[tuple[int, int]] = []
@@ -152,7 +157,11 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         if not fs.isdir(path):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
         prefix = len(path.rstrip("/")) + 1
-        paths = sorted(p for p in fs.find(path) if p.rsplit(".", 1)[-1].lower() in spec.image)
+        paths = sorted(
+            p
+            for p in answer(root, lambda fs=fs, path=path: fs.find(path))
+            if p.rsplit(".", 1)[-1].lower() in spec.image
+        )
         files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")

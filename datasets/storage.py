@@ -58,12 +58,12 @@ def join_url(root: str, *parts: str) -> str:
 def open_read(url: str) -> Any:
     """A binary file object for sequential reading. Raises ShardError where the file is not there."""
     try:
-        return _answer(url, lambda: fsspec.open(url, "rb").open())
+        return answer(url, lambda: fsspec.open(url, "rb").open())
     except FileNotFoundError:
         raise ShardError(f"{url}: no such file") from None
 
 
-def _answer(url: str, ask: Callable[[], T]) -> T:
+def answer(url: str, ask: Callable[[], T]) -> T:
     """Ask a store, patiently. Raises ShardError where it fails, FileNotFoundError where nothing is there."""
     try:
         return patiently(ask)
@@ -76,14 +76,14 @@ def _answer(url: str, ask: Callable[[], T]) -> T:
 def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     fs, path = filesystem(url)
-    return bytes(_answer(url, lambda: fs.cat_file(path)))
+    return bytes(answer(url, lambda: fs.cat_file(path)))
 
 
 def exists(url: str) -> bool:
     """Whether a file is there; a store that does not answer is no answer."""
     fs, path = filesystem(url)
     try:
-        _answer(url, lambda: fs.info(path))
+        answer(url, lambda: fs.info(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -94,7 +94,7 @@ def list_names(folder: str) -> list[str]:
     fs, path = filesystem(folder)
     fs.invalidate_cache()
     try:
-        entries = _answer(folder, lambda: fs.ls(path, detail=False))
+        entries = answer(folder, lambda: fs.ls(path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
@@ -105,7 +105,7 @@ def list_times(folder: str) -> dict[str, float | None]:
     fs, path = filesystem(folder)
     fs.invalidate_cache()
     try:
-        entries = _answer(folder, lambda: fs.ls(path, detail=True))
+        entries = answer(folder, lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     return {os.path.basename(str(entry["name"]).rstrip("/")): _written(entry) for entry in entries}

@@ -12,7 +12,7 @@ import pytest
 from conftest import tree
 from curate.datasets.spec import add_dataset
 from curate.scoring.table import open_scores
-from faults.support import REAL_SECONDS, assert_same_table, finish, start, the_one_line
+from faults.support import REAL_SECONDS, SHARDS, assert_same_table, finish, start, the_one_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SITE = Path(__file__).parent / "site"
@@ -90,7 +90,7 @@ def test_storage_that_is_not_to_be_trusted(many, tmp_path, name):
     settings, wanted = FAULTS[name]
     toml = tmp_path / "curate.toml"
     toml.write_text(many.toml.read_text())
-    entry = {"train": f"faulty://{many.root}/shards/{{00000..00899}}.tar", "image": "png", "classes": 10}
+    entry = {"train": f"faulty://{many.root}/shards/{{00000..{SHARDS - 1:05d}}}.tar", "image": "png", "classes": 10}
     add_dataset(toml, "many", entry)
     errors, log = tmp_path / "errors", tmp_path / "log"
     path = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
