@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
@@ -72,7 +73,7 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
     for url in urls:
         fs, path = filesystem(url)
         fs.invalidate_cache()
-        matches = answer(url, lambda fs=fs, path=path: fs.glob(path, detail=True))
+        matches = answer(url, partial(fs.glob, path, detail=True))
         if not matches:
             raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
         local = is_local(url)
@@ -157,11 +158,8 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         if not fs.isdir(path):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
         prefix = len(path.rstrip("/")) + 1
-        paths = sorted(
-            p
-            for p in answer(root, lambda fs=fs, path=path: fs.find(path))
-            if p.rsplit(".", 1)[-1].lower() in spec.image
-        )
+        found = answer(root, partial(fs.find, path))
+        paths = sorted(p for p in found if p.rsplit(".", 1)[-1].lower() in spec.image)
         files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
