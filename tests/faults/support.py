@@ -76,12 +76,9 @@ def assert_same_table(folder: str | Path, undisturbed: str | Path, told: str = "
 
 
 def names_apart_from_scores(folder: str | Path) -> list[str]:
-    return sorted(p.name for p in Path(folder).iterdir() if p.suffix != ".parquet" and not any_left(p))
-
-
-def any_left(path: Path) -> bool:
-    """An empty `_errors` is no difference: a shard that could not be read was noted there, and read later."""
-    return path.name == "_errors" and not list(path.iterdir())
+    """An empty `_errors` is no difference (a shard was noted there, and read later), nor is a lock."""
+    found = {p.name for p in Path(folder).iterdir() if p.suffix != ".parquet"}
+    return sorted(found - {".lock"} - ({"_errors"} if not list(Path(folder).glob("_errors/*")) else set()))
 
 
 def score_files(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -78,9 +78,7 @@ FAULTS = {
     "every 40th read": ("read=40", {"read"}),
     "every 15th write": ("write=15", {"write"}),
     "every 7th read and every 3rd write": ("read=7,write=3", {"read", "write"}),
-    "slow": ("slow=0.005", set()),
-    "late": ("late=3", set()),
-    "all of them": ("read=50,write=20,slow=0.001,late=4", {"read", "write"}),
+    "slow, listing late, and every 50th read": ("read=50,slow=0.003,late=4", {"read"}),
 }
 
 
