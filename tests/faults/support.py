@@ -76,9 +76,9 @@ def assert_same_table(folder: str | Path, undisturbed: str | Path, told: str = "
 
 
 def names_apart_from_scores(folder: str | Path) -> list[str]:
-    """An empty `_errors` is no difference (a shard was noted there, and read later), nor is a lock."""
+    """An empty `_errors` is no difference (a shard was noted there, and read later), nor are a lock and counts that were kept."""
     found = {p.name for p in Path(folder).iterdir() if p.suffix != ".parquet"}
-    return sorted(found - {".lock"} - ({"_errors"} if not list(Path(folder).glob("_errors/*")) else set()))
+    return sorted(found - {".lock", "_counts"} - ({"_errors"} if not list(Path(folder).glob("_errors/*")) else set()))
 
 
 def score_files(folder: Path) -> dict[str, tuple[int, bytes]]:
