@@ -23,9 +23,7 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="curate.toml; otherwise the nearest at or above the working folder.")
-]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="curate.toml. [the nearest at or above here]")]
 ScoresOption = Annotated[str, typer.Option(help="Folder or URL under which score tables lie.")]
 POLICY_HELP = "uniform, hard-learner, easy-reference, learnability, rho; pairs: jest, jest-easy, acid."
 RunsOption = Annotated[str, typer.Option(help="Folder under which runs lie.")]

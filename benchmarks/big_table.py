@@ -105,7 +105,7 @@ def ask(work: Path, query: str) -> tuple[float, float]:
     code = (
         "import sys, time\nfrom curate.reports import connect, query\n"
         "connection = connect(scores='big', runs='none')\nstarted = time.perf_counter()\n"
-        f"query(connection, sys.argv[1]).fetchall()\nprint(time.perf_counter() - started)\n{PEAK}"
+        f"query(connection, sys.argv[1]).read_all()\nprint(time.perf_counter() - started)\n{PEAK}"
     )
     return _run(code, query, work)
 

@@ -158,8 +158,7 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         if not fs.isdir(path):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
         prefix = len(path.rstrip("/")) + 1
-        found = answer(root, partial(fs.find, path))
-        paths = sorted(p for p in found if p.rsplit(".", 1)[-1].lower() in spec.image)
+        paths = sorted(p for p in answer(root, partial(fs.find, path)) if p.rsplit(".", 1)[-1].lower() in spec.image)
         files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")

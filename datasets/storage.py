@@ -167,6 +167,11 @@ def remove_partials(folder: str) -> None:
 
 
 def remove(url: str) -> None:
+    """Delete a file where it is there. Raises TableError where that cannot be done."""
     fs, path = filesystem(url)
-    with suppress(FileNotFoundError):
+    try:
         patiently(lambda: fs.rm_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # not there is what was wanted
+    except OSError as e:
+        raise TableError(f"{url}: cannot be removed ({e.strerror or e}); run again when its storage answers") from None

@@ -44,7 +44,7 @@ from ..scoring.table import (
 )
 from .committed import Report, watch
 from .finish import finish, too_many_message
-from .runner import runner_of
+from .runner import release, runner_of
 from .score_shard import score_shard
 
 STAGES = ("read", "decode", "forward", "write")
@@ -227,12 +227,14 @@ def _run(
     stop = threading.Event()
     watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
     watcher.start()
+    result: Any = None
     own_threads = torch.get_num_threads()  # a runner inside this process has its workers change them
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> beam.Create(todo) | "Score" >> beam.ParDo(ScoreShard(job))
         result = pipeline.run()
         result.wait_until_finish()
+        return _stage_seconds(result, report)
     except CurateError:
         raise
     except Exception as e:
@@ -241,7 +243,7 @@ def _run(
         torch.set_num_threads(own_threads)
         stop.set()
         watcher.join()
-    return _stage_seconds(result, report)
+        release(result)
 
 
 def _from_worker(error: Exception) -> Exception:

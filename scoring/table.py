@@ -142,10 +142,19 @@ class ShardCounts(NamedTuple):
     flops: float | None
 
 
+def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What a score file says of itself. Raises KeyError, TypeError or ValueError where it is not all there."""
+    about: dict[str, Any] = json.loads(metadata[b"curate"])
+    for name, kind in {"examples": int, "failures": int, "shard_size": int, "reference_fingerprint": str}.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is {about[name]!r}")
+    return about
+
+
 def shard_counts(folder: str, name: str) -> ShardCounts:
     """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
     try:
-        about = json.loads(_footer(folder, name).metadata[b"curate"])
+        about = _about(_footer(folder, name).metadata)
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
         if isinstance(e, OSError) and e.errno:  # pyarrow's own OSErrors have no number
             raise TableError(
@@ -277,8 +286,11 @@ class ScoreTable:
         table, about = self._read_file(name, columns)
         failed: frozenset[str] = frozenset()
         if about["failures"]:
-            failures = pq.read_table(pa.BufferReader(read_bytes(join_url(self.folder, FAILURES, name + ENDING))))
-            failed = frozenset(failures["key"].to_pylist())
+            url = join_url(self.folder, FAILURES, name + ENDING)
+            try:
+                failed = frozenset(pq.read_table(pa.BufferReader(read_bytes(url)))["key"].to_pylist())
+            except (FileNotFoundError, KeyError, pa.ArrowException) as e:
+                raise TableError(f"{url}: missing or damaged ({e}); delete {name}{ENDING} and score again") from None
         return ShardScores(
             shard=name,
             shard_size=about["shard_size"],
@@ -322,7 +334,7 @@ class ScoreTable:
         url = join_url(self.folder, name + ENDING)
         try:
             table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns, page_checksum_verification=True)
-            about = json.loads(table.schema.metadata[b"curate"])
+            about = _about(table.schema.metadata)
         except FileNotFoundError:
             raise TableError(f"{url}: shard '{name}' is not scored; run 'curate score-reference' again") from None
         except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:

@@ -25,7 +25,14 @@ def shards(digits, tmp_path):
 
 
 def worker_processes(process):
-    return [p for p in psutil.Process(process.pid).children(True) if "curate.pipelines.worker" in p.cmdline()]
+    return [p for p in psutil.Process(process.pid).children(True) if is_worker(p)]
+
+
+def is_worker(process):
+    try:
+        return "curate.pipelines.worker" in process.cmdline()
+    except psutil.Error:  # one that ended just now
+        return False
 
 
 @pytest.mark.parametrize("when", ["starting up", "scoring"])
