@@ -96,6 +96,10 @@ def score_reference(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
     max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the job.")] = "1%",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Then go on with shards as they land, until Ctrl-C.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks for new shards, with --follow.")] = 10.0,
     config: ConfigOption = None,
     beam_options: Annotated[
         list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="As Beam has them.")
@@ -130,14 +134,11 @@ def score_reference(
             precision=precision,  # type: ignore[arg-type]
             max_failures=parse_share(max_failures, "--max-failures"),
             runner_options=tuple(beam_options or ()),
+            follow=every if follow else None,
         ),
         report,
     )
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary.stage_seconds.items())
-    report(
-        f"{summary.examples:,} examples scored, {summary.failures:,} failed, {summary.shards:,} shards "
-        f"({summary.scored_now:,} now) in {summary.seconds:.1f} s" + (f"; over all workers: {stages}" if stages else "")
-    )
+    report(summary.line())
     typer.echo(summary.folder)
 
 

@@ -29,8 +29,8 @@ def measure(work: Path, report: Report) -> list[Figure]:
     found = in_turn(
         ROUNDS,
         report,
-        small=lambda: peak_megabytes(work, SMALL),
-        large=lambda: peak_megabytes(work, LARGE),
+        small=lambda: peak_megabytes(work, f"cifar10n-{SMALL}-shards", SMALL),
+        large=lambda: peak_megabytes(work, f"cifar10n-{LARGE}-shards", LARGE),
     )
     more = tuple(100 * (ratio - 1) for ratio in ratios(found["large"], found["small"]))
     return [
@@ -40,10 +40,11 @@ def measure(work: Path, report: Report) -> list[Figure]:
     ]
 
 
-def peak_megabytes(work: Path, shards: int) -> float:
+def peak_megabytes(work: Path, dataset: str, shards: int) -> float:
+    """Of scoring a data set with the reference `tiny`, whose table then has so many files."""
     out = work / "memory-scores"
     shutil.rmtree(out, ignore_errors=True)
-    arguments = ["--dataset", f"cifar10n-{shards}-shards", "--reference", "tiny", "--out", out]
+    arguments = ["--dataset", dataset, "--reference", "tiny", "--out", out]
     process = subprocess.Popen(
         command("score-reference", *arguments), cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

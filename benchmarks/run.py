@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "joint", "memory")
-# Only when asked for by name: they install a rival, or write gigabytes.
-MORE_NAMES = ("against_clip_retrieval", "against_run_inference", "big_table")
+# Only when asked for by name: they install a rival, write gigabytes, or take long.
+MORE_NAMES = ("against_clip_retrieval", "against_run_inference", "data_size", "big_table")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -53,21 +54,18 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     repeated = [url for url, count in Counter(url for url, _ in files).items() if count > 1]
     if repeated:
         raise ShardError(f"data set '{spec.name}': {repeated[0]} is matched twice; make the patterns disjoint")
-    names = _short_names([url for url, _ in files])
+    names = short_names([url for url, _ in files])
     shards = [Shard(name=n, url=url, size=size) for n, (url, size) in zip(names, files, strict=True)]
     if spec.format == "parquet":
         with ThreadPoolExecutor(16) as pool:
-            shards = [part for parts in pool.map(lambda s: _row_group_shards(s, spec), shards) for part in parts]
+            shards = [part for parts in pool.map(lambda s: row_group_shards(s, spec), shards) for part in parts]
     return shards
 
 
 def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
     """(url, size) of every file that a pattern names, in order."""
-    try:
-        urls = list(braceexpand(pattern))
-    except UnbalancedBracesError:
-        raise SpecError(f"data set '{dataset}': unbalanced braces in '{pattern}'") from None
-    if not any(mark in pattern for mark in "*?["):
+    urls = expand_braces(dataset, pattern)
+    if not has_wildcard(pattern):
         return _named_files(dataset, urls)
     found: list[tuple[str, int]] = []
     for url in urls:
@@ -79,6 +77,18 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
         local = is_local(url)
         found += [(p if local else fs.unstrip_protocol(p), int(matches[p]["size"] or 0)) for p in sorted(matches)]
     return found
+
+
+def expand_braces(dataset: str, pattern: str) -> list[str]:
+    """Raises SpecError where they are unbalanced."""
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise SpecError(f"data set '{dataset}': unbalanced braces in '{pattern}'") from None
+
+
+def has_wildcard(pattern: str) -> bool:
+    return any(mark in pattern for mark in "*?[")
 
 
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
@@ -100,9 +110,9 @@ def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
 
 
-def _short_names(urls: Sequence[str]) -> list[str]:
-    """The base name without its ending; with the folders that tell shards apart where base names repeat."""
-    stems = [_without_ending(url.split("?")[0]) for url in urls]
+def short_names(urls: Sequence[str]) -> list[str]:
+    """Names of shards: the base name without its ending; with the folders that tell shards apart where base names repeat."""
+    stems = [without_ending(url.split("?")[0]) for url in urls]
     names = [stem.rsplit("/", 1)[-1] for stem in stems]
     if len(set(names)) < len(names):
         folders = [stem.split("://")[-1].lstrip("/").split("/") for stem in stems]
@@ -116,15 +126,23 @@ def _short_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
-def _without_ending(path: str) -> str:
+def file_of(shard: str) -> str:
+    """The name of a shard's file, without the row groups."""
+    return re.sub(r"\.rg\d{5,}-\d{5,}$", "", shard)
+
+
+def without_ending(path: str) -> str:
     for ending in ENDINGS:
         if path.endswith(ending):
             return path[: -len(ending)]
     return path
 
 
-def _row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
-    """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows."""
+def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
+    """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows.
+
+    Raises ShardError where it is not a whole Parquet file.
+    """
     fs, path = filesystem(shard.url)
 
     def read() -> pq.FileMetaData:

@@ -178,11 +178,11 @@ def spec_from_path(path: str) -> DatasetSpec:
 
 def guess_format(pattern: str) -> Format:
     """From the ending: .tar (or .tar.gz) is webdataset, .parquet parquet, anything else an image folder."""
-    plain = pattern.split("?")[0].rstrip("}")
-    if plain.endswith((".tar", ".tar.gz", ".tgz")):
-        return "webdataset"
-    if plain.endswith((".parquet", ".pq")):
-        return "parquet"
+    for plain in (pattern.rstrip("}"), pattern.split("?")[0].rstrip("}")):  # a wildcard, or a URL's query
+        if plain.endswith((".tar", ".tar.gz", ".tgz")):
+            return "webdataset"
+        if plain.endswith((".parquet", ".pq")):
+            return "parquet"
     return "folder"
 
 

@@ -108,11 +108,11 @@ def list_times(folder: str) -> dict[str, float | None]:
         entries = answer(folder, lambda: fs.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {os.path.basename(str(entry["name"]).rstrip("/")): _written(entry) for entry in entries}
+    return {os.path.basename(str(entry["name"]).rstrip("/")): written_at(entry) for entry in entries}
 
 
-def _written(entry: dict[str, Any]) -> float | None:
-    """Every filesystem of fsspec has a name of its own for it."""
+def written_at(entry: dict[str, Any]) -> float | None:
+    """When a listed file was written, in seconds since 1970. Every filesystem of fsspec has its own name for it."""
     found = next(
         (entry[k] for k in ("mtime", "LastModified", "last_modified", "updated", "created") if k in entry), None
     )

@@ -11,14 +11,24 @@ from ..datasets.shards import Shard
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ShardError, TableError
 from ..scoring.counts import all_counts
-from ..scoring.table import ENDING, ShardCounts, clear_error, noted_errors, shard_counts, write_manifest
+from ..scoring.table import (
+    ENDING,
+    ShardCounts,
+    clear_error,
+    noted_errors,
+    shard_counts,
+    shards_digest,
+    write_manifest,
+)
 
 
-def finish(folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_failures: float) -> dict[str, int]:
-    """Write the manifest with its totals, and return them: `shards`, `examples` and `failures`.
+def finish(
+    folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_failures: float, *, stopped: bool = False
+) -> dict[str, int]:
+    """Write the manifest with its totals, and return them: `shards`, `examples`, `failures` and `waiting`.
 
-    Raises ShardError for shards that could not be read, TableError for shards that are not there though nothing failed,
-    FailuresError for more failures than allowed. What is committed stays.
+    Raises ShardError for shards that could not be read, TableError for shards that are not there though nothing failed
+    (of a job that was `stopped` they are waiting), FailuresError for more failures than allowed. What is committed stays.
     """
     names = [shard.name for shard in shards]
     done = all_counts(folder, keep=True)
@@ -32,6 +42,7 @@ def finish(folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_f
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     totals = {"shards": len(done), "examples": examples, "failures": failures}
     manifest["counts"] = totals
+    manifest["shards_digest"] = shards_digest(shards)
     # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
     whole = manifest["flops"]["forward_per_example"]
     manifest["flops"]["reference_score"] = sum(
@@ -42,7 +53,7 @@ def finish(folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_f
         first = next(iter(sorted(bad)))
         more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
         raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
-    if missing:
+    if missing and not stopped:
         raise TableError(
             f"{folder}: {len(missing):,} of {len(names):,} shards are not there, '{missing[0]}' for one, though every "
             "worker ended well; workers must write to this very folder: give an --out that all machines share, such as a "
@@ -50,7 +61,16 @@ def finish(folder: str, manifest: dict[str, Any], shards: Sequence[Shard], max_f
         )
     if failures > max_failures * max(1, examples + failures):
         raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder))
-    return totals
+    return {**totals, "waiting": len(missing)}
+
+
+def check_size(folder: str, shard: Shard, scored: int) -> None:
+    """Raises TableError where a shard is no longer the one that was scored, going by its size."""
+    if shard.size != scored:
+        raise TableError(
+            f"{folder}: shard '{shard.name}' was scored at size {scored} and is now {shard.size}; "
+            f"delete {shard.name}{ENDING} there to score it again"
+        )
 
 
 def _unlisted(folder: str, names: Sequence[str]) -> dict[str, ShardCounts]:

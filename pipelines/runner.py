@@ -13,20 +13,33 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from ..datasets.batches import decode_threads
+from ..errors import SpecError
 from . import local_workers  # noqa: F401 - takes the place of Beam's own handler of worker processes
 
+PRISM = "PrismRunner"
+# They end an unbounded source at once, or cannot run one.
+BOUNDED = ("FnApiRunner", "BundleBasedDirectRunner", "DaskRunner")
 
-def runner_of(arguments: Sequence[str], elements: int) -> tuple[Any, PipelineOptions]:
+
+def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) -> tuple[Any, PipelineOptions]:
     """The runner and Beam's options for these command-line arguments.
 
     Where they name no runner: Beam's FnApiRunner on this machine with a process a core (one where a GPU does the
     work), which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
-    DirectRunner would be another engine where it can download one.
+    DirectRunner would be another engine where it can download one. To `follow` is more than FnApiRunner can do: then it
+    is Beam's Prism, which is what its DirectRunner is for a job without an end.
+
+    Raises SpecError for a runner that cannot follow.
     """
-    options = PipelineOptions(list(arguments))
+    options = PipelineOptions([*arguments, "--streaming"] if follow else list(arguments))
     direct = options.view_as(DirectOptions)
     named = {argument.split("=")[0] for argument in arguments}
     runner = options.view_as(StandardOptions).runner
+    if follow and runner and runner.rsplit(".", 1)[-1] in BOUNDED:
+        raise SpecError(f"--runner={runner} cannot follow a data set; leave it out, or take PrismRunner or FlinkRunner")
+    if follow and (not runner or runner == "DirectRunner"):
+        options.view_as(StandardOptions).runner = PRISM
+        return None, options
     if runner:
         if runner.endswith("DaskRunner") and not named & {"--dask_npartitions", "--dask_partition_size"}:
             # Beam puts 128 elements in one Dask task, so that one worker would score 128 shards in a row.

@@ -12,47 +12,42 @@ from typing import Any
 
 import apache_beam as beam
 import torch
-from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions
-from apache_beam.utils import shared
 
 from .. import errors
-from ..datasets.batches import decode_threads
-from ..datasets.readers import read_shard, too_many_failures
+from ..datasets.landed import check_lands, landed_shards
+from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import exists, filesystem, is_local, join_url, make_folder
-from ..errors import CurateError, FailuresError, ModelError, ShardError, TableError
-from ..scoring.captions import CaptionEncoder
+from ..datasets.storage import filesystem, is_local, make_folder
+from ..errors import CurateError, ShardError, SpecError, TableError
 from ..scoring.counts import all_counts
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision, check_precision
 from ..scoring.models import Model, ModelSpec, load_model
 from ..scoring.run_costs import recorded_train_flops
 from ..scoring.table import (
-    ENDING,
     LOSS_NAMES,
-    clear_error,
-    commit_shard,
     finished_shards,
-    note_error,
     read_manifest,
     shards_digest,
     table_folder,
     write_manifest,
     writing,
 )
-from .committed import Report, watch
-from .finish import finish, too_many_message
+from .committed import Report, watch, watch_landing
+from .finish import check_size, finish
+from .follow import LandingShards, children_ignore_interrupts, until_stopped
+from .job import Job, ScoreShard
 from .runner import release, runner_of
-from .score_shard import score_shard
-
-STAGES = ("read", "decode", "forward", "write")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """What to score and how. `max_failures` is a share of the examples read; `runner_options` are Beam's own."""
+    """What to score and how. `max_failures` is a share of the examples read; `runner_options` are Beam's own.
+
+    `follow`: go on with the shards that land later, looking for them every so many seconds, until stopped.
+    """
 
     dataset: DatasetSpec
     reference: ModelSpec
@@ -62,100 +57,40 @@ class ScoreOptions:
     precision: Precision | None = None
     max_failures: float = 0.01
     runner_options: tuple[str, ...] = ()
+    follow: float | None = None
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        if self.follow is not None:
+            check_lands(self.dataset)
+            if not self.follow > 0:
+                raise SpecError(f"--every is {self.follow:g}, expected seconds above 0")
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What one call of `score_reference` left: the table's folder and totals, and this call's own work."""
+    """What one call of `score_reference` left: the table's folder and totals, and this call's own work.
+
+    `waiting` are shards that had landed when a follower was stopped, and that it had not scored.
+    """
 
     folder: str
     shards: int
     examples: int
     failures: int
+    waiting: int
     scored_now: int
     seconds: float
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class _Job:
-    """What every worker is told."""
-
-    dataset: DatasetSpec
-    reference: ModelSpec
-    fingerprint: str
-    folder: str
-    embeddings: bool
-    batch_size: int
-    precision: Precision
-    max_failures: float
-    processes: int  # that share a machine's cores
-    forward_flops: float
-    meta: dict[str, Any]
-
-
-class ScoreShard(beam.DoFn):
-    """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._shared = shared.Shared()
-        self._examples = Metrics.counter("curate", "examples")
-        self._failures = Metrics.counter("curate", "failures")
-        self._bad_shards = Metrics.counter("curate", "unreadable_shards")
-        self._stages = {stage: Metrics.distribution("curate", f"{stage}_ms") for stage in STAGES}
-
-    def setup(self) -> None:
-        self._threads = max(1, decode_threads() // self._job.processes)
-        torch.set_num_threads(self._threads)
-        self._device = best_device()
-        self._model = self._shared.acquire(self._load)
-        self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
-        self._judged = self._failed = 0
-
-    def _load(self) -> Model:
-        model = load_model(self._job.reference, trained=True)
-        if model.fingerprint() != self._job.fingerprint:
-            raise ModelError(f"'{self._job.reference.name}' changed while it was scoring; start again")
-        return model.to(self._device)
-
-    def process(self, shard: Shard) -> None:
-        job = self._job
-        if exists(join_url(job.folder, shard.name + ENDING)):  # a retried bundle
-            return
-        try:
-            result = score_shard(
-                job.dataset,
-                shard,
-                self._model,
-                device=self._device,
-                precision=job.precision,
-                batch_size=job.batch_size,
-                embeddings=job.embeddings,
-                decode_threads=self._threads,
-                forward_flops=job.forward_flops,
-                captions=self._captions,
-            )
-        except ShardError as e:
-            self._bad_shards.inc()
-            note_error(job.folder, shard, str(e))
-            return
-        started = time.perf_counter()
-        commit_shard(job.folder, shard, result.scores, result.failures, {**job.meta, "flops": result.flops})
-        clear_error(job.folder, shard.name)
-        for stage, seconds in {**result.seconds, "write": time.perf_counter() - started}.items():
-            self._stages[stage].update(round(1000 * seconds))
-        self._examples.inc(result.scores.num_rows)
-        self._failures.inc(len(result.failures))
-        self._judged += result.scores.num_rows + len(result.failures)
-        self._failed += len(result.failures)
-        if too_many_failures(self._failed, self._judged, job.max_failures):
-            first = result.failures[0] if result.failures else None
-            hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
-            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder) + hint)
+    def line(self) -> str:
+        waiting = f", {self.waiting:,} more landed" if self.waiting else ""
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
+        return (
+            f"{self.examples:,} examples scored, {self.failures:,} failed, {self.shards:,} shards "
+            f"({self.scored_now:,} now{waiting}) in {self.seconds:.1f} s"
+            + (f"; over all workers: {stages}" if stages else "")
+        )
 
 
 def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSummary:
@@ -165,7 +100,8 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     end for shards that could not be read and for more failures than allowed. Committed shards stay.
     """
     started = time.perf_counter()
-    shards = list_shards(options.dataset)
+    following = options.follow is not None
+    shards = landed_shards(options.dataset) if following else list_shards(options.dataset)
     model = load_model(options.reference, trained=True)
     fingerprint = model.fingerprint()
     flops = forward_flops(model)
@@ -180,17 +116,19 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         report(f"{folder}: {len(done):,} shards done, {len(todo):,} to do")
         precision = options.precision or best_precision(best_device())
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
-        if todo:
-            _check_first_examples(options.dataset, todo)
+        stage_seconds: dict[str, float] = {}
+        if todo or following:
+            if not following:
+                _check_first_examples(options.dataset, todo)
             write_manifest(folder, {**manifest, "counts": None})
-            stage_seconds = _run(options, folder, todo, manifest, fingerprint, precision, report)
-        else:
-            stage_seconds = {}
-        totals = finish(folder, manifest, shards, options.max_failures)
+            stage_seconds = _run(options, folder, todo, done, manifest, fingerprint, precision, report)
+        if following:
+            shards = landed_shards(options.dataset)
+        totals = finish(folder, manifest, shards, options.max_failures, stopped=following)
         return ScoreSummary(
             folder=folder,
             **totals,
-            scored_now=len(todo),
+            scored_now=totals["shards"] - len(done) if following else len(todo),
             seconds=time.perf_counter() - started,
             stage_seconds=stage_seconds,
         )
@@ -200,13 +138,14 @@ def _run(
     options: ScoreOptions,
     folder: str,
     todo: Sequence[Shard],
+    done: set[str],
     manifest: dict[str, Any],
     fingerprint: str,
     precision: Precision,
     report: Report,
 ) -> dict[str, float]:
-    runner, pipeline_options = runner_of(options.runner_options, len(todo))
-    job = _Job(
+    runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow is not None)
+    job = Job(
         dataset=options.dataset,
         reference=options.reference,
         fingerprint=fingerprint,
@@ -225,15 +164,25 @@ def _run(
         },
     )
     stop = threading.Event()
-    watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
+    if options.follow is None:
+        source: beam.PTransform = beam.Create(todo)
+        watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
+    else:
+        source = LandingShards(options.dataset, job.folder, options.follow)
+        watcher = threading.Thread(target=watch_landing, args=(folder, done, report, stop), daemon=True)
     watcher.start()
     result: Any = None
     own_threads = torch.get_num_threads()  # a runner inside this process has its workers change them
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
-        pipeline | "Shards" >> beam.Create(todo) | "Score" >> beam.ParDo(ScoreShard(job))
-        result = pipeline.run()
-        result.wait_until_finish()
+        pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
+        if options.follow is None:
+            result = pipeline.run()
+            result.wait_until_finish()
+        else:
+            with children_ignore_interrupts():
+                result = pipeline.run()
+            until_stopped(result, report)
         return _stage_seconds(result, report)
     except CurateError:
         raise
@@ -248,6 +197,11 @@ def _run(
 
 def _from_worker(error: Exception) -> Exception:
     """The CurateError that a worker raised, out of the traceback text that Beam passes on; else the error itself."""
+    if "prism binary" in str(error):
+        return SpecError(
+            f"Beam's engine Prism cannot be fetched ({error}); build it with tests/engines/setup_prism.sh, then name it: "
+            "-- --prism_location=.cache/engines/prism-VERSION; or take --runner=FlinkRunner"
+        )
     found = re.findall(r"curate\.errors\.(\w+): (.+)", str(error).replace("\\n", "\n"))
     kind = getattr(errors, found[-1][0], None) if found else None
     if kind is None or not issubclass(kind, CurateError):
@@ -286,13 +240,10 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
         has, asked = ("has", "without") if manifest["embeddings"] else ("has no", "with")
         raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
     if manifest["shards_digest"] != shards_digest(shards):
-        sizes = {shard.name: shard.size for shard in shards}
+        by_name = {shard.name: shard for shard in shards}
         for name, counts in all_counts(folder, keep=True).items():
-            if name in sizes and counts.shard_size != sizes[name]:
-                raise TableError(
-                    f"{folder}: shard '{name}' was scored at size {counts.shard_size} and is now {sizes[name]}; "
-                    f"delete {name}{ENDING} there to score it again"
-                )
+            if name in by_name:
+                check_size(folder, by_name[name], counts.shard_size)
     return done
 
 

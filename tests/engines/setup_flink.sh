@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Fetches Beam's Flink job server, with a Flink inside, as .cache/engines/flink-job-server-BEAM.jar. Again does nothing.
-# Both versions are the installed apache-beam's: its own, and the Flink that its FlinkRunner takes by default.
+# Both versions are the installed apache-beam's: its own, and the Flink that its FlinkRunner takes by default. Where Maven
+# has no such jar, it is put together from Beam's libraries of the newest version that Maven may have: of another Beam
+# then, with which this one's Python workers talk all the same. What it is stands in the .txt beside it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 fail() {
@@ -24,9 +26,15 @@ folder=$(mktemp -d "$PWD/.cache/engines/flink.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
 artifact=org.apache.beam:beam-runners-flink-$flink-job-server:$beam
 echo "Fetching $artifact"
-mvn -B -q -U dependency:copy -Dartifact="$artifact" -DoutputDirectory="$folder" >"$folder/log" 2>&1 || {
+if ! mvn -B -q -U dependency:copy -Dartifact="$artifact" -DoutputDirectory="$folder" >"$folder/log" 2>&1; then
   why=$(grep -m 1 -oE "(Could not find artifact|Could not transfer|Unknown host|No plugin found)[^(]*[^( ]" "$folder/log" ||
     tail -n 1 "$folder/log")
-  fail "no job server: $why; put its jar at $target by hand"
-}
-mv "$folder"/*.jar "$target"
+  pom=tests/engines/flink-job-server.xml
+  artifact="beam-runners-flink-$(grep -oPm 1 '(?<=<flink>)[^<]+' $pom) $(grep -oPm 1 '(?<=<beam>)[^<]+' $pom), from its libraries"
+  echo "$why; building $artifact"
+  mvn -B -q -f "$pom" package -Doutput="$folder" >"$folder/log" 2>&1 ||
+    fail "no job server: $(grep -m 1 ERROR "$folder/log"); put its jar at $target by hand"
+  rm -f "$folder"/original-*.jar
+fi
+echo "$artifact" >"${target%.jar}.txt"
+mv "$folder"/*job-server*.jar "$target"

@@ -63,12 +63,16 @@ def failures(folder: str | Path) -> list[dict[str, object]]:
     return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
 
 
-def assert_same_table(folder: str | Path, undisturbed: str | Path, told: str = "") -> None:
-    """Row for row: the same examples with the same losses, the same failures, and nothing else in the folder."""
+def assert_same_rows(folder: str | Path, undisturbed: str | Path, told: str = "") -> None:
     ours, theirs = (open_scores(str(f)).read().to_pylist() for f in (folder, undisturbed))
     plain = [[{k: v for k, v in row.items() if k != "loss"} for row in rows] for rows in (ours, theirs)]
     assert plain[0] == plain[1], told
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], abs=TOLERANCE), told
+
+
+def assert_same_table(folder: str | Path, undisturbed: str | Path, told: str = "") -> None:
+    """Row for row: the same examples with the same losses, the same failures, and nothing else in the folder."""
+    assert_same_rows(folder, undisturbed, told)
     assert failures(folder) == failures(undisturbed), told
     counts = [open_scores(str(f)).manifest["counts"] for f in (folder, undisturbed)]
     assert counts[0] == counts[1], told

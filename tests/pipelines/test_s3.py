@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
-
 import fsspec
 import pytest
 from conftest import Digits, curate
 from curate.datasets import list_shards
 from curate.datasets.spec import add_dataset, add_model, load_config
 from curate.scoring import open_scores
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
-
-KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-
-
-class Refusing:
-    """A WSGI application that answers every nth request with 503, as S3 does under load; 0 refuses none."""
-
-    def __init__(self, application):
-        self.application, self.every, self.refused = application, 0, 0
-        self.count = itertools.count(1)
-
-    def __call__(self, environ, start_response):
-        if self.every and next(self.count) % self.every == 0:
-            self.refused += 1
-            start_response("503 Slow Down", [("Content-Type", "application/xml")])
-            return [SLOW_DOWN]
-        return self.application(environ, start_response)
+from s3_server import Refusing, s3_server
 
 
 @pytest.fixture(scope="module")
 def server():
-    application = Refusing(DomainDispatcherApplication(create_backend_app))
-    made = make_server("127.0.0.1", 0, application, threaded=True)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
-    before = dict(os.environ)
-    # Workers are processes of their own: they find the server where botocore looks for one.
-    os.environ.update(KEYS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{made.server_port}")
-    fsspec.filesystem("s3").mkdir("bucket")
-    yield application
-    made.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
+    with s3_server() as made:
+        yield made
 
 
 @pytest.fixture
 def toml(server: Refusing, digits: Digits, tmp_path):
     """A curate.toml whose digits lie on S3."""
-    server.every = 0
+    server.mend()
     s3 = fsspec.filesystem("s3")
     entry = dict(digits.config.datasets["digits"])
     for split in ("train", "test"):
@@ -65,7 +33,7 @@ def toml(server: Refusing, digits: Digits, tmp_path):
     for name in ("scorer", "learner"):
         add_model(tmp_path / "curate.toml", name, digits.config.models[name])
     yield tmp_path / "curate.toml"
-    server.every = 0
+    server.mend()
 
 
 def score(digits: Digits, toml, out: str):

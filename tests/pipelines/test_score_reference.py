@@ -18,7 +18,7 @@ from curate.datasets import list_shards, read_shard
 from curate.datasets.readers import hash_target
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import CurateError, ShardError, TableError
-from curate.pipelines import score_reference as module
+from curate.pipelines import job
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.models import load_model
 from curate.scoring.table import note_error, open_scores
@@ -246,9 +246,9 @@ def test_what_an_earlier_attempt_noted_of_a_shard_that_is_done_is_cleared(digits
 
 
 def test_a_runner_that_loses_a_shard_is_found_out(digits, tmp_path, monkeypatch):
-    process = module.ScoreShard.process
+    process = job.ScoreShard.process
     monkeypatch.setattr(
-        module.ScoreShard, "process", lambda self, shard: (shard.name != "00003" and process(self, shard)) or None
+        job.ScoreShard, "process", lambda self, shard: (shard.name != "00003" and process(self, shard)) or None
     )
     with pytest.raises(
         TableError, match="1 of 6 shards are not there, '00003' for one, though every worker ended well"
@@ -278,7 +278,7 @@ def test_a_full_disk_at_the_rename_leaves_no_half_file(digits, tmp_path, monkeyp
 
 
 def test_a_worker_that_dies_of_a_bug_keeps_what_is_committed(digits, tmp_path, monkeypatch):
-    real, seen = module.score_shard, []
+    real, seen = job.score_shard, []
 
     def sometimes(spec, shard, *arguments, **named):
         seen.append(shard.name)
@@ -286,14 +286,14 @@ def test_a_worker_that_dies_of_a_bug_keeps_what_is_committed(digits, tmp_path, m
             raise RuntimeError("a bug of the pipeline's own")
         return real(spec, shard, *arguments, **named)
 
-    monkeypatch.setattr(module, "score_shard", sometimes)
+    monkeypatch.setattr(job, "score_shard", sometimes)
     with pytest.raises(Exception, match="a bug of the pipeline's own") as caught:
         score_reference(digits.options(tmp_path), silent)
     assert not isinstance(caught.value, CurateError)
     (folder,) = tmp_path.glob("*/*")
     committed = score_files(folder)
     assert len(committed) == 3
-    monkeypatch.setattr(module, "score_shard", real)
+    monkeypatch.setattr(job, "score_shard", real)
     assert score_reference(digits.options(tmp_path), silent).scored_now == 3
     after = score_files(folder)
     assert {n: after[n] for n in committed} == committed

@@ -1,0 +1,93 @@
+"""The files of a data set that are there right now, for who watches more of them land."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..errors import ShardError, SpecError
+from .shards import Shard, expand_braces, has_wildcard, row_group_shards, short_names
+from .spec import DatasetSpec
+from .storage import answer, filesystem, is_local, written_at
+
+Listing = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LandedFile:
+    """A file as it is now. `shard` is the whole of it; `version` is another one once it was written to again."""
+
+    shard: Shard
+    version: str
+
+
+def landed_files(spec: DatasetSpec) -> list[LandedFile]:
+    """What the patterns of the training split match now, in their order; nothing is an answer too.
+
+    Shards that a pattern names and that are not there yet are left out. Every folder is listed once, however many files
+    of it are named. Raises SpecError for an image folder, whose pictures move between shards as it grows; ShardError
+    where two shards would share a name, or the storage does not answer.
+    """
+    check_lands(spec)
+    listings: dict[str, Listing] = {}
+    found: Listing = {}
+    for pattern in spec.train:
+        for url in expand_braces(spec.name, pattern):
+            found.update(_matches(url, listings))
+    names = short_names(list(found))
+    return [_landed(name, url, entry) for name, (url, entry) in zip(names, found.items(), strict=True)]
+
+
+def check_lands(spec: DatasetSpec) -> None:
+    """Raises SpecError where a data set's shards can't be told before all of it is there."""
+    if spec.format == "folder":
+        raise SpecError(
+            f"data set '{spec.name}' is a folder of pictures, which move between its shards as it grows; "
+            "only .tar and .parquet shards can be followed"
+        )
+
+
+def shards_of_file(spec: DatasetSpec, file: Shard) -> list[Shard]:
+    """The shards of one file. Raises ShardError for a Parquet file that is not whole."""
+    return row_group_shards(file, spec) if spec.format == "parquet" else [file]
+
+
+def landed_shards(spec: DatasetSpec) -> list[Shard]:
+    """All shards that are there now. A file that can't be split yet counts as one."""
+    return [shard for file in landed_files(spec) for shard in _split_or_whole(spec, file.shard)]
+
+
+def _split_or_whole(spec: DatasetSpec, file: Shard) -> Sequence[Shard]:
+    try:
+        return shards_of_file(spec, file)
+    except ShardError:
+        return [file]
+
+
+def _matches(url: str, listings: dict[str, Listing]) -> Listing:
+    """Path or URL, and what the storage says of it, of every file that a pattern without braces matches."""
+    fs, path = filesystem(url)
+    try:
+        if has_wildcard(path):
+            fs.invalidate_cache()
+            entries: Listing = answer(url, partial(fs.glob, path, detail=True))
+        else:
+            folder = path.rpartition("/")[0]
+            kept = f"{fs.protocol} {folder}"
+            if kept not in listings:
+                fs.invalidate_cache()
+                listings[kept] = {str(e["name"]): e for e in answer(url, partial(fs.ls, folder, detail=True))}
+            entries = {path: listings[kept][path]} if path in listings[kept] else {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    local = is_local(url)
+    files = {p: entries[p] for p in sorted(entries) if entries[p].get("type") != "directory"}
+    return {p if local else fs.unstrip_protocol(p): entry for p, entry in files.items()}
+
+
+def _landed(name: str, url: str, entry: dict[str, Any]) -> LandedFile:
+    size = int(entry["size"] or 0)
+    version = f"{size} {written_at(entry)} {entry.get('ETag', '')}"
+    return LandedFile(Shard(name=name, url=url, size=size), version)

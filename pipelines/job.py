@@ -1,0 +1,106 @@
+"""The step of the pipeline that runs on workers: score one shard, and commit it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import torch
+from apache_beam.metrics import Metrics
+from apache_beam.utils import shared
+
+from ..datasets.batches import decode_threads
+from ..datasets.readers import too_many_failures
+from ..datasets.shards import Shard
+from ..datasets.spec import DatasetSpec
+from ..datasets.storage import exists, join_url
+from ..errors import FailuresError, ModelError, ShardError
+from ..scoring.captions import CaptionEncoder
+from ..scoring.forward import Precision, best_device
+from ..scoring.models import Model, ModelSpec, load_model
+from ..scoring.table import ENDING, clear_error, commit_shard, note_error, shard_counts
+from .finish import check_size, too_many_message
+from .score_shard import score_shard
+
+STAGES = ("read", "decode", "forward", "write")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told. `folder` is the table's; `processes` share a machine's cores."""
+
+    dataset: DatasetSpec
+    reference: ModelSpec
+    fingerprint: str
+    folder: str
+    embeddings: bool
+    batch_size: int
+    precision: Precision
+    max_failures: float
+    processes: int
+    forward_flops: float
+    meta: dict[str, Any]
+
+
+class ScoreShard(beam.DoFn):
+    """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._shared = shared.Shared()
+        self._examples = Metrics.counter("curate", "examples")
+        self._failures = Metrics.counter("curate", "failures")
+        self._bad_shards = Metrics.counter("curate", "unreadable_shards")
+        self._stages = {stage: Metrics.distribution("curate", f"{stage}_ms") for stage in STAGES}
+
+    def setup(self) -> None:
+        self._threads = max(1, decode_threads() // self._job.processes)
+        torch.set_num_threads(self._threads)
+        self._device = best_device()
+        self._model = self._shared.acquire(self._load)
+        self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
+        self._judged = self._failed = 0
+
+    def _load(self) -> Model:
+        model = load_model(self._job.reference, trained=True)
+        if model.fingerprint() != self._job.fingerprint:
+            raise ModelError(f"'{self._job.reference.name}' changed while it was scoring; start again")
+        return model.to(self._device)
+
+    def process(self, shard: Shard) -> None:
+        job = self._job
+        if exists(join_url(job.folder, shard.name + ENDING)):  # a retried bundle, or a file that was written to again
+            check_size(job.folder, shard, shard_counts(job.folder, shard.name).shard_size)
+            return
+        try:
+            result = score_shard(
+                job.dataset,
+                shard,
+                self._model,
+                device=self._device,
+                precision=job.precision,
+                batch_size=job.batch_size,
+                embeddings=job.embeddings,
+                decode_threads=self._threads,
+                forward_flops=job.forward_flops,
+                captions=self._captions,
+            )
+        except ShardError as e:
+            self._bad_shards.inc()
+            note_error(job.folder, shard, str(e))
+            return
+        started = time.perf_counter()
+        commit_shard(job.folder, shard, result.scores, result.failures, {**job.meta, "flops": result.flops})
+        clear_error(job.folder, shard.name)
+        for stage, seconds in {**result.seconds, "write": time.perf_counter() - started}.items():
+            self._stages[stage].update(round(1000 * seconds))
+        self._examples.inc(result.scores.num_rows)
+        self._failures.inc(len(result.failures))
+        self._judged += result.scores.num_rows + len(result.failures)
+        self._failed += len(result.failures)
+        if too_many_failures(self._failed, self._judged, job.max_failures):
+            first = result.failures[0] if result.failures else None
+            hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
+            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder) + hint)
