@@ -131,6 +131,12 @@ def start_flink_cluster(stack: ExitStack, folder: Path) -> FlinkCluster:
         "jobmanager.memory.process.size": "1g",
         "taskmanager.numberOfTaskSlots": 2,
         "taskmanager.cpu.cores": 2,
+        # Flink's own scripts would work these out.
+        "taskmanager.memory.framework.heap.size": "128m",
+        "taskmanager.memory.framework.off-heap.size": "128m",
+        "taskmanager.memory.jvm-metaspace.size": "256m",
+        "taskmanager.memory.jvm-overhead.min": "128m",
+        "taskmanager.memory.jvm-overhead.max": "128m",
         "taskmanager.memory.task.heap.size": "256m",
         "taskmanager.memory.task.off-heap.size": "0",
         "taskmanager.memory.network.min": "64m",
@@ -160,17 +166,18 @@ def start_flink_cluster(stack: ExitStack, folder: Path) -> FlinkCluster:
     task_managers = [
         stack.enter_context(service(*tasks, folder=folder / name, program=java)) for name in ("tasks-1", "tasks-2")
     ]
-    wait_for_slots(rest, 4)
+    wait_for_slots(rest, 4, task_managers)
     master = [f"--flink_master=localhost:{rest}", *worker_pool(stack, folder)]
     return FlinkCluster([*(o for o in options if not o.startswith("--flink_master")), *master], task_managers)
 
 
-def wait_for_slots(rest: int, slots: int) -> None:
+def wait_for_slots(rest: int, slots: int, task_managers: list[subprocess.Popen]) -> None:
     deadline = time.monotonic() + COMMAND_SECONDS
     found = 0
     while found < slots and time.monotonic() < deadline:
         with suppress(OSError), urlopen(f"http://localhost:{rest}/overview") as answer:
             found = json.load(answer)["slots-total"]
+        assert [p.poll() for p in task_managers] == [None, None], "a task manager ended; see its log"
         time.sleep(0.2)
     assert found == slots
 
