@@ -96,9 +96,7 @@ def score_reference(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
     max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the job.")] = "1%",
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Then go on with shards as they land, until Ctrl-C.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with shards as they land, until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks for new shards, with --follow.")] = 10.0,
     config: ConfigOption = None,
     beam_options: Annotated[

@@ -23,6 +23,10 @@ class ShardError(CurateError):
     """A whole shard cannot be read: missing, cut, or with a key twice."""
 
 
+class StorageError(ShardError):
+    """Where a shard lies does not answer; another attempt, later, may succeed."""
+
+
 class ModelError(CurateError):
     """A model is unknown, has no weights where it needs them, or does not fit the task."""
 

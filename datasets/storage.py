@@ -15,7 +15,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import ShardError, TableError
+from ..errors import ShardError, StorageError, TableError
 
 T = TypeVar("T")
 PAUSES = (0.1, 1.0)
@@ -64,13 +64,13 @@ def open_read(url: str) -> Any:
 
 
 def answer(url: str, ask: Callable[[], T]) -> T:
-    """Ask a store, patiently. Raises ShardError where it fails, FileNotFoundError where nothing is there."""
+    """Ask a store, patiently. Raises StorageError where it fails, FileNotFoundError where nothing is there."""
     try:
         return patiently(ask)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as e:
-        raise ShardError(f"{url}: cannot be read ({e.strerror or e}); run again when its storage answers") from None
+        raise StorageError(f"{url}: cannot be read ({e.strerror or e}); run again when its storage answers") from None
 
 
 def read_bytes(url: str) -> bytes:

@@ -25,10 +25,13 @@ from apache_beam.utils.timestamp import Timestamp
 from ..datasets.landed import LandedFile, landed_files, shards_of_file
 from ..datasets.shards import Shard, file_of, without_ending
 from ..datasets.spec import DatasetSpec
-from ..errors import ShardError, WorkerError
-from ..scoring.table import clear_error, finished_shards, note_error
+from ..errors import ShardError, StorageError, WorkerError
+from ..scoring.table import clear_error, error_names, finished_shards, note_error
 
-Looked = tuple[LandedFile, float]
+# A file, when it was seen, and whether it could not be read before.
+Looked = tuple[LandedFile, float, bool]
+# A store that can't be listed for longer than this ends the job; what can't be read is tried again at least this often.
+OUTAGE_SECONDS, RETRY_SECONDS = 600.0, 3600.0
 
 
 class LandingShards(beam.PTransform):
@@ -59,26 +62,35 @@ class Look(beam.DoFn):
         self._dataset, self._folder, self._seconds = dataset, folder, seconds
 
     def setup(self) -> None:
-        self._looked = float("-inf")
+        self._looked = self._answered = float("-inf")
         self._scored: dict[str, str] = {}
 
     def process(self, tick: Any) -> Iterator[tuple[str, Looked]]:
         if time.monotonic() - self._looked < self._seconds / 2:  # ticks that piled up during a slow look
             return
-        done = finished_shards(self._folder)
-        done_files = {file_of(name) for name in done}
-        files = landed_files(self._dataset)
-        self._looked = time.monotonic()
+        try:
+            done, failed = finished_shards(self._folder), error_names(self._folder)
+            files = landed_files(self._dataset)
+        except StorageError:
+            if time.monotonic() - self._answered > OUTAGE_SECONDS:
+                raise
+            return
+        self._looked = self._answered = time.monotonic()
         now = time.time()
+        done_files = {file_of(name) for name in done}
+        failed_files = {file_of(name) for name in failed}
         for file in files:
             name = file.shard.name
             check_name(file.shard, done_files)
             if name not in done or self._scored.setdefault(name, file.version) != file.version:
-                yield name, (file, now)
+                yield name, (file, now, name in failed_files)
 
 
 class Settled(beam.DoFn):
-    """Passes a file on that looks as it did a look before, and every version of it once."""
+    """Passes a file on that looks as it did a look before, and every version of it once.
+
+    One that could not be read is passed on again after a while, longer each time: its storage may have failed.
+    """
 
     SEEN = ReadModifyWriteStateSpec("seen", PickleCoder())
 
@@ -90,12 +102,14 @@ class Settled(beam.DoFn):
         element: tuple[str, Looked],
         seen: Any = beam.DoFn.StateParam(SEEN),  # noqa: B008 - how Beam declares state
     ) -> Iterator[LandedFile]:
-        file, now = element[1]
-        version, since, passed = seen.read() or ("", now, False)
+        file, now, failed = element[1]
+        version, since, passes = seen.read() or ("", now, 0)
         if version != file.version or now < since:  # new, or the clock was set back
-            seen.write((file.version, now, version == file.version and passed))
-        elif not passed and now - since >= self._seconds / 2:
-            seen.write((version, since, True))
+            seen.write((file.version, now, passes if version == file.version else 0))
+            return
+        wait = min(RETRY_SECONDS, self._seconds * 2 ** (passes + 2)) if passes else self._seconds / 2
+        if now - since >= wait and (failed or not passes):
+            seen.write((version, now, passes + 1))
             yield file
 
 

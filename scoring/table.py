@@ -170,10 +170,16 @@ def note_error(folder: str, shard: Shard, message: str) -> None:
     write_atomically(join_url(folder, ERRORS, shard.name + ".json"), content)
 
 
+def error_names(folder: str) -> list[str]:
+    """Names of the shards that could not be read."""
+    names = list_names(join_url(folder, ERRORS))
+    return [n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(".")]
+
+
 def noted_errors(folder: str) -> dict[str, str]:
     """Shard name to error, of every shard that could not be read."""
-    names = [n for n in list_names(join_url(folder, ERRORS)) if n.endswith(".json") and not n.startswith(".")]
-    return {n.removesuffix(".json"): json.loads(read_bytes(join_url(folder, ERRORS, n)))["error"] for n in names}
+    urls = {name: join_url(folder, ERRORS, name + ".json") for name in error_names(folder)}
+    return {name: json.loads(read_bytes(url))["error"] for name, url in urls.items()}
 
 
 def clear_error(folder: str, name: str) -> None:

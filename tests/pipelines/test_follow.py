@@ -8,12 +8,14 @@ from conftest import curate
 from curate.datasets.landed import LandedFile, landed_files
 from curate.datasets.shards import Shard
 from curate.datasets.spec import spec_from_table
-from curate.errors import ShardError, SpecError
+from curate.errors import ShardError, SpecError, StorageError
+from curate.pipelines import follow
 from curate.pipelines.follow import Look, Settled, check_name
 from curate.pipelines.runner import runner_of
 from curate.pipelines.score_reference import _from_worker
 
 A, B = (Shard(name=name, url=f"/inbox/{name}.tar", size=7) for name in "ab")
+FAILED = True
 A1, A2, B1 = LandedFile(A, "1"), LandedFile(A, "2"), LandedFile(B, "1")
 
 
@@ -29,12 +31,17 @@ A1, A2, B1 = LandedFile(A, "1"), LandedFile(A, "2"), LandedFile(B, "1")
         ([(A1, 0), (A1, 0.1)], []),  # two looks at once are one
         ([(A1, 100), (A1, 5), (A1, 15)], [A1]),  # the clock was set back
         ([(A1, 100), (A1, 110), (A1, 5), (A1, 15)], [A1]),
+        # Not readable: after 80 seconds again, then after 160 more; and at once where it was written to.
+        ([(A1, 0), (A1, 10), (A1, 80, FAILED), (A1, 90, FAILED), (A1, 240, FAILED)], [A1, A1]),
+        ([(A1, 0), (A1, 10), (A1, 90, FAILED), (A1, 250, FAILED)], [A1, A1, A1]),
+        ([(A1, 0), (A1, 10), (A2, 20, FAILED), (A2, 30, FAILED)], [A1, A2]),
     ],
 )
 def test_a_file_is_passed_on_once_it_looks_the_same_twice(looks, passed):
     """As Beam runs it, state and all: elements of one bundle stay in order."""
     with beam.Pipeline("FnApiRunner") as pipeline:
-        seen = pipeline | beam.Create([(file.shard.name, (file, float(now))) for file, now in looks], reshuffle=False)
+        elements = [(file.shard.name, (file, float(now), bool(failed))) for file, now, *failed in looks]
+        seen = pipeline | beam.Create(elements, reshuffle=False)
         assert_that(seen | beam.ParDo(Settled(10)), equal_to(passed))
 
 
@@ -50,7 +57,25 @@ def test_a_look_passes_over_what_is_scored_until_it_is_written_to(tmp_path):
     (tmp_path / "scores/b.parquet").touch()
     assert list(look.process(None)) == []
     (tmp_path / "a.tar").write_bytes(b"xy")
-    assert [file for _, (file, _) in look.process(None)] == landed_files(spec)[:1]
+    assert [file for _, (file, _, _) in look.process(None)] == landed_files(spec)[:1]
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_ends_the_job_when_it_stays_so(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(b"x")
+    look = Look(spec_from_table("d", {"train": "*.tar"}, base=tmp_path), str(tmp_path / "scores"), seconds=0.0)
+    look.setup()
+    assert len(list(look.process(None))) == 1
+
+    def fails(spec):
+        raise StorageError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(follow, "landed_files", fails)
+        assert list(look.process(None)) == []
+        patched.setattr(follow, "OUTAGE_SECONDS", 0.0)
+        with pytest.raises(StorageError):
+            list(look.process(None))
+    assert len(list(look.process(None))) == 1
 
 
 def test_looks_that_piled_up_are_one(tmp_path):

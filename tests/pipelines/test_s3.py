@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import fsspec
 import pytest
 from conftest import Digits, curate
 from curate.datasets import list_shards
-from curate.datasets.spec import add_dataset, add_model, load_config
+from curate.datasets.landed import landed_files, landed_shards
+from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.scoring import open_scores
 from s3_server import Refusing, s3_server
 
@@ -90,3 +93,15 @@ def test_status_sql_and_training_read_it_there(server, digits, toml, tmp_path):
     )
     assert trained.code == 0, trained.err
     assert load_config(toml).datasets["digits"]["train"].startswith("s3://")
+
+
+def test_what_has_landed_there(server, digits, toml):
+    spec = find_dataset("digits", load_config(toml))
+    assert landed_shards(spec) == list_shards(spec)
+    first = landed_files(spec)
+    assert landed_files(spec) == first
+    s3 = fsspec.filesystem("s3")
+    s3.pipe_file(first[2].shard.url, s3.cat_file(first[2].shard.url)[:-512])
+    again = landed_files(spec)
+    assert [a.version == b.version for a, b in zip(first, again, strict=True)] == [True, True, False, True, True, True]
+    assert landed_files(replace(spec, train=("s3://bucket/none/*.tar", "s3://bucket/none/{0..9}.tar"))) == []
