@@ -41,6 +41,8 @@ from .follow import LandingShards, children_ignore_interrupts, until_stopped
 from .job import Job, ScoreShard
 from .runner import release, runner_of
 
+COUNTS_COME_FROM_THE_TABLE = "counts below come from the table itself"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
@@ -212,15 +214,19 @@ def _from_worker(error: Exception) -> Exception:
 def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
     """Seconds by stage over all workers, from Beam's metrics; empty where the runner keeps none."""
     try:
-        found = result.metrics().query()
+        found = result.metrics().query()["distributions"]
     except Exception as e:  # runners without metrics raise kinds of their own
-        report(f"this Beam runner gives no metrics ({type(e).__name__}); counts below come from the table itself")
+        report(f"this Beam runner gives no metrics ({type(e).__name__}); {COUNTS_COME_FROM_THE_TABLE}")
         return {}
-    return {
+    seconds = {
         m.key.metric.name.removesuffix("_ms"): m.committed.sum / 1000
-        for m in found["distributions"]
-        if m.key.metric.namespace == "curate"
+        for m in found
+        if m.key.metric.namespace == "curate" and m.committed is not None
     }
+    if not any(seconds.values()):  # a Flink cluster's come back empty, or as zeros
+        report(f"this Beam runner gives no metrics; {COUNTS_COME_FROM_THE_TABLE}")
+        return {}
+    return seconds
 
 
 def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard]) -> set[str]:

@@ -210,6 +210,8 @@ ENGINES: dict[str, Callable[[ExitStack, Path], list[str]]] = {
     "dask-cluster": dask_cluster,
 }
 WITHOUT_METRICS = {"dask", "dask-cluster"}
+LOSING_METRICS = {"flink-cluster"}  # now and then, some or all of them
+TRYING_AGAIN = {"flink-cluster"}  # a job that failed, until it ends
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 `make test-engines` sets up what they need and runs this. An engine that is not there fails its tests.
 """
 
-import re
 import sys
 from contextlib import ExitStack
 
@@ -13,7 +12,9 @@ from curate.datasets.spec import add_dataset
 from engines.support import (
     BAD_PICTURES,
     COMMAND_SECONDS,
+    LOSING_METRICS,
     SHARDS,
+    TRYING_AGAIN,
     WITHOUT_METRICS,
     Work,
     assert_same_table,
@@ -31,8 +32,9 @@ def test_the_table_is_the_local_runners_and_again_there_is_nothing_to_do(engine,
     assert [f["shard"] for f in failures(local_digits)] == [f"{i:05d}" for i in BAD_PICTURES]
     assert_same_table(folder, local_digits, 900 - len(BAD_PICTURES))
     # Seconds by stage come from the engine's metrics; one that keeps none says so.
-    assert ("this Beam runner gives no metrics" in result.err) == (engine.name in WITHOUT_METRICS)
-    assert ("; over all workers: " in result.err) == (engine.name not in WITHOUT_METRICS)
+    without = "this Beam runner gives no metrics" in result.err
+    assert without == ("; over all workers: " not in result.err)
+    assert without == (engine.name in WITHOUT_METRICS) or engine.name in LOSING_METRICS
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
     again = digit_shards.score(engine.options, out=engine.name)
@@ -63,7 +65,10 @@ def test_a_shard_that_cannot_be_read_is_one_line_and_the_others_are_scored(engin
 
 
 def test_a_workers_error_reaches_the_user_as_its_one_line(engine, digit_shards, tmp_path):
-    """More failures than allowed end the job on the worker, as soon as it has read enough examples to judge."""
+    """More failures than allowed end the job on the worker, as soon as it has read enough examples to judge.
+
+    Where a job that fails is tried again, its shards are committed by then, and their count ends it.
+    """
     members = [m for i in range(SHARDS) for m in read_tar(digit_shards.folder / f"shards/{i:05d}.tar")]
     bad = [(name, b"no picture" if name.endswith(".png") else content) for name, content in members]
     for i in range(2):
@@ -74,8 +79,9 @@ def test_a_workers_error_reaches_the_user_as_its_one_line(engine, digit_shards, 
     assert result.code == 1
     # Beam prints the worker's traceback too, before or after.
     (line,) = [line for line in result.err.splitlines() if line.startswith("curate: ")]
-    assert re.match(r"curate: 1,800 of 1,800 examples failed \(100\.0%, allowed 1\.0%\); see why in ", line), line
-    assert "not a readable image" in line
+    read = "3,600" if engine.name in TRYING_AGAIN else "1,800"
+    assert line.startswith(f"curate: {read} of {read} examples failed (100.0%, allowed 1.0%); see why in "), line
+    assert ("not a readable image" in line) == (engine.name not in TRYING_AGAIN)
 
 
 def test_both_workers_of_a_dask_cluster_score_shards(digit_shards, tmp_path):

@@ -18,6 +18,14 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(4 * COMMAND_SECONDS)]
 SHARDS, SECONDS = 30, 1
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell that runs this in the background has it, and so all that it starts, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(params=["prism", "flink"])
 def options(request, tmp_path):
     with ExitStack() as stack:
