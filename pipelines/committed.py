@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 
 from ..datasets.shards import Shard
-from ..scoring.table import finished_shards, noted_errors, row_count
+from ..errors import CurateError
+from ..scoring.table import error_names, finished_shards, noted_error, row_count
 
 Report = Callable[[str], None]
 PROGRESS_SECONDS = 5.0
+# A store that does not answer costs a line of progress, and no more.
+PASSING = (CurateError, OSError)
 
 
 def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
@@ -18,9 +22,10 @@ def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Ev
     waiting = {shard.name for shard in todo}
     started, examples = time.perf_counter(), 0
     while not stop.wait(PROGRESS_SECONDS):
-        new = waiting & finished_shards(folder)
-        waiting -= new
-        examples += sum(row_count(folder, name) for name in new)
+        with suppress(*PASSING):
+            new = waiting & finished_shards(folder)
+            examples += sum(row_count(folder, name) for name in new)
+            waiting -= new
         done, seconds = len(todo) - len(waiting), time.perf_counter() - started
         if done:
             eta = seconds / done * len(waiting)
@@ -30,17 +35,17 @@ def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Ev
 
 def watch_landing(folder: str, done: Set[str], report: Report, stop: threading.Event) -> None:
     """As `watch`, where nobody knows how much will come: a line whenever shards were scored or could not be read."""
-    known, told = set(done), noted_errors(folder)
+    known, told = set(done), set(error_names(folder))
     started, examples = time.perf_counter(), 0
     while not stop.wait(PROGRESS_SECONDS):
-        new = finished_shards(folder) - known
-        known |= new
-        examples += sum(row_count(folder, name) for name in new)
-        if new:
-            minutes = (time.perf_counter() - started) / 60
-            report(f"{len(known):,} shards done, {len(new):,} new; {examples:,} examples in {minutes:,.1f} minutes")
-        errors = noted_errors(folder)
-        for name, error in errors.items():
-            if told.get(name) != error:
-                report(f"shard '{name}' cannot be read for now: {error}")
-        told = errors
+        with suppress(*PASSING):
+            new = finished_shards(folder) - known
+            examples += sum(row_count(folder, name) for name in new)
+            known |= new
+            if new:
+                minutes = (time.perf_counter() - started) / 60
+                report(f"{len(known):,} shards done, {len(new):,} new; {examples:,} examples in {minutes:,.1f} minutes")
+            failed = set(error_names(folder))
+            for name in sorted(failed - told):
+                report(f"shard '{name}' cannot be read for now: {noted_error(folder, name)}")
+            told = failed

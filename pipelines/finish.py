@@ -11,15 +11,7 @@ from ..datasets.shards import Shard
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ShardError, TableError
 from ..scoring.counts import all_counts
-from ..scoring.table import (
-    ENDING,
-    ShardCounts,
-    clear_error,
-    noted_errors,
-    shard_counts,
-    shards_digest,
-    write_manifest,
-)
+from ..scoring.table import ENDING, ShardCounts, clear_error, noted_errors, shard_counts, write_manifest
 
 
 def finish(
@@ -42,7 +34,6 @@ def finish(
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     totals = {"shards": len(done), "examples": examples, "failures": failures}
     manifest["counts"] = totals
-    manifest["shards_digest"] = shards_digest(shards)
     # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
     whole = manifest["flops"]["forward_per_example"]
     manifest["flops"]["reference_score"] = sum(

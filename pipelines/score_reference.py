@@ -126,6 +126,7 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
             stage_seconds = _run(options, folder, todo, done, manifest, fingerprint, precision, report)
         if following:
             shards = landed_shards(options.dataset)
+            manifest["shards_digest"] = shards_digest(shards)
         totals = finish(folder, manifest, shards, options.max_failures, stopped=following)
         return ScoreSummary(
             folder=folder,

@@ -178,8 +178,12 @@ def error_names(folder: str) -> list[str]:
 
 def noted_errors(folder: str) -> dict[str, str]:
     """Shard name to error, of every shard that could not be read."""
-    urls = {name: join_url(folder, ERRORS, name + ".json") for name in error_names(folder)}
-    return {name: json.loads(read_bytes(url))["error"] for name, url in urls.items()}
+    return {name: noted_error(folder, name) for name in error_names(folder)}
+
+
+def noted_error(folder: str, name: str) -> str:
+    """Why a shard could not be read. Raises FileNotFoundError where it could."""
+    return str(json.loads(read_bytes(join_url(folder, ERRORS, name + ".json")))["error"])
 
 
 def clear_error(folder: str, name: str) -> None:

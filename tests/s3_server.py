@@ -25,9 +25,8 @@ class Refusing:
     """
 
     def __init__(self, application):
-        self.application, self.every, self.refused = application, 0, 0
-        self.lost_answers, self.writes_fail_after = False, None
-        self.count, self.writes = itertools.count(1), itertools.count(1)
+        self.application = application
+        self.mend()
 
     def __call__(self, environ, start_response):
         limit = self.writes_fail_after
@@ -48,6 +47,7 @@ class Refusing:
 
     def mend(self) -> None:
         self.every, self.refused, self.lost_answers, self.writes_fail_after = 0, 0, False, None
+        self.count, self.writes = itertools.count(1), itertools.count(1)
 
 
 @contextmanager
