@@ -18,7 +18,7 @@ from measuring import Benchmark, Figure, Report, curate
 from pairs import MODELS
 
 KEPT = 0.2
-RESNET = {"architecture": "small_resnet", "arguments": {"channels": [16, 32, 64], "layers": [1, 1, 1]}}
+RESNET = {"architecture": "small_resnet", "arguments": {"channels": [16, 32, 64], "layers": [1, 1]}}
 CASES = {
     "cross-entropy": ("cifar10n-curated", "cifar10n", "resnet", 300),
     "negative dot product": ("emoji", "emoji", "reference", 300),
