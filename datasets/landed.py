@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,7 +57,9 @@ def shards_of_file(spec: DatasetSpec, file: Shard) -> list[Shard]:
 
 def landed_shards(spec: DatasetSpec) -> list[Shard]:
     """All shards that are there now. A file that can't be split yet counts as one."""
-    return [shard for file in landed_files(spec) for shard in _split_or_whole(spec, file.shard)]
+    files = [file.shard for file in landed_files(spec)]
+    with ThreadPoolExecutor(16) as pool:
+        return [shard for shards in pool.map(partial(_split_or_whole, spec), files) for shard in shards]
 
 
 def _split_or_whole(spec: DatasetSpec, file: Shard) -> Sequence[Shard]:

@@ -112,7 +112,7 @@ def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
 
 def short_names(urls: Sequence[str]) -> list[str]:
     """Names of shards: the base name without its ending; with the folders that tell shards apart where base names repeat."""
-    stems = [without_ending(url.split("?")[0]) for url in urls]
+    stems = [path_of(url) for url in urls]
     names = [stem.rsplit("/", 1)[-1] for stem in stems]
     if len(set(names)) < len(names):
         folders = [stem.split("://")[-1].lstrip("/").split("/") for stem in stems]
@@ -131,7 +131,9 @@ def file_of(shard: str) -> str:
     return re.sub(r"\.rg\d{5,}-\d{5,}$", "", shard)
 
 
-def without_ending(path: str) -> str:
+def path_of(url: str) -> str:
+    """A file's URL without its query and its ending."""
+    path = url.split("?")[0]
     for ending in ENDINGS:
         if path.endswith(ending):
             return path[: -len(ending)]

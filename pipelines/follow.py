@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import apache_beam as beam
@@ -23,7 +23,7 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.utils.timestamp import Timestamp
 
 from ..datasets.landed import LandedFile, landed_files, shards_of_file
-from ..datasets.shards import Shard, file_of, without_ending
+from ..datasets.shards import Shard, file_of, path_of
 from ..datasets.spec import DatasetSpec
 from ..errors import ShardError, StorageError, WorkerError
 from ..scoring.table import clear_error, error_names, finished_shards, note_error
@@ -132,7 +132,7 @@ class Open(beam.DoFn):
 
 def check_name(shard: Shard, done: set[str]) -> None:
     """Raises ShardError where a shard is called otherwise than when it was scored: its folder is in its name now."""
-    short = without_ending(shard.url.split("?")[0]).rsplit("/", 1)[-1]
+    short = path_of(shard.url).rsplit("/", 1)[-1]
     if shard.name != short and short in done:
         raise ShardError(
             f"{shard.url}: another folder has a file of this name too, so that this is now shard '{shard.name}', and "
@@ -140,17 +140,9 @@ def check_name(shard: Shard, done: set[str]) -> None:
         )
 
 
-@contextmanager
-def children_ignore_interrupts() -> Iterator[None]:
+def children_ignore_interrupts() -> AbstractContextManager[None]:
     """For starting an engine: Ctrl-C reaches its processes too, and without them there is no cancelling the job."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return _handled(signal.SIGINT, signal.SIG_IGN)
 
 
 def until_stopped(result: Any, report: Callable[[str], None]) -> None:
@@ -159,7 +151,7 @@ def until_stopped(result: Any, report: Callable[[str], None]) -> None:
     Raises what it failed with; WorkerError where the engine itself is gone.
     """
     try:
-        with _terminated_as_interrupted():
+        with _handled(signal.SIGTERM, signal.default_int_handler):
             while not PipelineState.is_terminal(result.state):
                 time.sleep(0.5)
         result.wait_until_finish()
@@ -175,16 +167,13 @@ def until_stopped(result: Any, report: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def _handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """A signal's handler for a while; in other threads than the main one, which may not set any, nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)

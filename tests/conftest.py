@@ -140,6 +140,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     return Pairs(root, load_config(toml), captions)
 
 
+def touch(folder: Path, *names: str, size: int = 3) -> None:
+    """Files of so many bytes, with the folders above them."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+
+
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     """A tar of these (name, content), in this order, repeated names and all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,17 +4,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import touch
 from curate.datasets.landed import landed_files, landed_shards
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.errors import SpecError
-
-
-def touch(folder, *names, size=3):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * size)
 
 
 def spec_of(folder, train, **table):

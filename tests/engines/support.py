@@ -106,9 +106,21 @@ def python_job_server(stack: ExitStack, folder: Path) -> list[str]:
     return ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}", "--environment_type=LOOPBACK"]
 
 
+def flink_jar() -> Path:
+    return made_by("setup_flink.sh", CACHE / f"flink-job-server-{BEAM}.jar")
+
+
+def flink_options(master: str) -> list[str]:
+    return [
+        "--runner=FlinkRunner",
+        f"--flink_master={master}",
+        f"--flink_job_server_jar={flink_jar()}",
+        "--parallelism=2",
+    ]
+
+
 def flink(stack: ExitStack, folder: Path) -> list[str]:
-    jar = made_by("setup_flink.sh", CACHE / f"flink-job-server-{BEAM}.jar")
-    return ["--runner=FlinkRunner", "--flink_master=[local]", f"--flink_job_server_jar={jar}", "--parallelism=2"]
+    return flink_options("[local]")
 
 
 @dataclass(frozen=True)
@@ -121,8 +133,7 @@ class FlinkCluster:
 
 def start_flink_cluster(stack: ExitStack, folder: Path) -> FlinkCluster:
     """A standalone Flink out of the job server's jar. A lost task manager is missed after five seconds."""
-    options = flink(stack, folder)
-    jar, rest, rpc = made_by("setup_flink.sh", CACHE / f"flink-job-server-{BEAM}.jar"), free_port(), free_port()
+    rest, rpc = free_port(), free_port()
     settings = {
         "jobmanager.rpc.address": "localhost",
         "jobmanager.rpc.port": rpc,
@@ -157,7 +168,7 @@ def start_flink_cluster(stack: ExitStack, folder: Path) -> FlinkCluster:
         *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
         "-Xmx768m",
         "-cp",
-        str(jar),
+        str(flink_jar()),
     )
     runtime = "org.apache.flink.runtime"
     manager = (f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint", "--configDir", configuration)
@@ -167,8 +178,7 @@ def start_flink_cluster(stack: ExitStack, folder: Path) -> FlinkCluster:
         stack.enter_context(service(*tasks, folder=folder / name, program=java)) for name in ("tasks-1", "tasks-2")
     ]
     wait_for_slots(rest, 4, task_managers)
-    master = [f"--flink_master=localhost:{rest}", *worker_pool(stack, folder)]
-    return FlinkCluster([*(o for o in options if not o.startswith("--flink_master")), *master], task_managers)
+    return FlinkCluster([*flink_options(f"localhost:{rest}"), *worker_pool(stack, folder)], task_managers)
 
 
 def wait_for_slots(rest: int, slots: int, task_managers: list[subprocess.Popen]) -> None:
