@@ -13,6 +13,7 @@ import typer
 
 from . import __version__
 from .errors import CurateError, SpecError
+from .units import parse_flops, parse_numbers, parse_ratio, parse_share
 
 cli = typer.Typer(
     name="curate",
@@ -115,8 +116,7 @@ def score_reference(
     from .pipelines.score_reference import ScoreOptions
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.coarse import Coarse
-    from .scoring.models import find_model
-    from .training import parse_share
+    from .scoring.loading import find_model
 
     known = load_config(config)
     spec = find_dataset(dataset, known)
@@ -212,7 +212,7 @@ def train(
     --reference-scores scores --budget-flops 20TF
     """
     from .datasets.spec import load_config
-    from .training import TrainOptions, parse_flops, parse_share
+    from .training import TrainOptions
     from .training import train as run_training
 
     # Every other parameter is a field of TrainOptions under its own name.
@@ -267,9 +267,8 @@ def plan(
     from .reports.plan import check_format, write_plan
     from .reports.probe import expected_saving as measured_saving
     from .reports.probe import read_probe
-    from .training import parse_flops, parse_share
-    from .training.plan import PlanOptions, make_plan, parse_ratio
-    from .training.probe import ProbeOptions, run_probe
+    from .studies.plan import PlanOptions, make_plan
+    from .studies.probe import ProbeOptions, run_probe
 
     given = {name: value for name, value in context.params.items() if name in PlanOptions.__dataclass_fields__}
     given["ratio"] = None if ratio is None else parse_ratio(ratio)
@@ -326,8 +325,8 @@ def compare(
     """
     from .datasets.spec import analysis_files, find_dataset, load_config
     from .reports.comparison import write_folder
-    from .training import TrainOptions, parse_flops
-    from .training.comparison import CompareOptions, compare_runs, parse_numbers
+    from .studies.comparison import CompareOptions, compare_runs
+    from .training import TrainOptions
 
     known = load_config(config)
     shared = {name: value for name, value in context.params.items() if name in TrainOptions.__dataclass_fields__}

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from curate.datasets.shards import Shard
-from curate.scoring.counts import KEPT
-from curate.scoring.table import commit_shard, score_schema, write_manifest
+from curate.scoring.tables.counts import KEPT
+from curate.scoring.tables.schema import score_schema
+from curate.scoring.tables.write import commit_shard, write_manifest
 from measuring import Benchmark, Figure, Report
 
 ROUNDS = 3

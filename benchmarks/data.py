@@ -11,7 +11,7 @@ from curate.datasets.preparers import prepare
 from curate.datasets.preparers.cifar10n import CLASSES
 from curate.datasets.preparers.writer import write_shards
 from curate.datasets.spec import DatasetSpec, add_dataset, add_model, find_dataset, load_config
-from curate.scoring.models import find_model, load_model, save_weights
+from curate.scoring.loading import find_model, load_model, save_weights
 from measuring import Report
 from PIL import Image
 

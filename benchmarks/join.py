@@ -20,8 +20,9 @@ from pathlib import Path
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import DatasetSpec
-from curate.scoring.models import ModelSpec, load_model
-from curate.scoring.table import open_scores
+from curate.scoring.loading import load_model
+from curate.scoring.models import ModelSpec
+from curate.scoring.tables.lookup import open_scores
 from curate.training.join import join_shard
 from curate.training.superbatch import SuperBatches
 from data import part_of_cifar10n, reference_with_weights

@@ -24,7 +24,9 @@ import torch
 from curate.datasets.readers import Example
 from curate.datasets.shards import Shard
 from curate.scoring.joint import ContrastiveLoss, Pairs, select_jointly
-from curate.scoring.table import ScoreTable, commit_shard, open_scores, score_schema, write_manifest
+from curate.scoring.tables.lookup import ScoreTable, open_scores
+from curate.scoring.tables.schema import score_schema
+from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.training.join import join_shard
 from curate.training.superbatch import Record, StoredEmbeddings
 from measuring import Benchmark, Figure, Report

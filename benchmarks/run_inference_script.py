@@ -20,7 +20,8 @@ from curate.datasets.decoding import decode
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import Shard, list_shards
 from curate.datasets.spec import DatasetSpec, find_dataset, load_config
-from curate.scoring.models import Model, find_model, load_model
+from curate.scoring.loading import find_model, load_model
+from curate.scoring.models import Model
 
 Keyed = tuple[tuple[str, int], torch.Tensor]
 

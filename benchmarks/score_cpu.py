@@ -19,9 +19,9 @@ from curate.datasets.batches import decoded_batches
 from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import find_dataset, load_config
-from curate.pipelines.score_shard import score_shard
 from curate.scoring.forward import autocast, best_device, best_precision
-from curate.scoring.models import find_model, load_model
+from curate.scoring.loading import find_model, load_model
+from curate.scoring.shard import score_shard
 from measuring import Benchmark, Figure, Report, in_turn, ratios
 from score_throughput import BATCH_SIZE, MODEL, PER_SHARD, prepare
 

@@ -31,7 +31,7 @@ from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.forward import Precision, autocast, best_device, best_precision
-from curate.scoring.models import find_model, load_model
+from curate.scoring.loading import find_model, load_model
 from data import pictures, reference_with_weights
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
 

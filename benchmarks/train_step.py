@@ -22,10 +22,11 @@ from pathlib import Path
 import timm.optim
 import torch
 from curate.datasets.shards import list_shards
+from curate.ledger import Ledger, StepCost
 from curate.scoring.forward import autocast, best_device, best_precision
-from curate.scoring.models import Model, ModelSpec, load_model
-from curate.training import Ledger, TrainOptions, checkpoint
-from curate.training.ledger import StepCost
+from curate.scoring.loading import load_model
+from curate.scoring.models import Model, ModelSpec
+from curate.training import TrainOptions, checkpoint
 from curate.training.loop import CHECKPOINT_SECONDS, Job, train_loop
 from curate.training.records import RunRecords
 from curate.training.selecting import make_scorer

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 
 from ..datasets.shards import Shard
 from ..errors import CurateError
-from ..scoring.table import error_names, finished_shards, noted_error, row_count
+from ..scoring.tables.read import error_names, finished_shards, noted_error, row_count
+from ..units import Report
 
-Report = Callable[[str], None]
 PROGRESS_SECONDS = 5.0
 # A store that does not answer costs a line of progress, and no more.
 PASSING = (CurateError, OSError)

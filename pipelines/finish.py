@@ -10,8 +10,10 @@ from typing import Any
 from ..datasets.shards import Shard
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ShardError, TableError
-from ..scoring.counts import all_counts
-from ..scoring.table import ENDING, ShardCounts, clear_error, noted_errors, shard_counts, write_manifest
+from ..scoring.tables.counts import all_counts
+from ..scoring.tables.read import ShardCounts, noted_errors, shard_counts
+from ..scoring.tables.schema import ENDING
+from ..scoring.tables.write import clear_error, write_manifest
 
 
 def finish(

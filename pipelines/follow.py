@@ -26,7 +26,8 @@ from ..datasets.landed import LandedFile, landed_files, shards_of_file
 from ..datasets.shards import Shard, file_of, path_of
 from ..datasets.spec import DatasetSpec
 from ..errors import ShardError, StorageError, WorkerError
-from ..scoring.table import clear_error, error_names, finished_shards, note_error
+from ..scoring.tables.read import error_names, finished_shards
+from ..scoring.tables.write import clear_error, note_error
 
 # A file, when it was seen, and whether it could not be read before.
 Looked = tuple[LandedFile, float, bool]

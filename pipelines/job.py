@@ -19,10 +19,13 @@ from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ModelError, ShardError
 from ..scoring.captions import CaptionEncoder
 from ..scoring.forward import Precision, best_device
-from ..scoring.models import Model, ModelSpec, load_model
-from ..scoring.table import ENDING, clear_error, commit_shard, note_error, shard_counts
+from ..scoring.loading import load_model
+from ..scoring.models import Model, ModelSpec
+from ..scoring.shard import score_shard
+from ..scoring.tables.read import shard_counts
+from ..scoring.tables.schema import ENDING
+from ..scoring.tables.write import clear_error, commit_shard, note_error
 from .finish import check_size, too_many_message
-from .score_shard import score_shard
 
 STAGES = ("read", "decode", "forward", "write")
 

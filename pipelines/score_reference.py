@@ -21,21 +21,17 @@ from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import filesystem, is_local, make_folder
 from ..errors import CurateError, ShardError, SpecError, TableError
-from ..scoring.counts import all_counts
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import Precision, best_device, best_precision, check_precision
-from ..scoring.models import Model, ModelSpec, load_model
-from ..scoring.run_costs import recorded_train_flops
-from ..scoring.table import (
-    LOSS_NAMES,
-    finished_shards,
-    read_manifest,
-    shards_digest,
-    table_folder,
-    write_manifest,
-    writing,
-)
-from .committed import Report, watch, watch_landing
+from ..scoring.loading import load_model
+from ..scoring.models import Model, ModelSpec
+from ..scoring.tables.counts import all_counts
+from ..scoring.tables.read import finished_shards, read_manifest
+from ..scoring.tables.run_costs import recorded_train_flops
+from ..scoring.tables.schema import LOSS_NAMES, shards_digest, table_folder
+from ..scoring.tables.write import write_manifest, writing
+from ..units import Report
+from .committed import watch, watch_landing
 from .finish import check_size, finish
 from .follow import LandingShards, children_ignore_interrupts, until_stopped
 from .job import Job, ScoreShard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import write_atomically
 from ..errors import RunError
+from ..ledger import BASELINE, LINES, REGIMES
+from ..units import Report
 from .contact_sheet import contact_sheets, sheets_html
 from .page import page
 from .plots import draw
 from .savings import quality_at, saving
 from .selected import selection
-from .verdict import BASELINE, COSTS, LEDGER, REGIMES, verdict
-
-Report = Callable[[str], None]
+from .verdict import COSTS, verdict
 
 
 def points(runs: Iterable[Path], quality: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def _point(run: Path, quality: str) -> dict[str, Any]:
             "seconds": summary["seconds"]["total"] - summary["seconds"].get("evaluate", 0.0),
             "filter_ratio": config["filter_ratio"],
             "lr": config["lr"],
-            **{line: summary["ledger"][line] for line in LEDGER},
+            **{line: summary["ledger"][line] for line in LINES},
             **{f"regime_{name}": summary["regimes"][name] for name in REGIMES},
         }
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -86,7 +86,7 @@ def _curves(found: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         curves[policy] = []
         for budget in budgets:
             same = [p for p in found if p["policy"] == policy and p["budget_flops"] == budget]
-            measures = ["quality", *COSTS, *LEDGER, *(f"regime_{name}" for name in REGIMES)]
+            measures = ["quality", *COSTS, *LINES, *(f"regime_{name}" for name in REGIMES)]
             curves[policy].append({"budget_flops": budget, **{m: _spread([p[m] for p in same]) for m in measures}})
     return curves
 

@@ -7,22 +7,11 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from ..ledger import BASELINE, REGIMES
+from ..units import accuracy, format_flops, percent
 from .page_style import STYLE
 from .tables import equal_table, ledger_table, savings_table, search_table
-from .verdict import (
-    BASELINE,
-    COSTS,
-    REGIMES,
-    accuracy,
-    format_flops,
-    gained,
-    multiple,
-    percent,
-    quality_name,
-    short,
-    spread,
-    verdict,
-)
+from .verdict import COSTS, gained, multiple, quality_name, short, spread, verdict
 
 Content = Mapping[str, Any]
 TITLES = {

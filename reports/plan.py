@@ -11,15 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SpecError
+from ..ledger import REGIMES
+from ..units import format_flops
 from .probe import probe_lines
 
 FORMATS = ("table", "json")
-REGIMES = {
-    "fully_amortised": ("fully amortised", "learner train"),
-    "foundation": ("foundation data set", "+ online score + online train"),
-    "pretrained_reference": ("pretrained reference", "+ reference score"),
-    "nothing_amortised": ("nothing amortised", "+ reference train"),
-}
+# What each regime counts beside what the one before it counts.
+COUNTS = ("learner train", "+ online score + online train", "+ reference score", "+ reference train")
 
 
 def check_format(format: str) -> None:
@@ -63,7 +61,7 @@ def _title(plan: dict[str, Any]) -> str:
     if plan["updates"] is None:
         return what + "The budget is what a uniform run costs; every figure is a share of that."
     return what + (
-        f"A budget of {_flops(plan['budget'])} pays for {plan['updates']:,} learner updates with selection, "
+        f"A budget of {format_flops(plan['budget'])} pays for {plan['updates']:,} learner updates with selection, "
         f"{plan['uniform_updates']:,} drawn uniformly."
     )
 
@@ -76,7 +74,7 @@ def _ledger(plan: dict[str, Any]) -> Table:
     table.add_column("of the budget", justify="right")
     for line, flops in plan["ledger"].items():
         mark = " *" if line.startswith("reference") else ""
-        cells = [_flops(flops)] if plan["updates"] is not None else []
+        cells = [format_flops(flops)] if plan["updates"] is not None else []
         table.add_row(line.replace("_", " ") + mark, *cells, _percent(flops / plan["budget"]))
     return table
 
@@ -93,7 +91,7 @@ def _regimes(plan: dict[str, Any]) -> Table:
         table.add_column(f"at {_percent(plan['expected_saving'])}:\ncompute saved", justify="right")
         table.add_column("largest\nratio", justify="right")
         table.add_column("sizes\ndown", justify="right")
-    for name, (label, counts) in REGIMES.items():
+    for (name, label), counts in zip(REGIMES.items(), COUNTS, strict=True):
         regime = plan["regimes"][name]
         cells = [_percent(regime["total"] / plan["budget"]), _percent(regime["break_even"])]
         if plan["updates"] is not None:
@@ -132,10 +130,3 @@ def _percent(share: float | None) -> str:
 
 def _one_over(ratio: float) -> str:
     return f"1/{1 / ratio:.3g}" if ratio < 1 else f"{ratio:.3g}"
-
-
-def _flops(flops: float) -> str:
-    for unit, size in (("ZF", 1e21), ("EF", 1e18), ("PF", 1e15), ("TF", 1e12), ("GF", 1e9), ("MF", 1e6)):
-        if flops >= size:
-            return f"{flops / size:,.3g} {unit}"
-    return f"{flops:.3g}"

@@ -15,7 +15,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from ..datasets.storage import write_atomically
-from .verdict import BASELINE, COSTS, LEDGER, format_flops, quality_name
+from ..ledger import BASELINE, LINES
+from ..units import format_flops
+from .verdict import COSTS, quality_name
 
 Content = Mapping[str, Any]
 Points = Sequence[Mapping[str, Any]]
@@ -136,7 +138,7 @@ def _ledger(content: Content) -> Figure:
     figure = Figure(figsize=(7.2, 1.7 + 0.42 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     start = dict.fromkeys(shown, 0.0)
-    for (line, name), shade in zip(LEDGER.items(), LEDGER_COLOURS, strict=True):
+    for (line, name), shade in zip(LINES.items(), LEDGER_COLOURS, strict=True):
         widths = [rung[line]["mean"] if rung[line] else 0.0 for rung in shown.values()]
         bars = axes.barh(list(shown), widths, left=list(start.values()), height=0.62, color=shade, label=name)
         bars.set_label(name)

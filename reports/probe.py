@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..ledger import BASELINE, REGIMES
+from ..units import accuracy, percent
 from .comparison import analyse, points
-from .verdict import BASELINE, REGIMES, accuracy, gained, percent, quality_name, spoken, spread
+from .verdict import gained, quality_name, spoken, spread
 
 
 def read_probe(folder: str, compared: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..ledger import LINES
 from .sql import Columns, literal, path_part_sql
 
 RUN_OF_FILE = r"([^/]*)/[^/]*$"
-LEDGER = dict.fromkeys(
-    ["learner_train", "online_score", "online_train", "reference_score", "reference_train"], "DOUBLE"
-)
+LEDGER = dict.fromkeys(LINES, "DOUBLE")
 SECONDS = dict.fromkeys(["total", "data", "score", "select", "train", "evaluate"], "DOUBLE")
 METRICS: dict[str, Any] = {
     **dict.fromkeys(["step", "examples"], "BIGINT"),

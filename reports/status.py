@@ -20,7 +20,9 @@ from ..datasets.shards import list_shards
 from ..datasets.spec import Config, find_dataset
 from ..datasets.storage import list_times
 from ..errors import SpecError, TableError
-from ..scoring.table import ENDING, noted_errors, open_scores, shard_counts
+from ..scoring.tables.lookup import open_scores
+from ..scoring.tables.read import noted_errors, shard_counts
+from ..scoring.tables.schema import ENDING
 
 FORMATS = ("table", "json")
 MAX_LISTED = 20

@@ -6,20 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from ..ledger import BASELINE, LINES, REGIMES
+from ..units import accuracy, format_flops
 from .plots import colour
-from .verdict import (
-    BASELINE,
-    COSTS,
-    LEDGER,
-    REGIMES,
-    accuracy,
-    format_flops,
-    gained,
-    multiple,
-    quality_name,
-    short,
-    spread,
-)
+from .verdict import COSTS, gained, multiple, quality_name, short, spread
 
 Content = Mapping[str, Any]
 MISSING = "<td>&ndash;</td>"
@@ -92,14 +82,14 @@ def equal_table(content: Content, cost: str) -> str:
 
 def ledger_table(content: Content) -> str:
     """The ledger's five lines of every policy's runs at 1x, in FLOPs; and what evaluation does not enter."""
-    heads = "".join(f"<th scope=col>{name}</th>" for name in LEDGER.values())
+    heads = "".join(f"<th scope=col>{name}</th>" for name in LINES.values())
     rows = []
     for policy, curve in content["curves"].items():
         for rung in curve:
             if rung["budget_flops"] == content["settings"]["budget_flops"]:
                 cells = "".join(
                     f"<td>{format_flops(rung[line]['mean'])}</td>" if rung[line] else "<td>not known</td>"
-                    for line in LEDGER
+                    for line in LINES
                 )
                 updates, seconds = rung["learner_updates"]["mean"], rung["seconds"]["mean"]
                 rows.append(

@@ -6,20 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-BASELINE = "uniform"
-REGIMES = {
-    "fully_amortised": "fully amortised",
-    "foundation": "foundation data set",
-    "pretrained_reference": "pretrained reference",
-    "nothing_amortised": "nothing amortised",
-}
-LEDGER = {
-    "learner_train": "learner train",
-    "online_score": "online score",
-    "online_train": "online train",
-    "reference_score": "reference score",
-    "reference_train": "reference train",
-}
+from ..ledger import BASELINE, REGIMES
+from ..units import percent
+
 COSTS = {"learner_updates": "learner updates", "total_flops": "total FLOPs", "seconds": "seconds"}
 QUALITIES = {
     "top1": "top-1 accuracy",
@@ -92,25 +81,6 @@ def spread(saving: Mapping[str, Any]) -> str:
     """Least and greatest saving over seeds, such as `60 % to > 71 %`; the one value where there is one seed."""
     low, high = (short(pick(saving["seeds"], key=lambda one: one["share"])) for pick in (min, max))
     return low if low == high else f"{low} to {high}"
-
-
-def percent(share: float) -> str:
-    """A saving: whole percents, one digit more below 10 %."""
-    text = f"{share:.0%}" if abs(share) >= 0.0995 else f"{share:.1%}"
-    return text.replace("%", " %").replace("-", "\N{MINUS SIGN}")
-
-
-def accuracy(share: float) -> str:
-    """A quality in [0, 1], such as 68.3 %."""
-    return f"{share * 100:.1f} %"
-
-
-def format_flops(flops: float) -> str:
-    """FLOPs for people: `12.3 TF`."""
-    for unit, size in (("EF", 1e18), ("PF", 1e15), ("TF", 1e12), ("GF", 1e9), ("MF", 1e6)):
-        if flops >= size:
-            return f"{flops / size:.3g} {unit}"
-    return f"{flops:g}"
 
 
 def multiple(budget: float, content: Mapping[str, Any]) -> str:

@@ -4,10 +4,11 @@ from . import losses, scores
 from .flops import forward_flops, train_flops
 from .forward import Scored, score_batch
 from .joint import JointChoice, Pairs, select_jointly
-from .models import Model, ModelSpec, find_model, load_model
+from .loading import find_model, load_model
+from .models import Model, ModelSpec
 from .scores import easy_reference, hard_learner, learnability
 from .selection import select, sub_batch_size, super_batch_size
-from .table import ScoreTable, open_scores
+from .tables.lookup import ScoreTable, open_scores
 
 __all__ = [
     "JointChoice",

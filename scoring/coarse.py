@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..errors import ModelError, SpecError
-
-if TYPE_CHECKING:
-    from .models import Model
+from .forward import score_batch, target_tensor
+from .models import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +148,6 @@ def _open_clip_parts() -> tuple[type, ...]:
 
 
 def _try_one(model: Model) -> None:
-    from .forward import score_batch, target_tensor
-
     device, size = next(model.module.parameters()).device, model.geometry.size
     pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
     targets = target_tensor(model, [0] if model.spec.task == "classification" else ["a"])

@@ -21,7 +21,7 @@ from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import encode_png
 from curate.datasets.spec import Config, DatasetSpec, add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
-from curate.scoring.models import find_model
+from curate.scoring.loading import find_model
 from curate.training import TrainOptions, train
 
 # Tiny tensors gain nothing from more threads, and lose much where other jobs share the cores.
@@ -117,7 +117,7 @@ class Pairs:
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    from curate.scoring.models import load_model, save_weights
+    from curate.scoring.loading import load_model, save_weights
     from sklearn.datasets import load_digits
 
     root = tmp_path_factory.mktemp("pairs")

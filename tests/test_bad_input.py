@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from conftest import IN_MEMORY, curate, read_tar, replace_member, start_curate, tree, write_tar
 from curate.datasets.readers import hash_target
-from curate.scoring.table import open_scores, writing
+from curate.scoring.tables.lookup import open_scores
+from curate.scoring.tables.write import writing
 
 
 class Work:

@@ -1,7 +1,7 @@
 """Super-batch join, loop, ledger, evaluation, checkpoints: the one room that needs a backward pass."""
 
-from .budget import parse_flops, parse_share
-from .ledger import Ledger
+from ..ledger import Ledger
+from ..units import parse_flops, parse_share
 from .options import TrainOptions
 from .run import train
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import RunError
-from ..scoring.models import load_weights, save_weights
+from ..scoring.loading import load_weights, save_weights
 from .trainee import Trainee
 
 

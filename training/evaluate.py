@@ -22,7 +22,8 @@ from ..scoring.forward import (
     evaluating,
     score_batch,
 )
-from ..scoring.models import Model, find_model, load_model
+from ..scoring.loading import find_model, load_model
+from ..scoring.models import Model
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 1024

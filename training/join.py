@@ -12,7 +12,7 @@ from ..datasets.readers import Example
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import JoinError, TableError
-from ..scoring.table import ScoreTable, ShardScores
+from ..scoring.tables.lookup import ScoreTable, ShardScores
 from .options import OnMissing
 
 

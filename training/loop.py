@@ -13,12 +13,13 @@ import torch
 
 from ..datasets.batches import prefetch
 from ..errors import RunError
+from ..ledger import Ledger, StepCost
 from ..scoring.forward import Precision
 from ..scoring.losses import identical_captions
 from ..scoring.models import Model
+from ..units import format_flops
 from . import checkpoint
-from .budget import format_flops, learning_rate
-from .ledger import Ledger, StepCost
+from .budget import learning_rate
 from .options import TrainOptions
 from .records import RunRecords
 from .selecting import Chosen, Inputs, Scorer, choose, score_super_batch

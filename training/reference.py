@@ -14,9 +14,10 @@ from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import ModelError, TableError
 from ..scoring.forward import score_batch, target_tensor
-from ..scoring.models import Model, ModelSpec, find_model, load_model
+from ..scoring.loading import find_model, load_model
+from ..scoring.models import Model, ModelSpec
 from ..scoring.scores import NEEDS_REFERENCE
-from ..scoring.table import ScoreTable, open_scores
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from .join import check_table
 from .options import TrainOptions
 from .superbatch import read_some

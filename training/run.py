@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,15 +20,17 @@ from .. import __version__
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import BusyError, CurateError, RunError, TableError
+from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops
 from ..scoring.forward import Precision, best_device, best_precision
-from ..scoring.models import Model, find_model, load_model, save_weights
+from ..scoring.loading import find_model, load_model, save_weights
+from ..scoring.models import Model
 from ..scoring.scores import TAKES_ONLINE_MODEL
-from ..scoring.table import ScoreTable
+from ..scoring.tables.lookup import ScoreTable
+from ..units import Report, format_flops
 from . import checkpoint
-from .budget import format_flops, steps_within
+from .budget import steps_within
 from .evaluate import evaluate
-from .ledger import Ledger, StepCost
 from .loop import Job, train_loop
 from .options import DEFAULT_LR, TrainOptions
 from .records import RunRecords, read_document, write_json
@@ -37,7 +39,6 @@ from .selecting import joint_flops, make_scorer
 from .superbatch import SuperBatches
 from .trainee import Trainee
 
-Report = Callable[[str], None]
 # What a run that was killed before it wrote its config.json may have left.
 BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
 # Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).

@@ -17,8 +17,8 @@ from ..scoring.forward import Precision, Scored, embedding_width, score_batch
 from ..scoring.joint import ContrastiveLoss, Pairs, select_jointly, selection_flops
 from ..scoring.models import Model
 from ..scoring.selection import select
-from ..scoring.table import ScoreTable
-from .budget import format_flops
+from ..scoring.tables.lookup import ScoreTable
+from ..units import format_flops
 from .options import TrainOptions
 from .superbatch import SuperBatch
 from .trainee import Trainee

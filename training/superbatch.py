@@ -20,7 +20,7 @@ from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
 from ..scoring.forward import target_tensor
 from ..scoring.models import Model
-from ..scoring.table import ScoreTable, ShardScores
+from ..scoring.tables.lookup import ScoreTable, ShardScores
 from .join import join_shard
 from .options import OnMissing
 

@@ -183,7 +183,8 @@ def test_bad_pictures_become_failures_in_their_own_places(photograph):
 
 
 def test_normalisation_on_the_device_equals_timms_on_the_host(photograph):
-    from curate.scoring.models import ModelSpec, load_model
+    from curate.scoring.loading import load_model
+    from curate.scoring.models import ModelSpec
 
     model = load_model(ModelSpec(name="m", task="classification", architecture="resnet10t", num_classes=3))
     config = timm.data.resolve_model_data_config(model.module)

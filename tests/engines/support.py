@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import pyarrow.parquet as pq
 import pytest
 from conftest import CommandResult, start_curate
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 
 COMMAND_SECONDS = 900  # for a machine that is busy with something else; alone a command takes about ten
 SHARDS = 24

@@ -92,5 +92,5 @@ def test_both_workers_of_a_dask_cluster_score_shards(digit_shards, tmp_path):
         with Client(options[1].split("=")[1]) as client:
             client.wait_for_workers(2, timeout=COMMAND_SECONDS)
             digit_shards.table(digit_shards.score(options, out="both"))
-            loaded = client.run(lambda: "curate.pipelines.score_shard" in sys.modules)
+            loaded = client.run(lambda: "curate.scoring.shard" in sys.modules)
     assert list(loaded.values()) == [True, True]

@@ -15,7 +15,7 @@ import pytest
 from conftest import Digits, read_tar, replace_member, reshard, silent
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 
 TOLERANCE = 1e-6
 SHARDS = 450

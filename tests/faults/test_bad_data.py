@@ -17,7 +17,7 @@ import pytest
 from conftest import IN_MEMORY, curate
 from curate.datasets.readers import hash_target
 from curate.datasets.spec import add_dataset
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 from faults.support import TOLERANCE, failures
 from PIL import Image
 from sklearn.datasets import load_digits

@@ -5,7 +5,7 @@ import time
 
 import psutil
 import pytest
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 from faults.support import (
     SHARDS,
     assert_same_table,

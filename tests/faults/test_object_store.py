@@ -4,9 +4,9 @@ import random
 import time
 
 import pytest
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 from faults.support import SHARDS, assert_same_rows, finish, start, the_one_line
-from s3_server import s3_server
+from support.s3_server import s3_server
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 KILLS, SEED = 8, 2312

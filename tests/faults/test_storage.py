@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import tree
 from curate.datasets.spec import add_dataset
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 from faults.support import REAL_SECONDS, SHARDS, assert_same_table, finish, start, the_one_line
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]

@@ -9,7 +9,7 @@ from conftest import read_tar, replace_member, reshard, silent, start_curate
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import TableError
 from curate.pipelines.score_reference import score_reference
-from curate.scoring.table import open_scores
+from curate.scoring.tables.lookup import open_scores
 
 TWO_WORKERS = ("--direct_num_workers=2",)
 

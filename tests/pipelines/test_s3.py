@@ -11,7 +11,7 @@ from curate.datasets import list_shards
 from curate.datasets.landed import landed_files, landed_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.scoring import open_scores
-from s3_server import Refusing, s3_server
+from support.s3_server import Refusing, s3_server
 
 
 @pytest.fixture(scope="module")

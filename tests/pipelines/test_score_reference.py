@@ -20,8 +20,9 @@ from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import CurateError, ShardError, TableError
 from curate.pipelines import job
 from curate.pipelines.score_reference import score_reference
-from curate.scoring.models import load_model
-from curate.scoring.table import note_error, open_scores
+from curate.scoring.loading import load_model
+from curate.scoring.tables.lookup import open_scores
+from curate.scoring.tables.write import note_error
 from PIL import Image
 
 TOLERANCE = 1e-5

@@ -14,7 +14,8 @@ import pytest
 from curate.datasets import Failure, Shard
 from curate.errors import QueryError
 from curate.reports import connect, query, write
-from curate.scoring.table import commit_shard, score_schema
+from curate.scoring.tables.schema import score_schema
+from curate.scoring.tables.write import commit_shard
 from fsspec.implementations.memory import MemoryFileSystem
 
 META = {"reference_fingerprint": "f" * 16}

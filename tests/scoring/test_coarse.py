@@ -12,7 +12,7 @@ from curate.scoring import find_model, load_model
 from curate.scoring.coarse import Coarse, coarsened
 from curate.scoring.flops import forward_flops
 from curate.scoring.forward import score_batch
-from curate.scoring.models import save_weights
+from curate.scoring.loading import save_weights
 from timm.layers import resample_abs_pos_embed
 
 VIT = {"architecture": "vit_tiny_patch16_224", "arguments": {"img_size": 32, "patch_size": 8, "depth": 1}}

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 from curate.errors import TableError
-from curate.scoring.counts import KEPT, all_counts
-from curate.scoring.table import finished_shards, shard_counts
+from curate.scoring.tables.counts import KEPT, all_counts
+from curate.scoring.tables.read import finished_shards, shard_counts
 
 
 @pytest.fixture

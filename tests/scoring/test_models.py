@@ -9,7 +9,7 @@ import torch
 from curate.datasets.spec import Config
 from curate.errors import ModelError
 from curate.scoring import find_model, load_model
-from curate.scoring.models import save_weights
+from curate.scoring.loading import save_weights
 
 NO_CONFIG = Config(None, {}, {})
 

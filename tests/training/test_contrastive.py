@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from curate.scoring.loading import load_model
 from curate.scoring.losses import identical_captions
-from curate.scoring.models import load_model
 from curate.training.contrastive import contrastive_loss
 from open_clip.loss import ClipLoss, SigLipLoss
 
@@ -72,7 +72,7 @@ def test_the_hash_tells_rows_apart_as_equality_does():
 @pytest.mark.parametrize("name", ["clip", "untrained-clip"])
 def test_a_batch_of_one_caption_teaches_nothing_wrong(name, pairs):
     """Every picture of one and the same caption: the softmax loss is zero, and stays finite."""
-    from curate.scoring.models import find_model
+    from curate.scoring.loading import find_model
 
     model = load_model(find_model(name, task="image-text", config=pairs.config))
     tokens = model.tokenize(["the digit one"] * 4)

@@ -138,7 +138,7 @@ def test_a_model_has_nothing_to_learn_from_itself(config, pairs, tmp_path, loss)
     else:
         models["self"] = models["clip"]
     own = Config(config.path, config.datasets, models)
-    from curate.scoring.models import find_model
+    from curate.scoring.loading import find_model
 
     reference = find_model("self", task="image-text", config=own)
     table = score_reference(pairs.options(tmp_path / "scores", embeddings=True, reference=reference), silent).folder

@@ -6,8 +6,10 @@ import json
 
 import pytest
 from curate.errors import BudgetError
-from curate.training import Ledger, TrainOptions, parse_flops, train
-from curate.training.budget import format_flops, learning_rate, steps_within
+from curate.ledger import Ledger
+from curate.training import TrainOptions, train
+from curate.training.budget import learning_rate, steps_within
+from curate.units import format_flops, parse_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -145,7 +145,7 @@ def test_a_folder_that_is_no_run_is_left_alone(digits, tmp_path):
 def test_a_learners_checkpoint_is_open_clips_own(pairs, tmp_path):
     """Plain open_clip loads it by path and gives the very same embeddings, and a run starts from one of open_clip's."""
     import open_clip
-    from curate.scoring.models import find_model, load_model
+    from curate.scoring.loading import find_model, load_model
 
     run(pairs.config, tmp_path, dataset="pairs", learner="untrained-clip", steps=3)
     path = tmp_path / "run" / "checkpoints" / "learner.safetensors"

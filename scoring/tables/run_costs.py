@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..datasets.storage import join_url, read_bytes
+from ...datasets.storage import join_url, read_bytes
 
 
 def recorded_train_flops(reference: str) -> float | None:

@@ -1,7 +1,7 @@
 """ActiveCLIP, JEST and ACID on real pairs: icons and clip art chosen by references that were trained on emoji.
 
-    python benchmarks/pairs.py FOLDER main       # 27 runs, about 40 minutes on 2 cores
-    python benchmarks/pairs.py FOLDER swapped    # synthetic: 20, 40 and 60 % of the captions swapped; 9 runs, 8 minutes
+    python experiments/pairs.py FOLDER main       # 27 runs, about 40 minutes on 2 cores
+    python experiments/pairs.py FOLDER swapped    # synthetic: 20, 40 and 60 % of the captions swapped; 9 runs, 8 minutes
 
 All pictures are drawings of 32 px. FOLDER gets a curate.toml, the data, the references, the score tables and the runs;
 whatever is finished there is reused. `main` calls `curate compare` for uniform, learnability (ActiveCLIP) and jest,
@@ -26,9 +26,9 @@ from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
-from curate.scoring.models import find_model
+from curate.scoring.loading import find_model
+from curate.studies.comparison import QUALITY_OF_TASK, run_all
 from curate.training import TrainOptions, train
-from curate.training.comparison import QUALITY_OF_TASK, run_all
 from curate.training.evaluate import evaluate_by_name
 from findings import saved
 from measuring import curate

@@ -15,11 +15,11 @@ from ..datasets.batches import decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from ..scoring.captions import CaptionEncoder
-from ..scoring.forward import Precision, Scored, embedding_width, score_batch, target_tensor
-from ..scoring.models import Model
-from ..scoring.table import score_schema
-from .score_pairs import PairScorer
+from .captions import CaptionEncoder
+from .forward import Precision, Scored, embedding_width, score_batch, target_tensor
+from .models import Model
+from .pairs import PairScorer
+from .tables.schema import score_schema
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import pytest
 from conftest import curate
 from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
-from curate.scoring.table import open_scores
-from curate.training.plan import PlanOptions, make_plan, parse_ratio, sizes_down
+from curate.scoring.tables.lookup import open_scores
+from curate.studies.plan import PlanOptions, make_plan, sizes_down
+from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -16,14 +16,13 @@ from typing import Any
 
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
+from ..ledger import BASELINE
 from ..scoring.scores import NEEDS_REFERENCE, TAKES_ONLINE_MODEL
-from .budget import format_flops
-from .options import DEFAULT_LR, TrainOptions
-from .records import read_document, write_json
-from .run import train
+from ..training.options import DEFAULT_LR, TrainOptions
+from ..training.records import read_document, write_json
+from ..training.run import train
+from ..units import Report, format_flops
 
-Report = Callable[[str], None]
-BASELINE = "uniform"
 QUALITY_OF_TASK = {"classification": "top1", "image-text": "mean_recall"}
 
 
@@ -80,14 +79,6 @@ class Compared:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers from `0.5x,1x,2x` or `1e-3,2e-3`. Raises SpecError."""
-    try:
-        return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
 
 
 def compare_runs(options: CompareOptions, *, config: Config, report: Report = print) -> Compared:

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..datasets.readers import to_bytes
-from ..datasets.storage import join_url, list_times, read_bytes, write_atomically
-from .table import ENDING, ShardCounts, shard_counts
+from ...datasets.readers import to_bytes
+from ...datasets.storage import join_url, list_times, read_bytes, write_atomically
+from .read import ShardCounts, shard_counts
+from .schema import ENDING
 
 # In a folder of its own: a pattern for the score files must not find it.
 KEPT = ("_counts", "counts.parquet")

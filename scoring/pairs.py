@@ -10,9 +10,9 @@ import torch
 
 from ..datasets.batches import DecodedBatch
 from ..datasets.readers import Example
-from ..scoring.captions import CaptionEncoder
-from ..scoring.forward import Precision, Scored, embed_images, score_embeddings
-from ..scoring.models import Model
+from .captions import CaptionEncoder
+from .forward import Precision, Scored, embed_images, score_embeddings
+from .models import Model
 
 
 @dataclass

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
+from curate.studies.comparison import CompareOptions, compare_runs, planned
 from curate.training import TrainOptions, train
-from curate.training.comparison import CompareOptions, compare_runs, planned
 from safetensors.torch import load_file
 
 POINTS = {

@@ -9,10 +9,10 @@ from conftest import read_tar, silent, write_tar
 from curate.datasets import decode, list_shards, read_shard
 from curate.datasets.spec import Config, find_dataset
 from curate.pipelines.score_reference import score_reference
-from curate.pipelines.score_shard import score_shard
 from curate.scoring import find_model, load_model, open_scores, score_batch
 from curate.scoring.captions import CaptionEncoder
 from curate.scoring.flops import forward_flops
+from curate.scoring.shard import score_shard
 
 
 @pytest.fixture

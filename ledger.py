@@ -1,9 +1,26 @@
-"""The compute ledger: five lines of FLOPs, four regimes of what to count."""
+"""The compute ledger: five lines of FLOPs, four regimes of what to count, and their words for people."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+LINES = {
+    "learner_train": "learner train",
+    "online_score": "online score",
+    "online_train": "online train",
+    "reference_score": "reference score",
+    "reference_train": "reference train",
+}
+# From the cheapest to count to the most; each counts what the one before counts, and more.
+REGIMES = {
+    "fully_amortised": "fully amortised",
+    "foundation": "foundation data set",
+    "pretrained_reference": "pretrained reference",
+    "nothing_amortised": "nothing amortised",
+}
+# The policy that chooses nothing: what every other one is compared with.
+BASELINE = "uniform"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,7 @@ class Ledger:
         return self.learner_train + self.online_score + self.online_train
 
     def lines(self) -> dict[str, float | None]:
-        return {k: v for k, v in asdict(self).items() if k != "outside"}
+        return {line: getattr(self, line) for line in LINES}
 
     def regimes(self) -> dict[str, float | None]:
         """Total FLOPs under each regime; a figure without its regime says nothing."""

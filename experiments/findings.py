@@ -1,8 +1,8 @@
 """The tables of docs/findings.md, each from real runs on CIFAR-10N. Whatever is finished in the folder is reused.
 
-    python benchmarks/findings.py FOLDER main            # 51 runs, about 90 minutes on 2 cores
-    python benchmarks/findings.py FOLDER filter-ratio    # or any other name of TABLES: 5 to 25 minutes each on 2 cores
-    python benchmarks/findings.py FOLDER --list
+    python experiments/findings.py FOLDER main            # 51 runs, about 90 minutes on 2 cores
+    python experiments/findings.py FOLDER filter-ratio    # or any other name of TABLES: 5 to 25 minutes each on 2 cores
+    python experiments/findings.py FOLDER --list
 
 FOLDER gets a curate.toml, the data, the references, the score tables and the runs. `main` calls `curate compare`; every
 other table trains the same learner for BUDGET under one change a row, three seeds each, and prints Markdown.
@@ -32,9 +32,9 @@ from curate.datasets.spec import Config, add_dataset, add_model, find_dataset, l
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.reports.savings import saving
 from curate.scoring.flops import forward_flops
-from curate.scoring.models import find_model, load_model
+from curate.scoring.loading import find_model, load_model
+from curate.studies.comparison import run_all
 from curate.training import TrainOptions, train
-from curate.training.comparison import run_all
 from findings_settings import BUDGET, DEFAULTS, LADDERS, LR, MODELS, SCORER_LR, SEEDS, TABLES, Reference, Row
 from measuring import command, curate
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import silent
 from curate.errors import SpecError, TableError
-from curate.training.plan import PlanOptions
-from curate.training.probe import ProbeOptions, run_probe
+from curate.studies.plan import PlanOptions
+from curate.studies.probe import ProbeOptions, run_probe
 
 PLAN = {"dataset": "digits", "learner": "learner", "online": "scorer", "budget_flops": 4e10, "batch_size": 16}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..datasets.spec import Config
 from ..errors import SpecError
-from .budget import format_flops
-from .comparison import BASELINE, Compared, CompareOptions, compare_runs, planned
-from .options import TrainOptions
+from ..ledger import BASELINE
+from ..training.options import TrainOptions
+from ..units import Report, format_flops
+from .comparison import Compared, CompareOptions, compare_runs, planned
 from .plan import PlanOptions
 
 POLICY = "learnability"
@@ -70,7 +70,7 @@ class ProbeOptions:
         )
 
 
-def run_probe(options: ProbeOptions, *, config: Config, report: Callable[[str], None] = print) -> Compared:
+def run_probe(options: ProbeOptions, *, config: Config, report: Report = print) -> Compared:
     """Make what is missing of the probing runs. Every one is complete: its learning rate ends at its own budget.
 
     Raises CurateError as `compare_runs` does.

@@ -10,17 +10,18 @@ import torch
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError, TableError
+from ..ledger import REGIMES, Ledger, StepCost
 from ..scoring.flops import forward_flops
-from ..scoring.models import SCHEMES, Model, ModelSpec, find_model, load_model
-from ..scoring.run_costs import recorded_train_flops
-from ..scoring.table import ScoreTable, open_scores
-from .budget import steps_within
-from .ledger import Ledger, StepCost
-from .options import TrainOptions
-from .run import step_cost
-from .trainee import Trainee
+from ..scoring.loading import find_model, load_model
+from ..scoring.models import Model, ModelSpec
+from ..scoring.open_clip_models import SCHEMES
+from ..scoring.tables.lookup import ScoreTable, open_scores
+from ..scoring.tables.run_costs import recorded_train_flops
+from ..training.budget import steps_within
+from ..training.options import TrainOptions
+from ..training.run import step_cost
+from ..training.trainee import Trainee
 
-REGIMES = ("fully_amortised", "foundation", "pretrained_reference", "nothing_amortised")
 # The paper's ladder of scorers for ViT-L is B 1/3.5, S 1/13, Ti 1/49: two sizes are a factor of 49 / 3.5 = 14.
 SIZE_STEP = math.sqrt(14)
 CPU = torch.device("cpu")
@@ -119,7 +120,7 @@ class Plan:
 
     def extra(self, regime: str) -> tuple[float, float]:
         """What a regime adds to the learner's own training: (each step, once)."""
-        rank = REGIMES.index(regime)
+        rank = list(REGIMES).index(regime)
         each = once = 0.0
         if rank >= 1:
             each += self.step.online_score + self.step.online_train
@@ -199,18 +200,6 @@ def sizes_down(ratio: float, largest: float) -> int:
     if ratio <= largest:
         return 0
     return math.ceil(math.log(ratio / largest) / math.log(SIZE_STEP) - 1e-9)
-
-
-def parse_ratio(text: str) -> float:
-    """A positive ratio from `1/49` or `0.02`. Raises SpecError."""
-    above, _, below = text.partition("/")
-    try:
-        ratio = float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        ratio = math.nan
-    if not 0 < ratio < math.inf:
-        raise SpecError(f"--ratio is '{text}', expected F_online / F_learner above 0, such as 1/49 or 0.02")
-    return ratio
 
 
 def make_plan(options: PlanOptions, config: Config) -> Plan:

@@ -1,0 +1,1 @@
+"""The score table on disk: its schema, writing, reading, counts, and the verified lookup."""

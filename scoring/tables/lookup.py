@@ -1,0 +1,162 @@
+"""Reading scores back: a table, its shards as flat arrays, and the check of all its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...datasets.storage import exists, filesystem, is_local, join_url, read_bytes
+from ...errors import TableError
+from .read import finished_shards, read_about, read_manifest
+from .schema import ENDING, FAILURES, MANIFEST
+
+
+@dataclass(frozen=True)
+class ShardScores:
+    """One shard's stored scores as flat arrays, in the shard's order. Embeddings are float16 [N, D] or None."""
+
+    shard: str
+    shard_size: int
+    keys: list[str]
+    row: np.ndarray
+    target_hash: np.ndarray
+    loss: np.ndarray
+    image_embedding: np.ndarray | None
+    text_embedding: np.ndarray | None
+    failed_keys: frozenset[str]
+
+
+class ScoreTable:
+    """A committed score table, for reading. Made by `open_scores`."""
+
+    def __init__(self, folder: str, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def reference_fingerprint(self) -> str:
+        return str(self.manifest["reference"]["fingerprint"])
+
+    @cached_property
+    def embedding_width(self) -> int:
+        """D of the stored embeddings. Raises TableError where the table has none, or no shard yet."""
+        if not self.manifest["embeddings"] or not self._names:
+            raise TableError(
+                f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
+            )
+        return int(self._read_file(min(self._names), ["image_embedding"])[0]["image_embedding"].type.list_size)
+
+    def shard_names(self) -> set[str]:
+        return finished_shards(self.folder)
+
+    @cached_property
+    def _names(self) -> set[str]:
+        return self.shard_names()
+
+    def holds(self, shard: str) -> bool:
+        """Whether a shard was scored when this table was first asked."""
+        return shard in self._names
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole table (or some columns) in memory; for analysis of what fits there."""
+        parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
+        return pa.concat_tables(parts)
+
+    def shard(self, name: str, *, embeddings: bool = False) -> ShardScores:
+        """One shard's scores. Raises TableError where the file is missing, damaged, or of another reference."""
+        columns = ["key", "row", "target_hash", "loss"]
+        if embeddings:
+            columns += ["image_embedding", "text_embedding"]
+        table, about = self._read_file(name, columns)
+        failed: frozenset[str] = frozenset()
+        if about["failures"]:
+            url = join_url(self.folder, FAILURES, name + ENDING)
+            try:
+                failed = frozenset(pq.read_table(pa.BufferReader(read_bytes(url)))["key"].to_pylist())
+            except (FileNotFoundError, KeyError, pa.ArrowException) as e:
+                raise TableError(f"{url}: missing or damaged ({e}); delete {name}{ENDING} and score again") from None
+        return ShardScores(
+            shard=name,
+            shard_size=about["shard_size"],
+            keys=table["key"].to_pylist(),
+            row=table["row"].to_numpy(),
+            target_hash=table["target_hash"].to_numpy(),
+            loss=table["loss"].to_numpy(),
+            image_embedding=_vectors(table["image_embedding"]) if embeddings else None,
+            text_embedding=_vectors(table["text_embedding"]) if embeddings else None,
+            failed_keys=failed,
+        )
+
+    def check(self, workers: int = 8) -> tuple[int, int]:
+        """Read every file's keys, rows and losses. Returns (examples, failures).
+
+        Raises TableError at the first loss that is NaN or infinite, row out of order, or key that is there twice.
+        """
+        names = sorted(self.shard_names())
+        if not names:
+            raise TableError(f"{self.folder}: no shard is scored yet; run 'curate score-reference' first")
+        with ThreadPoolExecutor(workers) as pool:
+            counts = list(pool.map(self._check_shard, names))
+        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+    def _check_shard(self, name: str) -> tuple[int, int]:
+        table, about = self._read_file(name, ["shard", "row", "key", "loss"])
+        loss, row = table["loss"].to_numpy(), table["row"].to_numpy()
+        where = f"{self.folder}/{name}{ENDING}"
+        if not np.isfinite(loss).all():
+            bad = int(np.flatnonzero(~np.isfinite(loss))[0])
+            raise TableError(f"{where}: the loss of key '{table['key'][bad]}' is {loss[bad]}; score this shard again")
+        if (np.diff(row) <= 0).any():
+            raise TableError(f"{where}: rows are out of order or doubled; delete the file and score this shard again")
+        if pc.count_distinct(table["key"]).as_py() != table.num_rows:
+            raise TableError(f"{where}: a key is there twice; delete the file and score this shard again")
+        if table.num_rows and pc.unique(table["shard"]).to_pylist() != [name]:
+            raise TableError(f"{where}: holds rows of shard '{table['shard'][0]}'; the file was renamed or copied")
+        return table.num_rows, about["failures"]
+
+    def _read_file(self, name: str, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
+        url = join_url(self.folder, name + ENDING)
+        try:
+            table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns, page_checksum_verification=True)
+            about = read_about(table.schema.metadata)
+        except FileNotFoundError:
+            raise TableError(f"{url}: shard '{name}' is not scored; run 'curate score-reference' again") from None
+        except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:
+            raise TableError(f"{url}: damaged or not a score file ({e}); delete it and score again") from None
+        if about["reference_fingerprint"] != self.reference_fingerprint:
+            raise TableError(
+                f"{url}: scored by reference {about['reference_fingerprint'][:8]}, "
+                f"the table's is {self.reference_fingerprint[:8]}; delete the file and score this shard again"
+            )
+        return table, about
+
+
+def open_scores(path: str) -> ScoreTable:
+    """Open a score table: its folder, or a folder above that holds exactly one. Raises TableError."""
+    if exists(join_url(path, MANIFEST)):
+        folder = path.rstrip("/")
+    else:
+        fs, root = filesystem(path)
+        found = [str(p) for depth in ("*", "*/*") for p in fs.glob(f"{root.rstrip('/')}/{depth}/{MANIFEST}")]
+        if len(found) != 1:
+            choices = ": " + ", ".join(sorted(f.removesuffix("/" + MANIFEST) for f in found)) if found else ""
+            raise TableError(f"{path}: {len(found)} score tables there, expected one{choices}; give a table's folder")
+        folder = found[0].removesuffix("/" + MANIFEST)
+        folder = folder if is_local(path) else fs.unstrip_protocol(folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return ScoreTable(folder, manifest)
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size-list column as one [N, D] float16 array, without a Python loop over rows."""
+    array = column.combine_chunks()
+    return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), array.type.list_size)

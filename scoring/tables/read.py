@@ -1,0 +1,93 @@
+"""What a score table holds, from its files alone: finished shards, their counts, unreadable shards, the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from ...datasets.storage import filesystem, join_url, list_names, patiently, read_bytes
+from ...errors import TableError
+from .schema import ENDING, ERRORS, FORMAT_VERSION, MANIFEST
+
+
+def finished_shards(folder: str) -> set[str]:
+    """Names of the shards whose scores are committed."""
+    return {n.removesuffix(ENDING) for n in list_names(folder) if n.endswith(ENDING) and not n.startswith(".")}
+
+
+def row_count(folder: str, name: str) -> int:
+    return int(_footer(folder, name).num_rows)
+
+
+def _footer(folder: str, name: str) -> pq.FileMetaData:
+    """A score file's own metadata, without reading the rest of it."""
+    fs, path = filesystem(join_url(folder, name + ENDING))
+
+    def read() -> pq.FileMetaData:
+        with fs.open(path, "rb") as file:
+            return pq.read_metadata(file)
+
+    return patiently(read)
+
+
+class ShardCounts(NamedTuple):
+    """What a score file's metadata tells. `flops` is what scoring it took; None in files that do not know."""
+
+    examples: int
+    failures: int
+    shard_size: int
+    flops: float | None
+
+
+def read_about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """What a score file says of itself. Raises KeyError, TypeError or ValueError where it is not all there."""
+    about: dict[str, Any] = json.loads(metadata[b"curate"])
+    for name, kind in {"examples": int, "failures": int, "shard_size": int, "reference_fingerprint": str}.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is {about[name]!r}")
+    return about
+
+
+def shard_counts(folder: str, name: str) -> ShardCounts:
+    """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
+    try:
+        about = read_about(_footer(folder, name).metadata)
+    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        if isinstance(e, OSError) and e.errno:  # pyarrow's own OSErrors have no number
+            raise TableError(
+                f"{folder}/{name}{ENDING}: cannot be read ({e.strerror}); run the same command again"
+            ) from e
+        raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
+    return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
+
+
+def error_names(folder: str) -> list[str]:
+    """Names of the shards that could not be read."""
+    names = list_names(join_url(folder, ERRORS))
+    return [n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(".")]
+
+
+def noted_errors(folder: str) -> dict[str, str]:
+    """Shard name to error, of every shard that could not be read."""
+    return {name: noted_error(folder, name) for name in error_names(folder)}
+
+
+def noted_error(folder: str, name: str) -> str:
+    """Why a shard could not be read. Raises FileNotFoundError where it could."""
+    return str(json.loads(read_bytes(join_url(folder, ERRORS, name + ".json")))["error"])
+
+
+def read_manifest(folder: str) -> dict[str, Any] | None:
+    """The manifest of a table, or None where there is none yet. Raises TableError where it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(read_bytes(join_url(folder, MANIFEST)))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as e:
+        raise TableError(f"{folder}/{MANIFEST}: damaged ({e}); delete it and run score-reference again") from None
+    if content.get("format") != FORMAT_VERSION:
+        raise TableError(f"{folder}: table format {content.get('format')}, this version reads {FORMAT_VERSION}")
+    return content

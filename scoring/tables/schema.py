@@ -1,0 +1,60 @@
+"""The score table on disk: one Parquet file a data shard, which appears whole or not at all and so marks itself done.
+
+    SCORES/dataset=D/reference=NAME-FINGERPRINT8/
+        SHARD.parquet  _failures/SHARD.parquet  _errors/SHARD.json  _manifest.json
+
+Failures lie in a folder of their own, so that `scores/*/*/*.parquet` is the scores and nothing else;
+and every name that is not scores starts with `_` or `.`, which Arrow, Spark and Polars pass over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from ...datasets.shards import Shard
+from ...datasets.spec import DatasetSpec, Task
+from ...datasets.storage import join_url
+
+MANIFEST = "_manifest.json"
+ENDING = ".parquet"
+FAILURES, ERRORS = "_failures", "_errors"
+FORMAT_VERSION = 1
+FAILURE_SCHEMA = pa.schema(
+    [("shard", pa.string()), ("row", pa.int32()), ("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())]
+)
+LOSS_NAMES: Mapping[str, str] = {"classification": "cross-entropy", "image-text": "negative-dot-product"}
+
+
+def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
+    """Columns of a score file. `loss` is the scoring loss; `row` counts all examples of the shard, bad ones too."""
+    columns = [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("target_hash", pa.uint64(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+    ]
+    if task == "classification":
+        columns += [pa.field("label", pa.int32(), nullable=False), pa.field("predicted", pa.int32(), nullable=False)]
+    else:
+        columns += [pa.field("similarity", pa.float32(), nullable=False)]
+    if embedding_width:
+        vector = pa.list_(pa.field("element", pa.float16(), nullable=False), embedding_width)
+        columns += [pa.field("image_embedding", vector), pa.field("text_embedding", vector)]
+    return pa.schema(columns)
+
+
+def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:
+    """Where the scores of this reference over this data set lie: hive-partitioned, one folder for each pair."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", reference_name.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
+    return join_url(root, f"dataset={spec.name}", f"reference={plain}-{reference_fingerprint[:8]}")
+
+
+def shards_digest(shards: Sequence[Shard]) -> str:
+    """16 hex digits of every shard's name and size: whether the data set is still the one last scored."""
+    lines = "\n".join(sorted(f"{shard.name} {shard.size}" for shard in shards))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -1,0 +1,91 @@
+"""Writing a score table: shards, failures, unreadable shards, the manifest; one job at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pyarrow as pa
+
+from ... import __version__
+from ...datasets.readers import Failure, to_bytes
+from ...datasets.shards import Shard
+from ...datasets.storage import filesystem, is_local, join_url, remove, remove_partials, write_atomically
+from ...errors import BusyError
+from .schema import ENDING, ERRORS, FAILURE_SCHEMA, FAILURES, FORMAT_VERSION, MANIFEST
+
+
+def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence[Failure], meta: dict[str, Any]) -> int:
+    """Write a shard's failures, then its scores (the mark that it is done). Returns the bytes written."""
+    about = {"shard_size": shard.size, "examples": scores.num_rows, "failures": len(failures), **meta}
+    written = 0
+    failures_url = join_url(folder, FAILURES, shard.name + ENDING)
+    if failures:
+        columns = {name: [getattr(f, name) for f in failures] for name in FAILURE_SCHEMA.names}
+        content = to_bytes(pa.Table.from_pydict(columns, schema=FAILURE_SCHEMA), compression="zstd")
+        write_atomically(failures_url, content)
+        written += len(content)
+    else:
+        remove(failures_url)  # of an attempt at other data, killed before its scores
+    # Embeddings are noise to a compressor: plain bytes read faster and take no more room.
+    vectors = [name for name in scores.schema.names if name.endswith("_embedding")]
+    content = to_bytes(
+        scores.replace_schema_metadata({"curate": json.dumps(about)}),
+        compression={name: "none" if name in vectors else "zstd" for name in _leaf_columns(scores.schema)},
+        use_dictionary=["shard"],
+        write_page_checksum=True,
+    )
+    write_atomically(join_url(folder, shard.name + ENDING), content)
+    return written + len(content)
+
+
+def _leaf_columns(schema: pa.Schema) -> list[str]:
+    return [f"{f.name}.list.element" if pa.types.is_fixed_size_list(f.type) else f.name for f in schema]
+
+
+def note_error(folder: str, shard: Shard, message: str) -> None:
+    """Leave word of a shard that could not be read, for the job's end and for whoever looks at the folder."""
+    content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()
+    write_atomically(join_url(folder, ERRORS, shard.name + ".json"), content)
+
+
+def clear_error(folder: str, name: str) -> None:
+    remove(join_url(folder, ERRORS, name + ".json"))
+
+
+def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
+    content = {"format": FORMAT_VERSION, "code_version": __version__, **manifest}
+    write_atomically(join_url(folder, MANIFEST), json.dumps(content, indent=2, sort_keys=True).encode())
+
+
+@contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next, which
+    clears up what it left half-written.
+
+    Only local folders are locked; on object stores two jobs would do the same work twice, never mix it: every shard
+    is one put of the same content.
+    """
+    if not is_local(folder):
+        yield
+        return
+    path = os.path.join(filesystem(folder)[1], ".lock")
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise BusyError(f"{folder}: {owner} is writing this table; wait for it or stop it") from None
+        with suppress(OSError):  # a full disk: the lock holds, only its owner's name is missing
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()}".encode())
+        remove_partials(os.path.dirname(path))
+        try:
+            yield
+        finally:
+            remove_partials(os.path.dirname(path))

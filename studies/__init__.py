@@ -1,0 +1,1 @@
+"""Many runs: what a plan, a probe and a comparison make of them."""
