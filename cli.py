@@ -115,8 +115,8 @@ def score_reference(
     from .datasets.spec import find_dataset, load_config
     from .pipelines.score_reference import ScoreOptions
     from .pipelines.score_reference import score_reference as run_scoring
-    from .scoring.coarse import Coarse
     from .scoring.loading import find_model
+    from .scoring.settings import Coarse
 
     known = load_config(config)
     spec = find_dataset(dataset, known)

@@ -28,8 +28,9 @@ from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
-from curate.scoring.forward import Precision, best_device, best_precision, score_batch, target_tensor
+from curate.scoring.forward import best_device, best_precision, score_batch, target_tensor
 from curate.scoring.loading import find_model, load_model, save_weights
+from curate.scoring.settings import Precision
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
 from PIL import Image
 

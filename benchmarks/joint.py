@@ -23,7 +23,9 @@ import pyarrow as pa
 import torch
 from curate.datasets.readers import Example
 from curate.datasets.shards import Shard
-from curate.scoring.joint import ContrastiveLoss, Pairs, select_jointly
+from curate.scoring.joint import select_jointly
+from curate.scoring.losses import Pairs
+from curate.scoring.settings import ContrastiveLoss
 from curate.scoring.tables.lookup import ScoreTable, open_scores
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest

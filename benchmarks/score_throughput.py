@@ -30,8 +30,9 @@ from curate.datasets.batches import decode_threads, decoded_batches
 from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import find_dataset, load_config
-from curate.scoring.forward import Precision, autocast, best_device, best_precision
+from curate.scoring.forward import autocast, best_device, best_precision
 from curate.scoring.loading import find_model, load_model
+from curate.scoring.settings import Precision
 from data import pictures, reference_with_weights
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
 

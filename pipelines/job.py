@@ -18,9 +18,10 @@ from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ModelError, ShardError
 from ..scoring.captions import CaptionEncoder
-from ..scoring.forward import Precision, best_device
+from ..scoring.forward import best_device
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
+from ..scoring.settings import Precision
 from ..scoring.shard import score_shard
 from ..scoring.tables.read import shard_counts
 from ..scoring.tables.schema import ENDING

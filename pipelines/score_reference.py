@@ -22,9 +22,10 @@ from ..datasets.spec import DatasetSpec
 from ..datasets.storage import filesystem, is_local, make_folder
 from ..errors import CurateError, ShardError, SpecError, TableError
 from ..scoring.flops import Flops, forward_flops
-from ..scoring.forward import Precision, best_device, best_precision, check_precision
+from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
+from ..scoring.settings import Precision, check_precision
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.read import finished_shards, read_manifest
 from ..scoring.tables.run_costs import recorded_train_flops

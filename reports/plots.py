@@ -16,22 +16,13 @@ from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocato
 
 from ..datasets.storage import write_atomically
 from ..ledger import BASELINE, LINES
+from ..scoring.policies import POLICIES
 from ..units import format_flops
 from .verdict import COSTS, quality_name
 
 Content = Mapping[str, Any]
 Points = Sequence[Mapping[str, Any]]
-# Okabe and Ito's palette, told apart with any colour vision; grey is always the baseline.
-COLOURS = {
-    "uniform": "#6b6b6b",
-    "learnability": "#0072b2",
-    "rho": "#d55e00",
-    "easy-reference": "#009e73",
-    "hard-learner": "#cc79a7",
-    "jest": "#e69f00",
-    "jest-easy": "#56b4e9",
-    "acid": "#a6761d",
-}
+# Of policies that have no colour of their own.
 SPARE = ("#332288", "#117733", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LEDGER_COLOURS = ("#4d4d4d", "#e69f00", "#f0c75e", "#56b4e9", "#a8d5f2")
@@ -89,9 +80,9 @@ def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
 
 def colour(policy: str, policies: Sequence[str]) -> str:
     """A policy's colour: its own wherever it is drawn, a spare one if it has none."""
-    if policy in COLOURS:
-        return COLOURS[policy]
-    unknown = [p for p in policies if p not in COLOURS]
+    if policy in POLICIES:
+        return POLICIES[policy].colour
+    unknown = [p for p in policies if p not in POLICIES]
     return SPARE[unknown.index(policy) % len(SPARE)]
 
 
@@ -173,7 +164,9 @@ def _wrong_labels(content: Content) -> Figure | None:
     axes = figure.add_subplot()
     policies = list(content["curves"])
     widest = max((entry["wrong_labels"] for entry in known), key=lambda wrong: wrong["step"][-1])
-    axes.plot(widest["step"], widest["all"], color=COLOURS[BASELINE], linestyle="--", label="all that was drawn")
+    axes.plot(
+        widest["step"], widest["all"], color=POLICIES[BASELINE].colour, linestyle="--", label="all that was drawn"
+    )
     for entry in known:
         wrong = entry["wrong_labels"]
         axes.plot(

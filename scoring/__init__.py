@@ -1,24 +1,68 @@
-"""The science: models, losses, scores, selection (pure functions), FLOPs, the score table."""
+"""The science: losses, policies, selection (pure functions), models, FLOPs, the score table.
 
-from . import losses, scores
-from .flops import forward_flops, train_flops
-from .forward import Scored, score_batch
-from .joint import JointChoice, Pairs, select_jointly
-from .loading import find_model, load_model
-from .models import Model, ModelSpec
-from .scores import easy_reference, hard_learner, learnability
-from .selection import select, sub_batch_size, super_batch_size
-from .tables.lookup import ScoreTable, open_scores
+Names are imported when they are first used, so that options and help texts need no torch.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import losses, scores
+    from .flops import forward_flops, train_flops
+    from .forward import Scored, score_batch
+    from .joint import select_jointly
+    from .loading import find_model, load_model
+    from .losses import Losses, Pairs
+    from .models import Model, ModelSpec
+    from .policies import POLICIES, Policy, find_policy
+    from .scores import easy_reference, hard_learner, learnability
+    from .selection import Selection, select
+    from .selector import Selector
+    from .settings import sub_batch_size, super_batch_size
+    from .tables.lookup import ScoreTable, open_scores
+
+_HOMES = {
+    "POLICIES": "policies",
+    "Losses": "losses",
+    "Model": "models",
+    "ModelSpec": "models",
+    "Pairs": "losses",
+    "Policy": "policies",
+    "ScoreTable": "tables.lookup",
+    "Scored": "forward",
+    "Selection": "selection",
+    "Selector": "selector",
+    "easy_reference": "scores",
+    "find_model": "loading",
+    "find_policy": "policies",
+    "forward_flops": "flops",
+    "hard_learner": "scores",
+    "learnability": "scores",
+    "load_model": "loading",
+    "open_scores": "tables.lookup",
+    "score_batch": "forward",
+    "select": "selection",
+    "select_jointly": "joint",
+    "sub_batch_size": "settings",
+    "super_batch_size": "settings",
+    "train_flops": "flops",
+}
 __all__ = [
-    "JointChoice",
+    "POLICIES",
+    "Losses",
     "Model",
     "ModelSpec",
     "Pairs",
+    "Policy",
     "ScoreTable",
     "Scored",
+    "Selection",
+    "Selector",
     "easy_reference",
     "find_model",
+    "find_policy",
     "forward_flops",
     "hard_learner",
     "learnability",
@@ -33,3 +77,11 @@ __all__ = [
     "super_batch_size",
     "train_flops",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("losses", "scores"):
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -17,8 +17,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .forward import Precision, autocast, evaluating
+from .forward import autocast, evaluating
 from .models import Model
+from .settings import Precision
 
 
 class CaptionEncoder:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,40 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..errors import ModelError, SpecError
+from ..errors import ModelError
 from .forward import score_batch, target_tensor
 from .models import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coarse:
-    """How pictures are seen when scoring: `size` pixels a side (None: the model's own), and the share of a vision
-    transformer's patches that is left out."""
-
-    size: int | None = None
-    patch_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise SpecError(f"--score-size is {self.size}, expected a number of pixels")
-        if not 0 <= self.patch_dropout < 1:
-            raise SpecError(f"--score-patch-dropout is {self.patch_dropout:g}, expected from 0 to below 1")
-
-    def __bool__(self) -> bool:
-        return self != Coarse()
-
-    def __str__(self) -> str:
-        parts = [f"{self.size} px"] if self.size else []
-        parts += [f"{self.patch_dropout:.0%} of the patches dropped"] if self.patch_dropout else []
-        return ", ".join(parts) or "the model's own resolution"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Only what differs from the model's own way; empty where nothing does."""
-        return {name: value for name, value in asdict(self).items() if value}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Coarse:
-        return cls(**values)
+from .settings import Coarse
 
 
 def coarsened(model: Model, coarse: Coarse) -> Model:

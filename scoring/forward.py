@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import SpecError
 from . import losses
 from .models import Model
-
-Precision = Literal["fp32", "bf16"]
+from .settings import Precision
 
 
 @dataclass(frozen=True)
@@ -123,12 +121,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def check_precision(precision: str | None) -> None:
-    """Raises SpecError for what is no precision; None leaves it to the hardware."""
-    if precision not in (None, *get_args(Precision)):
-        raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
 
 
 def best_precision(device: torch.device) -> Precision:

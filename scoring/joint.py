@@ -12,60 +12,24 @@ scale * image . text + bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from .selection import Sampler, select
+from .losses import Losses, Pairs
+from .selection import Selection, select
+from .settings import N_CHUNKS, ContrastiveLoss, Sampler
 
-ContrastiveLoss = Literal["sigmoid", "softmax"]
-N_CHUNKS = 16
 BLOCK = 1024
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """What one model says of a super-batch: unit-norm embeddings [B, D], and the scale and bias of its logits.
-
-    `group_B` (int64 [B], optional) marks pairs that are not each other's negatives: those of one identical caption.
-    """
-
-    image_BD: torch.Tensor
-    text_BD: torch.Tensor
-    scale: float
-    bias: float = 0.0
-    group_B: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.image_BD)
-
-    def own_logits(self) -> torch.Tensor:
-        """z_ii, float32 [B]."""
-        return self.scale * (self.image_BD.float() * self.text_BD.float()).sum(-1) + self.bias
-
-    def logits(self, columns_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every pair with those of `columns_c`: image to text z_ij and text to image z_ji, float32 [B, c], and bool
-        [B, c]: whether the two are negatives of each other."""
-        z_Bc = self.scale * (self.image_BD.float() @ self.text_BD[columns_c].float().T) + self.bias
-        zt_Bc = self.scale * (self.text_BD.float() @ self.image_BD[columns_c].float().T) + self.bias
-        if self.group_B is None:
-            rows_B = torch.arange(len(self), device=self.image_BD.device)
-            return z_Bc, zt_Bc, rows_B[:, None] != columns_c
-        return z_Bc, zt_Bc, self.group_B[:, None] != self.group_B[columns_c]
-
-
-@dataclass(frozen=True)
-class JointChoice:
-    """`chosen_b` int64, ascending; `own_score_B` float32: the score of the first chunk; each model's own losses [B],
-    None where it was not asked."""
-
-    chosen_b: torch.Tensor
-    own_score_B: torch.Tensor
-    online_loss_B: torch.Tensor | None
-    reference_loss_B: torch.Tensor | None
+def difference(known: Losses) -> torch.Tensor:
+    """The score of JEST: loss(online) - loss(reference), or what there is of the two."""
+    if known.online_B is None:
+        assert known.reference_B is not None
+        return -known.reference_B
+    return known.online_B if known.reference_B is None else known.online_B - known.reference_B
 
 
 def select_jointly(
@@ -74,12 +38,13 @@ def select_jointly(
     b: int,
     *,
     loss: ContrastiveLoss,
+    score: Callable[[Losses], torch.Tensor] = difference,
     n_chunks: int = N_CHUNKS,
     sampler: Sampler = "softmax",
     temperature: float = 1.0,
     scale: float = 1.0,
     generator: torch.Generator | None = None,
-) -> JointChoice:
+) -> Selection:
     """Choose `b` of `B` pairs, none twice, by joint learnability: loss(online) - loss(reference) within the sub-batch.
 
     Without `online` the score is -loss(reference), easy-reference JEST; without `reference` it is loss(online).
@@ -102,7 +67,7 @@ def select_jointly(
         raise ValueError(f"cannot select b={b} of {B} pairs")
     online_losses, reference_losses = (None if pairs is None else _LOSSES[loss](pairs) for pairs in (online, reference))
     own = [None if losses is None else losses.own_B for losses in (online_losses, reference_losses)]
-    own_score_B = scale * _difference(*own)
+    own_score_B = scale * score(Losses(own[0], own[1]))
 
     score_B, chosen_B = own_score_B, torch.zeros(B, dtype=torch.bool, device=own_score_B.device)
     left = b
@@ -114,8 +79,8 @@ def select_jointly(
         left -= size
         if left:
             beside = [None if x is None else x.beside(chunk_c) for x in (online_losses, reference_losses)]
-            score_B = scale * _difference(*beside)
-    return JointChoice(chosen_B.nonzero().squeeze(1), own_score_B, *own)
+            score_B = scale * score(Losses(beside[0], beside[1]))
+    return Selection(chosen_B.nonzero().squeeze(1), own_score_B, *own)
 
 
 def chunk_sizes(b: int, n_chunks: int) -> list[int]:
@@ -133,13 +98,6 @@ def selection_flops(B: int, b: int, widths: Sequence[int], loss: ContrastiveLoss
     """
     columns = b - chunk_sizes(b, n_chunks)[-1] + (B if loss == "softmax" else 0)
     return sum(2 * 2 * B * columns * width for width in widths)
-
-
-def _difference(online_B: torch.Tensor | None, reference_B: torch.Tensor | None) -> torch.Tensor:
-    if online_B is None:
-        assert reference_B is not None
-        return -reference_B
-    return online_B if reference_B is None else online_B - reference_B
 
 
 class _SigmoidLosses:

@@ -17,9 +17,10 @@ from torch import nn
 from ..datasets.spec import Config, Task, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..errors import ModelError
-from .coarse import Coarse, coarsened
+from .coarse import coarsened
 from .models import Model, ModelSpec
 from .open_clip_models import build_open_clip, open_clip_spec
+from .settings import Coarse
 from .timm_models import build_timm, timm_spec
 
 LEARNER_FILE = "checkpoints/learner.safetensors"

@@ -6,8 +6,56 @@ Shape suffixes: B examples, C classes, D embedding width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What one model says of a super-batch: unit-norm embeddings [B, D], and the scale and bias of its logits.
+
+    `group_B` (int64 [B], optional) marks pairs that are not each other's negatives: those of one identical caption.
+    """
+
+    image_BD: torch.Tensor
+    text_BD: torch.Tensor
+    scale: float
+    bias: float = 0.0
+    group_B: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image_BD)
+
+    def own_logits(self) -> torch.Tensor:
+        """z_ii, float32 [B]."""
+        return self.scale * (self.image_BD.float() * self.text_BD.float()).sum(-1) + self.bias
+
+    def logits(self, columns_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every pair with those of `columns_c`: image to text z_ij and text to image z_ji, float32 [B, c], and bool
+        [B, c]: whether the two are negatives of each other."""
+        z_Bc = self.scale * (self.image_BD.float() @ self.text_BD[columns_c].float().T) + self.bias
+        zt_Bc = self.scale * (self.text_BD.float() @ self.image_BD[columns_c].float().T) + self.bias
+        if self.group_B is None:
+            rows_B = torch.arange(len(self), device=self.image_BD.device)
+            return z_Bc, zt_Bc, rows_B[:, None] != columns_c
+        return z_Bc, zt_Bc, self.group_B[:, None] != self.group_B[columns_c]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is known of B examples before some are chosen; None where a policy does not ask for it.
+
+    `online_B` and `reference_B` are the two models' losses, float32 [B]; `online_pairs` and `reference_pairs` their
+    embeddings, for joint policies; `age_B` how many steps ago the online loss was made, int64 [B] (0 where it is None).
+    """
+
+    online_B: torch.Tensor | None = None
+    reference_B: torch.Tensor | None = None
+    online_pairs: Pairs | None = None
+    reference_pairs: Pairs | None = None
+    age_B: torch.Tensor | None = None
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

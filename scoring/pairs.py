@@ -11,8 +11,9 @@ import torch
 from ..datasets.batches import DecodedBatch
 from ..datasets.readers import Example
 from .captions import CaptionEncoder
-from .forward import Precision, Scored, embed_images, score_embeddings
+from .forward import Scored, embed_images, score_embeddings
 from .models import Model
+from .settings import Precision
 
 
 @dataclass

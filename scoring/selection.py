@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 
-Sampler = Literal["softmax", "topk"]
+from .settings import Sampler
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which examples of a super-batch to train on: `index` int64 [b], ascending. `score`, float32 [B], is what they were
+    chosen by; `online_loss` and `reference_loss` [B] are each model's own; None where the policy had no such thing."""
+
+    index: torch.Tensor
+    score: torch.Tensor | None = None
+    online_loss: torch.Tensor | None = None
+    reference_loss: torch.Tensor | None = None
 
 
 def select(
@@ -45,20 +56,3 @@ def select(
 def gumbel(n: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """`n` standard Gumbel draws, float64 on the CPU: -log of a standard exponential."""
     return -torch.empty(n, dtype=torch.float64).exponential_(generator=generator).log()
-
-
-def sub_batch_size(super_batch_size: int, filter_ratio: float) -> int:
-    """b of B at a filter ratio f, the share *dropped*: b = round(B (1 - f)). Raises ValueError if nothing is left."""
-    if not 0 <= filter_ratio < 1:
-        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
-    b = round(super_batch_size * (1 - filter_ratio))
-    if b < 1:
-        raise ValueError(f"filter ratio {filter_ratio} leaves nothing of a super-batch of {super_batch_size}")
-    return b
-
-
-def super_batch_size(batch_size: int, filter_ratio: float) -> int:
-    """B for a sub-batch of b at filter ratio f: B = round(b / (1 - f))."""
-    if not 0 <= filter_ratio < 1:
-        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
-    return round(batch_size / (1 - filter_ratio))

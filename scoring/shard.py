@@ -16,9 +16,10 @@ from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from .captions import CaptionEncoder
-from .forward import Precision, Scored, embedding_width, score_batch, target_tensor
+from .forward import Scored, embedding_width, score_batch, target_tensor
 from .models import Model
 from .pairs import PairScorer
+from .settings import Precision
 from .tables.schema import score_schema
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
 from ..ledger import BASELINE
-from ..scoring.scores import NEEDS_REFERENCE, TAKES_ONLINE_MODEL
+from ..scoring.policies import find_policy
 from ..training.options import DEFAULT_LR, TrainOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
@@ -120,11 +120,12 @@ def planned(options: CompareOptions, learning_rate: float) -> list[TrainOptions]
 def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr: float) -> TrainOptions:
     assert options.base.budget_flops is not None
     budget = multiple * options.base.budget_flops
+    chosen = find_policy(policy)
     return replace(
         options.base,
         policy=policy,
-        online=options.base.online if policy in TAKES_ONLINE_MODEL else None,
-        reference_scores=options.base.reference_scores if policy in NEEDS_REFERENCE else None,
+        online=options.base.online if chosen.online in ("model", "either") else None,
+        reference_scores=options.base.reference_scores if chosen.reference != "none" else None,
         budget_flops=budget,
         seed=seed,
         lr=lr,

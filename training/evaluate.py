@@ -13,17 +13,10 @@ from ..datasets.readers import read_shard
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError
-from ..scoring.forward import (
-    Precision,
-    autocast,
-    best_device,
-    best_precision,
-    check_precision,
-    evaluating,
-    score_batch,
-)
+from ..scoring.forward import autocast, best_device, best_precision, evaluating, score_batch
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
+from ..scoring.settings import Precision, check_precision
 
 RECALL_AT = (1, 5, 10)
 BLOCK = 1024

@@ -12,8 +12,8 @@ from ..datasets.readers import Example
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import JoinError, TableError
+from ..scoring.settings import OnMissing
 from ..scoring.tables.lookup import ScoreTable, ShardScores
-from .options import OnMissing
 
 
 class Joined(NamedTuple):

@@ -14,15 +14,16 @@ import torch
 from ..datasets.batches import prefetch
 from ..errors import RunError
 from ..ledger import Ledger, StepCost
-from ..scoring.forward import Precision
 from ..scoring.losses import identical_captions
 from ..scoring.models import Model
+from ..scoring.selection import Selection
+from ..scoring.settings import Precision
 from ..units import format_flops
 from . import checkpoint
 from .budget import learning_rate
 from .options import TrainOptions
 from .records import RunRecords
-from .selecting import Chosen, Inputs, Scorer, choose, score_super_batch
+from .selecting import Inputs, Scorer, make_selector, score_super_batch
 from .superbatch import Position, SuperBatch, SuperBatches
 from .trainee import Trainee, augment
 
@@ -62,7 +63,8 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
     """Run (or go on with) all steps of a job. `after_step` is told every step once all of it is done."""
     options, device = job.options, job.device
     b, B = options.batch_size, options.super_batch_size
-    generators = {name: torch.Generator().manual_seed(options.seed + i) for i, name in enumerate(("select", "augment"))}
+    selector = make_selector(job.scorer, options.seed)
+    generators = {"select": selector.generator, "augment": torch.Generator().manual_seed(options.seed + 1)}
     trainees = {"learner": job.learner} | ({"online": job.online} if job.online else {})
     warmup = round(options.warmup * job.steps)
     how = options.augment or "none"
@@ -95,20 +97,20 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             started = time.perf_counter()
             inputs = Inputs(batch, device)
             learner_pixels, learner_targets = inputs.of(job.learner.model)
-            found = score_super_batch(job.scorer, batch, inputs, device) if options.selects else None
+            known, made = score_super_batch(job.scorer, batch, inputs, device) if options.selects else (None, 0)
             seconds["score"] += time.perf_counter() - started
 
             # Step 3: b indices without replacement, with probability softmax(S).
             started = time.perf_counter()
-            chosen: Chosen | None = None
+            chosen: Selection | None = None
             chosen_b: torch.Tensor | slice = slice(None)  # a uniform super-batch is the batch
-            if found is not None:
-                job.ledger.reference_score += job.reference_cost * found.made
+            if known is not None:
+                job.ledger.reference_score += job.reference_cost * made
                 try:
-                    chosen = choose(job.scorer, found, generators["select"])
+                    chosen = selector.choose(known)
                 except ValueError as e:  # b and the temperature were checked with the options: a score is not finite
                     raise _diverged(job, step, "a score") from e
-                chosen_b = chosen.chosen_b
+                chosen_b = chosen.index
             seconds["select"] += time.perf_counter() - started
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
@@ -172,11 +174,12 @@ def _diverged(job: Job, done: int, what: str) -> RunError:
     return RunError(f"{job.run}: {what} is nan or infinite at step {done + 1:,}; lower --lr or --online-lr")
 
 
-def _record_selection(job: Job, step: int, batch: SuperBatch, chosen: Chosen) -> None:
+def _record_selection(job: Job, step: int, batch: SuperBatch, chosen: Selection) -> None:
     selected = torch.zeros(len(batch), dtype=torch.bool)
-    selected[chosen.chosen_b.cpu()] = True
-    losses = [None if t is None else t.float().cpu().numpy() for t in (chosen.online_loss_B, chosen.reference_loss_B)]
-    score_B = chosen.score_B.float().cpu().numpy()
+    selected[chosen.index.cpu()] = True
+    losses = [None if t is None else t.float().cpu().numpy() for t in (chosen.online_loss, chosen.reference_loss)]
+    assert chosen.score is not None
+    score_B = chosen.score.float().cpu().numpy()
     job.records.selection(step, batch.shards, batch.keys, losses[0], losses[1], score_B, selected.numpy())
 
 
@@ -184,14 +187,14 @@ def _state(batch: SuperBatch, seconds: dict[str, float], ledger: Ledger) -> dict
     return {"position": batch.position.to_dict(), "seconds": dict(seconds), "ledger": ledger.to_dict()}
 
 
-def _score_means(chosen: Chosen | None) -> dict[str, float | None]:
-    if chosen is None:
+def _score_means(chosen: Selection | None) -> dict[str, float | None]:
+    if chosen is None or chosen.score is None:
         return dict.fromkeys(("online_loss", "reference_loss", "score", "score_selected"))
     return {
-        "online_loss": _mean(chosen.online_loss_B),
-        "reference_loss": _mean(chosen.reference_loss_B),
-        "score": _mean(chosen.score_B),
-        "score_selected": _mean(chosen.score_B[chosen.chosen_b]),
+        "online_loss": _mean(chosen.online_loss),
+        "reference_loss": _mean(chosen.reference_loss),
+        "score": _mean(chosen.score),
+        "score_selected": _mean(chosen.score[chosen.index]),
     }
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from ..errors import SpecError
-from ..scoring.coarse import Coarse
-from ..scoring.forward import Precision, check_precision
-from ..scoring.joint import N_CHUNKS, ContrastiveLoss
-from ..scoring.scores import JOINT, NEEDS_ONLINE_MODEL, NEEDS_REFERENCE, POLICIES
-from ..scoring.selection import Sampler, sub_batch_size, super_batch_size
+from ..ledger import BASELINE
+from ..scoring.policies import Policy, find_policy
+from ..scoring.settings import (
+    N_CHUNKS,
+    Coarse,
+    ContrastiveLoss,
+    OnMissing,
+    Precision,
+    Sampler,
+    check_precision,
+    sub_batch_size,
+    super_batch_size,
+)
 
 # AdamW's, where the user names none: contrastive ViTs do not start to learn at what suits small ConvNets.
 DEFAULT_LR = {"classification": 2e-3, "image-text": 5e-4}
-OnMissing = Literal["error", "score", "skip"]
 Augment = Literal["none", "flip", "crop-flip"]
 
 
@@ -34,7 +41,7 @@ class TrainOptions:
 
     dataset: str
     learner: str
-    policy: str = "uniform"
+    policy: str | Policy = BASELINE
     online: str | None = None
     reference_scores: str | None = None
     reference: str | None = None
@@ -74,15 +81,14 @@ class TrainOptions:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise SpecError(f"unknown policy '{self.policy}'; known are {', '.join(POLICIES)}")
+        policy = self.chosen_policy
         if sum(x is not None for x in (self.budget_flops, self.examples, self.steps)) != 1:
             raise SpecError(
                 "give exactly one of --budget-flops, --examples and --steps (--train-num-samples is a way to say --examples)"
             )
-        if self.policy in NEEDS_ONLINE_MODEL and not self.online:
+        if policy.online == "model" and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
-        if self.policy in NEEDS_REFERENCE and not self.reference_scores:
+        if policy.reference != "none" and not self.reference_scores:
             raise SpecError(
                 f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
             )
@@ -126,12 +132,16 @@ class TrainOptions:
             raise SpecError(f"--filter-ratio: {e}") from None
 
     @property
+    def chosen_policy(self) -> Policy:
+        return find_policy(self.policy)
+
+    @property
     def selects(self) -> bool:
-        return self.policy != "uniform"
+        return self.chosen_policy.selects
 
     @property
     def joint(self) -> bool:
-        return self.policy in JOINT
+        return self.chosen_policy.joint
 
     @property
     def coarse(self) -> Coarse:
@@ -147,7 +157,7 @@ class TrainOptions:
             raise SpecError(f"--filter-ratio: {e}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(replace(self, policy=BASELINE)), "policy": str(self.policy)}
 
     def changed_since(self, before: Mapping[str, Any], free: Collection[str]) -> list[str]:
         """Lines such as `seed = 0, now 1` for options that a config.json has otherwise; those of `free` may differ.

@@ -16,7 +16,6 @@ from ..errors import ModelError, TableError
 from ..scoring.forward import score_batch, target_tensor
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
-from ..scoring.scores import NEEDS_REFERENCE
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from .join import check_table
 from .options import TrainOptions
@@ -49,7 +48,7 @@ def open_reference(
     The model is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
     and ModelError where the user asked for what only the reference can give.
     """
-    if options.policy not in NEEDS_REFERENCE or not options.reference_scores:
+    if options.chosen_policy.reference == "none" or not options.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.reference_scores)
     check_table(table, dataset, shards, options.on_missing, options.super_batch_size)

@@ -22,10 +22,10 @@ from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import BusyError, CurateError, RunError, TableError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops
-from ..scoring.forward import Precision, best_device, best_precision
+from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import find_model, load_model, save_weights
 from ..scoring.models import Model
-from ..scoring.scores import TAKES_ONLINE_MODEL
+from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
 from . import checkpoint
@@ -79,7 +79,7 @@ def train(
 
 def default_name(options: TrainOptions) -> str:
     """`dataset-policy-learner-seed0`, of characters that any file system takes."""
-    parts = [Path(options.dataset).name, options.policy, Path(options.learner).name, f"seed{options.seed}"]
+    parts = [Path(options.dataset).name, options.chosen_policy.name, Path(options.learner).name, f"seed{options.seed}"]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-") for part in parts)
 
 
@@ -91,6 +91,8 @@ def _train(
     precision = options.precision or best_precision(device)
     shards = list_shards(dataset)
 
+    policy = options.chosen_policy
+
     def build(name: str, seed: int) -> Model:
         return load_model(
             find_model(name, task=dataset.task, num_classes=dataset.num_classes, config=config), seed=seed
@@ -98,7 +100,7 @@ def _train(
 
     learner = build(options.learner, options.seed)
     online = (
-        build(options.online, options.seed + 1) if options.online and options.policy in TAKES_ONLINE_MODEL else None
+        build(options.online, options.seed + 1) if options.online and policy.online in ("model", "either") else None
     )
     opened = open_reference(options, config, dataset, shards, device, records.log)
     table, reference = opened.table, opened.model
@@ -143,7 +145,7 @@ def _train(
     write_json(run / "config.json", options.to_dict())
     write_json(run / "manifest.json", _manifest(dataset, shards, models, table, device, precision, cost, uncounted))
     records.log(
-        f"{run}: {options.policy}, {steps:,} steps of {options.batch_size} (super-batch {options.super_batch_size}), "
+        f"{run}: {policy.name}, {steps:,} steps of {options.batch_size} (super-batch {options.super_batch_size}), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
     )
     if uncounted:
@@ -182,7 +184,7 @@ def _train(
     summary = {
         "run": run.name,
         "dataset": dataset.name,
-        "policy": options.policy,
+        "policy": policy.name,
         "learner": options.learner,
         "online": options.online if online else None,
         "reference": table.manifest["reference"]["name"] if table else None,

@@ -10,13 +10,14 @@ import torch
 
 from ..datasets.decoding import Geometry
 from ..errors import SpecError, TableError
-from ..scoring import scores
-from ..scoring.coarse import Coarse, coarsened
+from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops
-from ..scoring.forward import Precision, Scored, embedding_width, score_batch
-from ..scoring.joint import ContrastiveLoss, Pairs, select_jointly, selection_flops
+from ..scoring.forward import Scored, embedding_width, score_batch
+from ..scoring.joint import selection_flops
+from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
-from ..scoring.selection import select
+from ..scoring.selector import Selector
+from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
 from .options import TrainOptions
@@ -60,27 +61,6 @@ class Scorer:
     reference_bias: float
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What is known of B examples before b are chosen. `made` counts the reference's losses that the table lacked."""
-
-    online_loss_B: torch.Tensor | None
-    reference_loss_B: torch.Tensor | None
-    online_pairs: Pairs | None
-    reference_pairs: Pairs | None
-    made: int
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """`chosen_b` int64, ascending; the scores and losses [B] that it was chosen by, for the record."""
-
-    chosen_b: torch.Tensor
-    score_B: torch.Tensor
-    online_loss_B: torch.Tensor | None
-    reference_loss_B: torch.Tensor | None
-
-
 def make_scorer(
     options: TrainOptions,
     learner: Trainee,
@@ -90,7 +70,8 @@ def make_scorer(
     precision: Precision,
 ) -> Scorer:
     """Settle what the options left open. Raises SpecError and TableError where a joint policy lacks what it needs."""
-    asked = online or learner if options.policy in scores.NEEDS_ONLINE_LOSS else None
+    policy = options.chosen_policy
+    asked = online or learner if policy.online != "none" else None
     manifest = table.manifest if table is not None else {}
     if options.joint:
         _check_joint(options, learner.model, manifest, table)
@@ -139,10 +120,10 @@ def _check_joint(options: TrainOptions, learner: Model, manifest: Mapping[str, A
     if options.joint_loss == "sigmoid" and manifest["bias"] is None:
         raise TableError(f"{table.folder}: its reference has no bias, which --joint-loss sigmoid needs; use softmax")
     own, reference = forward_flops(learner).per_example, table.manifest["flops"]["forward_per_example"]
-    if options.policy == "acid" and reference <= own:
+    if options.chosen_policy.larger_reference and reference <= own:
         raise SpecError(
-            f"policy 'acid' distils from a reference larger than the learner; this one takes {format_flops(reference)} "
-            f"a forward pass, the learner {format_flops(own)}; with such a reference it is called jest"
+            f"policy '{options.policy}' needs a reference larger than the learner; this one takes "
+            f"{format_flops(reference)} a forward pass, the learner {format_flops(own)}; take another joint policy"
         )
 
 
@@ -157,8 +138,24 @@ def joint_flops(options: TrainOptions, scorer: Scorer, table: ScoreTable | None)
     )
 
 
-def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device: torch.device) -> Scores:
-    """Step 2: the online model's losses or embeddings of the super-batch, and the stored ones of the reference."""
+def make_selector(scorer: Scorer, seed: int) -> Selector:
+    """Step 3, as the options have it."""
+    options = scorer.options
+    return Selector(
+        options.policy,
+        options.batch_size,
+        sampler=options.sampler,
+        temperature=options.temperature,
+        scale=scorer.scale,
+        chunks=options.chunks,
+        joint_loss=scorer.joint_loss,
+        seed=seed,
+    )
+
+
+def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device: torch.device) -> tuple[Losses, int]:
+    """Step 2: the online model's losses or embeddings of the super-batch, and the stored ones of the reference; and how many
+    of these the table lacked, so that they were made here."""
     options = scorer.options
     reference_loss_B = to_device(batch.reference_loss, device)
     image_BD, text_BD = (
@@ -183,13 +180,13 @@ def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device:
         group_B = caption_groups(batch).to(device)
         reference_pairs = Pairs(image_BD, text_BD, scorer.reference_scale, scorer.reference_bias, group_B)
         online_pairs = None if scorer.model is None or online is None else _pairs(scorer.model, online, group_B)
-    return Scores(
+    known = Losses(
         online.loss if online else None,
-        reference_loss_B if options.policy in scores.NEEDS_REFERENCE else None,
+        reference_loss_B if options.chosen_policy.reference != "none" else None,
         online_pairs,
         reference_pairs,
-        made,
     )
+    return known, made
 
 
 def _score(scorer: Scorer, model: Model, pixels: torch.Tensor, targets: torch.Tensor, forward: Any = None) -> Scored:
@@ -211,33 +208,6 @@ def caption_groups(batch: SuperBatch) -> torch.Tensor:
     """int64 [B]: the same number for identical captions, which are not each other's negatives."""
     numbers: dict[object, int] = {}
     return torch.tensor([numbers.setdefault(r.example.target, len(numbers)) for r in batch.records])
-
-
-def choose(scorer: Scorer, found: Scores, generator: torch.Generator) -> Chosen:
-    """Step 3: b indices without replacement. Raises ValueError where a score is not finite."""
-    options = scorer.options
-    if options.joint:
-        choice = select_jointly(
-            found.online_pairs,
-            found.reference_pairs,
-            options.batch_size,
-            loss=scorer.joint_loss,
-            n_chunks=options.chunks,
-            sampler=options.sampler,
-            temperature=options.temperature,
-            scale=scorer.scale,
-            generator=generator,
-        )
-        return Chosen(choice.chosen_b, choice.own_score_B, choice.online_loss_B, choice.reference_loss_B)
-    score_B = scores.score(options.policy, found.online_loss_B, found.reference_loss_B, scale=scorer.scale)
-    chosen_b = select(
-        score_B,
-        options.batch_size,
-        sampler=options.sampler,
-        temperature=options.temperature,
-        generator=generator,
-    )
-    return Chosen(chosen_b, score_B, found.online_loss_B, found.reference_loss_B)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

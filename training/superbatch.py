@@ -20,9 +20,9 @@ from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
 from ..scoring.forward import target_tensor
 from ..scoring.models import Model
+from ..scoring.settings import OnMissing
 from ..scoring.tables.lookup import ScoreTable, ShardScores
 from .join import join_shard
-from .options import OnMissing
 
 
 @dataclass

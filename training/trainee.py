@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from ..errors import SpecError
 from ..scoring.flops import Flops, train_flops
-from ..scoring.forward import Precision, autocast
+from ..scoring.forward import autocast
 from ..scoring.models import Model
+from ..scoring.settings import Precision
 from .options import Augment, TrainOptions
 
 MAX_LOGIT_SCALE = math.log(100)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from curate.datasets.spec import Config
 from curate.errors import ModelError, SpecError
 from curate.scoring import find_model, load_model
-from curate.scoring.coarse import Coarse, coarsened
+from curate.scoring.coarse import coarsened
 from curate.scoring.flops import forward_flops
 from curate.scoring.forward import score_batch
 from curate.scoring.loading import save_weights
+from curate.scoring.settings import Coarse
 from timm.layers import resample_abs_pos_embed
 
 VIT = {"architecture": "vit_tiny_patch16_224", "arguments": {"img_size": 32, "patch_size": 8, "depth": 1}}

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from curate.scoring.joint import Pairs, chunk_sizes, select_jointly, selection_flops
+from curate.scoring.joint import chunk_sizes, select_jointly, selection_flops
+from curate.scoring.losses import Pairs
 from curate.scoring.selection import select
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,9 +89,9 @@ def test_topk_against_the_slow_form(loss, which, groups):
     reference = pairs(2, 12, D=9, scale=7.0, groups=groups) if which != "online" else None
     for b, n_chunks in ((1, 16), (5, 3), (7, 7), (6, 1), (12, 4)):
         choice = select_jointly(online, reference, b, loss=loss, n_chunks=n_chunks, sampler="topk")
-        assert choice.chosen_b.tolist() == slow_greedy(online, reference, b, loss, n_chunks)
+        assert choice.index.tolist() == slow_greedy(online, reference, b, loss, n_chunks)
         first = slow_scores(online, reference, None, loss)
-        np.testing.assert_allclose(choice.own_score_B.numpy(), first, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(choice.score.numpy(), first, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -102,7 +103,7 @@ def test_softmax_sampling_has_the_exact_probabilities(loss):
     seen = dict.fromkeys(exact, 0)
     for _ in range(draws):
         choice = select_jointly(online, reference, 3, loss=loss, n_chunks=2, temperature=0.7, generator=generator)
-        seen[tuple(choice.chosen_b.tolist())] += 1
+        seen[tuple(choice.index.tolist())] += 1
     for chosen, probability in exact.items():
         spread = math.sqrt(probability * (1 - probability) / draws)
         assert abs(seen[chosen] / draws - probability) < 4.5 * spread + 1e-9
@@ -120,7 +121,7 @@ def test_laws(loss, B, data, n_chunks, seed):
     b = data.draw(st.integers(1, B))
     online, reference = pairs(seed, B), pairs(seed + 1, B)
     generator = torch.Generator().manual_seed(seed)
-    chosen = select_jointly(online, reference, b, loss=loss, n_chunks=n_chunks, generator=generator).chosen_b.tolist()
+    chosen = select_jointly(online, reference, b, loss=loss, n_chunks=n_chunks, generator=generator).index.tolist()
     assert len(chosen) == b == len(set(chosen)) and chosen == sorted(chosen)
     assert all(0 <= i < B for i in chosen)
     if b == B:
@@ -130,7 +131,7 @@ def test_laws(loss, B, data, n_chunks, seed):
     turned = [Pairs(m.image_BD[order], m.text_BD[order], m.scale, m.bias) for m in (online, reference)]
     greedy = select_jointly(online, reference, b, loss=loss, n_chunks=n_chunks, sampler="topk")
     greedy_turned = select_jointly(*turned, b, loss=loss, n_chunks=n_chunks, sampler="topk")
-    assert sorted(order[greedy_turned.chosen_b].tolist()) == greedy.chosen_b.tolist()
+    assert sorted(order[greedy_turned.index].tolist()) == greedy.index.tolist()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -139,8 +140,8 @@ def test_blocks_of_columns_change_nothing(loss, monkeypatch):
     whole = select_jointly(online, reference, 24, loss=loss, n_chunks=2, sampler="topk")
     monkeypatch.setattr("curate.scoring.joint.BLOCK", 3)
     blocks = select_jointly(online, reference, 24, loss=loss, n_chunks=2, sampler="topk")
-    assert whole.chosen_b.tolist() == blocks.chosen_b.tolist()
-    torch.testing.assert_close(whole.own_score_B, blocks.own_score_B)
+    assert whole.index.tolist() == blocks.index.tolist()
+    torch.testing.assert_close(whole.score, blocks.score)
 
 
 def learnability_within(online, reference, chosen, loss):
@@ -159,8 +160,8 @@ def test_a_jointly_chosen_batch_is_more_learnable_than_one_chosen_pair_by_pair(l
     for seed in range(12):
         online, reference = pairs(10 + seed, 48, scale=8.0), pairs(100 + seed, 48, scale=8.0)
         choice = select_jointly(online, reference, 16, loss=loss, n_chunks=8, generator=generator)
-        joint.append(learnability_within(online, reference, choice.chosen_b.tolist(), loss))
-        alone = select(choice.own_score_B, 16, generator=generator)
+        joint.append(learnability_within(online, reference, choice.index.tolist(), loss))
+        alone = select(choice.score, 16, generator=generator)
         independent.append(learnability_within(online, reference, alone.tolist(), loss))
     assert np.mean(joint) > np.mean(independent)
 

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from curate.scoring import easy_reference, hard_learner, learnability, losses, scores
+from curate.errors import SpecError
+from curate.scoring import Losses, easy_reference, find_policy, hard_learner, learnability, losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,15 +40,16 @@ def test_scores_by_policy():
     assert hard_learner(online, scale=2).tolist() == [6.0, 2.0]
     assert easy_reference(reference).tolist() == [-1.0, -2.0]
     assert learnability(online, reference, scale=0.5).tolist() == [1.0, -0.5]
-    assert scores.score("rho", online, reference).tolist() == [2.0, -1.0]
-    assert scores.score("hard-learner", online, None).tolist() == [3.0, 1.0]
-    assert scores.score("easy-reference", None, reference).tolist() == [-1.0, -2.0]
+    known = Losses(online, reference)
+    assert find_policy("rho").score(known).tolist() == [2.0, -1.0]
+    assert find_policy("hard-learner").score(known).tolist() == [3.0, 1.0]
+    assert find_policy("easy-reference").score(known).tolist() == [-1.0, -2.0]
 
 
 @pytest.mark.parametrize(
-    ("policy", "given_losses"), [("learnability", (1, 0)), ("hard-learner", (0, 1)), ("uniform", (1, 1))]
+    ("policy", "given", "missing"),
+    [("learnability", "online_B", "reference_loss"), ("hard-learner", "reference_B", "online_loss")],
 )
-def test_a_score_without_its_losses_is_refused(policy, given_losses):
-    online, reference = (torch.ones(2) if there else None for there in given_losses)
-    with pytest.raises(ValueError, match=policy):
-        scores.score(policy, online, reference)
+def test_a_score_without_its_losses_is_refused(policy, given, missing):
+    with pytest.raises(SpecError, match=missing):
+        find_policy(policy).score(Losses(**{given: torch.ones(2)}))

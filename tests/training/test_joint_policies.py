@@ -17,7 +17,8 @@ from curate.datasets.spec import Config, find_dataset
 from curate.errors import SpecError, TableError
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import open_scores
-from curate.scoring.joint import Pairs, select_jointly
+from curate.scoring.joint import select_jointly
+from curate.scoring.losses import Pairs
 from curate.training import TrainOptions, train
 from curate.training.superbatch import SuperBatches
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -120,8 +121,8 @@ def test_what_jest_easy_chooses_follows_from_the_table_alone(pairs, config, embe
         group = torch.tensor([captions.index(caption) for caption in captions])
         reference = Pairs(image, text, table.manifest["scale"], 0.0, group)
         expected = select_jointly(None, reference, b, loss="softmax", n_chunks=3, sampler="topk")
-        assert np.flatnonzero(selected).tolist() == expected.chosen_b.tolist()
-        np.testing.assert_allclose(score, expected.own_score_B.numpy(), rtol=1e-4, atol=1e-5)
+        assert np.flatnonzero(selected).tolist() == expected.index.tolist()
+        np.testing.assert_allclose(score, expected.score.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])

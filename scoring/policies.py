@@ -1,0 +1,168 @@
+"""Policies: what a run chooses by. One frozen row each; everything that differs between policies follows from its row.
+
+A policy of your own is a `Policy` like these. It is taken wherever a name is: as an object in Python, and on the command
+line as `--policy module:NAME`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ..errors import SpecError
+from ..ledger import BASELINE
+
+if TYPE_CHECKING:
+    import torch
+
+    from .losses import Losses
+
+Online = Literal["none", "learner", "model", "either"]
+ReferenceUse = Literal["none", "loss", "embeddings"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the b of B examples are chosen.
+
+    `score` makes the score [B] from what is known of the examples: larger is more worth training on. None draws
+    uniformly. `online` says whose losses it needs: those of a small `model` that trains beside the learner, the
+    `learner`'s own, `either` (the model's where one is given), or `none`. `reference` says what it reads from the score
+    table. A `joint` policy chooses pairs for what they teach together; its `score` combines the two models' losses.
+    `tasks` are the names of the tasks that it works for; empty for all. `larger_reference`: the reference has to cost
+    more than the learner. `colour` is its line's in plots.
+    """
+
+    name: str
+    score: Callable[[Losses], torch.Tensor] | None = None
+    online: Online = "none"
+    reference: ReferenceUse = "none"
+    joint: bool = False
+    tasks: tuple[str, ...] = ()
+    help: str = ""
+    colour: str = ""
+    larger_reference: bool = False
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.online, Online), (self.reference, ReferenceUse)):
+            if value not in get_args(known):
+                raise SpecError(f"policy '{self.name}': '{value}' is none of {', '.join(get_args(known))}")
+        if self.score is None and (self.online, self.reference, self.joint) != ("none", "none", False):
+            raise SpecError(f"policy '{self.name}' has no score; give it one, or ask for no losses")
+        if self.joint and self.reference != "embeddings":
+            raise SpecError(f"policy '{self.name}' chooses jointly, which needs reference='embeddings'")
+
+    @property
+    def selects(self) -> bool:
+        return self.score is not None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _known(**losses: torch.Tensor | None) -> list[torch.Tensor]:
+    missing = [name for name, value in losses.items() if value is None]
+    if missing:
+        raise SpecError(f"this policy's score needs {' and '.join(missing)}; give it to the selector")
+    return [value for value in losses.values() if value is not None]
+
+
+def _hard_learner(known: Losses) -> torch.Tensor:
+    (online_B,) = _known(online_loss=known.online_B)
+    return online_B
+
+
+def _easy_reference(known: Losses) -> torch.Tensor:
+    (reference_B,) = _known(reference_loss=known.reference_B)
+    return -reference_B
+
+
+def _learnability(known: Losses) -> torch.Tensor:
+    online_B, reference_B = _known(online_loss=known.online_B, reference_loss=known.reference_B)
+    return online_B - reference_B
+
+
+PAIRS = ("image-text",)
+# Colours are Okabe and Ito's, told apart with any colour vision; grey is the baseline.
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b"),
+        Policy(
+            "learnability",
+            _learnability,
+            online="model",
+            reference="loss",
+            help="loss(online) - loss(reference): ClassAct, ActiveCLIP",
+            colour="#0072b2",
+        ),
+        Policy(
+            "rho",
+            _learnability,
+            online="learner",
+            reference="loss",
+            help="RHO-LOSS: learnability, with the learner as the online model",
+            colour="#d55e00",
+        ),
+        Policy("hard-learner", _hard_learner, online="model", help="loss(online)", colour="#cc79a7"),
+        Policy("easy-reference", _easy_reference, reference="loss", help="-loss(reference)", colour="#009e73"),
+        Policy(
+            "jest",
+            _learnability,
+            online="either",
+            reference="embeddings",
+            joint=True,
+            tasks=PAIRS,
+            help="joint learnability of image-text pairs",
+            colour="#e69f00",
+        ),
+        Policy(
+            "jest-easy",
+            _easy_reference,
+            reference="embeddings",
+            joint=True,
+            tasks=PAIRS,
+            help="jest by the reference alone",
+            colour="#56b4e9",
+        ),
+        Policy(
+            "acid",
+            _learnability,
+            online="either",
+            reference="embeddings",
+            joint=True,
+            tasks=PAIRS,
+            help="jest with a reference larger than the learner",
+            colour="#a6761d",
+            larger_reference=True,
+        ),
+    )
+}
+
+
+def find_policy(policy: str | Policy) -> Policy:
+    """The policy of a name, or of `module:NAME`; a `Policy` is itself. Raises SpecError for anything else."""
+    if isinstance(policy, Policy):
+        return policy
+    if policy in POLICIES:
+        return POLICIES[policy]
+    module, _, attribute = policy.partition(":")
+    if not attribute:
+        raise SpecError(
+            f"unknown policy '{policy}'; known are {', '.join(POLICIES)}, or module:NAME for one of your own"
+        )
+    # As `python -m` does, but behind all that is installed: a user's random.py must not replace the library's.
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise SpecError(
+            f"policy '{policy}': {e}; it is imported from the working folder or the installed packages"
+        ) from None
+    if not isinstance(found, Policy):
+        raise SpecError(f"policy '{policy}' is {type(found).__name__}, expected a curate.Policy")
+    return found

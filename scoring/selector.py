@@ -1,0 +1,116 @@
+"""From what is known of a super-batch to which of it is trained on: a policy, its settings, and its random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import SpecError
+from .joint import select_jointly
+from .losses import Losses, Pairs
+from .policies import Policy, find_policy
+from .selection import Selection, select
+from .settings import N_CHUNKS, ContrastiveLoss, Sampler
+
+
+class Selector:
+    """Chooses `b` of the examples of a super-batch: steps 2 and 3 of Algorithm 1 of arXiv 2312.05328.
+
+    `policy` is a name, `module:NAME` or a `Policy`. `scale` multiplies the scores: 1 for cross-entropy; dot products lie
+    in [-1, 1] and want about 20. `sampler` and `temperature` are those of `curate.select`, `chunks` and `joint_loss`
+    those of `curate.select_jointly` (None: sigmoid where both models have a bias, else softmax). Two selectors of the
+    same `seed` that see the same losses choose the same; the random numbers are drawn on the CPU on any device.
+    """
+
+    def __init__(
+        self,
+        policy: str | Policy,
+        b: int,
+        *,
+        sampler: Sampler = "softmax",
+        temperature: float = 1.0,
+        scale: float = 1.0,
+        chunks: int = N_CHUNKS,
+        joint_loss: ContrastiveLoss | None = None,
+        seed: int = 0,
+    ) -> None:
+        if b < 1:
+            raise SpecError(f"b is {b}, expected at least 1 example to choose")
+        if not temperature > 0:
+            raise SpecError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
+        if sampler not in ("softmax", "topk"):
+            raise SpecError(f"sampler is '{sampler}', expected softmax or topk")
+        if not scale > 0:
+            raise SpecError(f"scale is {scale}, expected more than 0")
+        self.policy = find_policy(policy)
+        self.b, self.sampler, self.temperature, self.scale = b, sampler, temperature, scale
+        self.chunks, self.joint_loss = chunks, joint_loss
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(
+        self,
+        *,
+        online_loss: torch.Tensor | None = None,
+        reference_loss: torch.Tensor | None = None,
+        online_pairs: Pairs | None = None,
+        reference_pairs: Pairs | None = None,
+        age: torch.Tensor | None = None,
+    ) -> Selection:
+        """Choose by the losses that the policy asks for, float [B] on one device, or by embeddings [B, D] for joint ones.
+
+        Returns `index`, int64 [b], ascending and without repeats, on the same device. Raises SpecError where something
+        that the policy needs is not given, ValueError where a score is not finite or b is larger than B.
+        """
+        return self.choose(Losses(online_loss, reference_loss, online_pairs, reference_pairs, age))
+
+    def choose(self, known: Losses, B: int | None = None) -> Selection:
+        """As calling the selector. `B` is needed where nothing is known of the examples: they are drawn uniformly."""
+        if self.policy.score is None:
+            return self._uniform(known, B)
+        settings: dict[str, Any] = {
+            "sampler": self.sampler,
+            "temperature": self.temperature,
+            "generator": self.generator,
+        }
+        if self.policy.joint:
+            if known.reference_pairs is None:
+                raise SpecError(f"policy '{self.policy.name}' chooses by embeddings; give reference_pairs")
+            if self.policy.online != "none" and known.online_pairs is None:
+                raise SpecError(f"policy '{self.policy.name}' chooses by embeddings; give online_pairs")
+            return select_jointly(
+                known.online_pairs if self.policy.online != "none" else None,
+                known.reference_pairs,
+                self.b,
+                loss=self.joint_loss or _loss_of(known),
+                score=self.policy.score,
+                n_chunks=self.chunks,
+                scale=self.scale,
+                **settings,
+            )
+        score_B = self.scale * self.policy.score(known)
+        index = select(score_B, self.b, **settings)
+        return Selection(index, score_B, known.online_B, known.reference_B)
+
+    def _uniform(self, known: Losses, B: int | None) -> Selection:
+        given = next((x for x in (known.online_B, known.reference_B) if x is not None), None)
+        size = len(given) if given is not None else B
+        if size is None:
+            raise SpecError(f"policy '{self.policy.name}' knows no number of examples; give B, or a loss of each")
+        device = given.device if given is not None else torch.device("cpu")
+        if size == self.b:
+            return Selection(torch.arange(size, device=device))
+        index = select(torch.zeros(size, device=device), self.b, generator=self.generator)
+        return Selection(index, None, known.online_B, known.reference_B)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the random numbers: enough to choose the same from here on."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def _loss_of(known: Losses) -> ContrastiveLoss:
+    pairs = [p for p in (known.online_pairs, known.reference_pairs) if p is not None]
+    return "sigmoid" if all(p.bias for p in pairs) else "softmax"

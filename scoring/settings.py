@@ -1,0 +1,70 @@
+"""Settings of scoring and selection that options, help texts and workers share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from ..errors import SpecError
+
+Precision = Literal["fp32", "bf16"]
+Sampler = Literal["softmax", "topk"]
+ContrastiveLoss = Literal["sigmoid", "softmax"]
+OnMissing = Literal["error", "score", "skip"]
+# JEST's number of chunks (arXiv 2406.17711).
+N_CHUNKS = 16
+
+
+def check_precision(precision: str | None) -> None:
+    """Raises SpecError for an unknown precision; None leaves it to the hardware."""
+    if precision not in (None, *get_args(Precision)):
+        raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coarse:
+    """How images are seen when scoring: `size` pixels a side (None: the model's own), and the share of a vision
+    transformer's patches that is left out."""
+
+    size: int | None = None
+    patch_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise SpecError(f"--score-size is {self.size}, expected a number of pixels")
+        if not 0 <= self.patch_dropout < 1:
+            raise SpecError(f"--score-patch-dropout is {self.patch_dropout:g}, expected from 0 to below 1")
+
+    def __bool__(self) -> bool:
+        return self != Coarse()
+
+    def __str__(self) -> str:
+        parts = [f"{self.size} px"] if self.size else []
+        parts += [f"{self.patch_dropout:.0%} of the patches dropped"] if self.patch_dropout else []
+        return ", ".join(parts) or "the model's own resolution"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the model's own way; empty where nothing does."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Coarse:
+        return cls(**values)
+
+
+def sub_batch_size(super_batch_size: int, filter_ratio: float) -> int:
+    """b of B at a filter ratio f, the share *dropped*: b = round(B (1 - f)). Raises ValueError if nothing is left."""
+    if not 0 <= filter_ratio < 1:
+        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
+    b = round(super_batch_size * (1 - filter_ratio))
+    if b < 1:
+        raise ValueError(f"filter ratio {filter_ratio} leaves nothing of a super-batch of {super_batch_size}")
+    return b
+
+
+def super_batch_size(batch_size: int, filter_ratio: float) -> int:
+    """B for a sub-batch of b at filter ratio f: B = round(b / (1 - f))."""
+    if not 0 <= filter_ratio < 1:
+        raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
+    return round(batch_size / (1 - filter_ratio))
