@@ -16,7 +16,7 @@ from ..datasets.readers import too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
-from ..errors import FailuresError, ModelError, ShardError
+from ..errors import FailuresError, ModelError, ShardError, StorageError
 from ..scoring.captions import CaptionEncoder
 from ..scoring.forward import best_device
 from ..scoring.loading import load_model
@@ -91,7 +91,7 @@ class ScoreShard(beam.DoFn):
                 forward_flops=job.forward_flops,
                 captions=self._captions,
             )
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return
