@@ -1,8 +1,8 @@
-"""Files wherever fsspec reaches: listing, reading, and writes that appear whole or not at all.
+"""Files wherever fsspec reaches: listing and reading. What is written is in writing.py.
 
-The only module that calls fsspec. Whatever a file system raises (botocore, aiohttp and gcsfs have kinds that are no
-OSError) is tried again, and in the end becomes a StorageError of one line. That nothing is there is no failure of the
-storage: it is a FileNotFoundError.
+No other modules call fsspec. Whatever a file system raises (botocore, aiohttp and gcsfs have kinds that are no OSError)
+is tried again, and in the end becomes a StorageError of one line. That nothing is there is no failure of the storage: it
+is a FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -10,26 +10,23 @@ from __future__ import annotations
 import errno
 import os
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import CurateError, ReadError, StorageError, WriteError
+from ..errors import CurateError, ReadError, StorageError
 
 T = TypeVar("T")
 Entry = dict[str, Any]
 """What a file system says of a file: its own `size`, `type` and times."""
 
 PAUSES = (0.1, 1.0)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-IN_THE_WAY = (FileExistsError, NotADirectoryError, IsADirectoryError)
 # What another attempt a second later would not change.
-LASTING = (CurateError, FileNotFoundError, PermissionError, *IN_THE_WAY)
+LASTING = (CurateError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -59,7 +56,7 @@ def _url(fs: Any, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
-def _attempt(do: Callable[[], T]) -> T:
+def attempt(do: Callable[[], T]) -> T:
     """Do what may fail now and then, three times at most. It must be safe to do twice."""
     for pause in PAUSES:
         try:
@@ -73,7 +70,8 @@ def _attempt(do: Callable[[], T]) -> T:
     return do()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What happened, in the system's own words."""
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
@@ -82,7 +80,7 @@ def _reason(error: Exception) -> str:
 def _read(url: str, ask: Callable[[], T]) -> T:
     """Ask a file system. Raises ReadError where it fails, FileNotFoundError where nothing is there."""
     try:
-        return _attempt(ask)
+        return attempt(ask)
     except (CurateError, FileNotFoundError):
         raise
     except NotADirectoryError as e:
@@ -94,32 +92,7 @@ def _read(url: str, ask: Callable[[], T]) -> T:
             way_out = "name a file"
         else:
             way_out = "run again when its storage answers"
-        raise ReadError(f"{url}: cannot be read ({_reason(e)}); {way_out}") from e
-
-
-def _write(url: str, do: Callable[[], object], what: str = "written") -> None:
-    """Have a file system change something. Raises WriteError."""
-    try:
-        _attempt(do)
-    except CurateError:
-        raise
-    except Exception as e:
-        raise _write_error(url, e, what) from e
-
-
-def _write_error(url: str, error: Exception, what: str = "written") -> WriteError:
-    number = getattr(error, "errno", None)
-    if number in FULL:
-        way_out = "free space"
-    elif isinstance(error, PermissionError) or number == errno.EROFS:
-        way_out = "allow this user to write there"
-    elif isinstance(error, IN_THE_WAY):
-        way_out = "move the file that is in its way"
-    elif isinstance(error, FileNotFoundError):
-        way_out = "make the folder or bucket that it is to lie in"
-    else:
-        way_out = "run again when its storage answers"
-    return WriteError(f"{url}: cannot be {what} ({_reason(error)}); {way_out}")
+        raise ReadError(f"{url}: cannot be read ({reason(e)}); {way_out}") from e
 
 
 class Reader:
@@ -250,53 +223,3 @@ def written_at(entry: Entry) -> float | None:
     if isinstance(found, datetime):
         return found.timestamp()
     return float(found) if isinstance(found, int | float) else None
-
-
-def make_folder(folder: str) -> None:
-    """Create a folder and prove that it can be written. Raises WriteError where it cannot."""
-    fs, path = filesystem(folder)
-    probe = join_url(folder, f".writable-{uuid.uuid4().hex}")
-    _write(folder, lambda: fs.makedirs(path, exist_ok=True))
-    _write(folder, lambda: fs.pipe_file(filesystem(probe)[1], b""))
-    remove(probe)
-
-
-def write_atomically(url: str, content: bytes) -> None:
-    """The file appears whole or not at all: temporary name and rename on local disks, one put on object stores."""
-    fs, path = filesystem(url)
-    local = isinstance(fs, LocalFileSystem)
-    _write(url, lambda: _write_and_rename(path, content) if local else fs.pipe_file(path, content))
-
-
-def _write_and_rename(path: str, content: bytes) -> None:
-    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
-
-
-def remove_partials(folder: str) -> None:
-    """Delete what killed writers left of their unfinished files, in a local folder and those below it."""
-    for path, _, names in os.walk(folder):
-        for name in names:
-            if name.startswith(".") and name.endswith(".partial"):
-                with suppress(FileNotFoundError):  # its writer lives, and was done just now
-                    os.unlink(os.path.join(path, name))
-
-
-def remove(url: str) -> None:
-    """Delete a file where it is there. Raises WriteError where that cannot be done."""
-    fs, path = filesystem(url)
-
-    def delete() -> None:
-        with suppress(FileNotFoundError, NotADirectoryError):  # not there is what was wanted
-            fs.rm_file(path)
-
-    _write(url, delete, "removed")

@@ -20,7 +20,8 @@ from ..datasets.landed import check_lands, landed_shards
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import filesystem, is_local, make_folder
+from ..datasets.storage import filesystem, is_local
+from ..datasets.writing import make_folder
 from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import best_device, best_precision

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import write_atomically
-from ..errors import RunError
+from ..datasets.writing import whole_file, write_whole
+from ..errors import RunError, WriteError
 from ..ledger import BASELINE, LINES, REGIMES
 from ..units import Report
 from .contact_sheet import contact_sheets, sheets_html
@@ -200,9 +200,9 @@ def write_folder(
         write_comparison(content, root / "comparison.json")
         sheets = contact_sheets(root, found, compared["settings"]["budget_flops"], dataset)
         text = page(content, draw(content, found, root / "plots"), sheets_html(sheets))
-        write_atomically(str(index), text.encode())
-    except OSError as e:
-        raise RunError(f"{root}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
+        write_whole(index, text.encode())
+    except WriteError as e:
+        raise RunError(f"{e}, or choose another --out") from e
     report(content["verdict"])
     return str(index)
 
@@ -235,10 +235,9 @@ def _made(root: Path, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def write_points(found: Sequence[dict[str, Any]], path: Path) -> None:
     """All points as Parquet."""
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(list(found)), partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(found)), partial)
 
 
 def write_comparison(content: dict[str, Any], path: Path) -> None:
-    write_atomically(str(path), (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

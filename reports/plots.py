@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from ..datasets.storage import write_atomically
+from ..datasets.writing import whole_file, write_whole
 from ..ledger import BASELINE, LINES
 from ..scoring.policies import POLICIES
 from ..units import format_flops
@@ -59,7 +59,6 @@ def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
         "wrong_labels": lambda: _wrong_labels(content),
         "distributions": lambda: _distributions(content),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     with mpl.rc_context(STYLE):
         for name, plot in plots.items():
@@ -73,8 +72,9 @@ def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             figure.savefig(text, format="svg", metadata=nothing)
             drawn[name] = text.getvalue()
-            write_atomically(str(folder / f"{name}.svg"), drawn[name].encode())
-            figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+            write_whole(folder / f"{name}.svg", drawn[name].encode())
+            with whole_file(folder / f"{name}.png") as partial:
+                figure.savefig(partial, format="png", dpi=160, metadata={"Software": None})
     return drawn
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, WriteError
 from ..ledger import BASELINE
 from ..scoring.policies import find_policy
 from ..training.options import DEFAULT_LR, TrainOptions
@@ -237,10 +237,9 @@ def _refuse_other_settings(options: CompareOptions) -> None:
             raise RunError(f"{options.out}: was made with {changed[0]}; use another --out")
     now = {k: v for k, v in options.base.to_dict().items() if k not in free} | {"learning_rates": rates}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
-    except OSError as e:
-        raise RunError(f"{options.out}: cannot be written ({e.strerror or e}); choose another --out") from None
+    except WriteError as e:
+        raise RunError(f"{e}, or choose another --out") from e
 
 
 def _folder(options: TrainOptions) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..datasets.storage import write_atomically
+from ..datasets.writing import whole_file, write_errors, write_whole
 from ..errors import RunError
 
 SELECTION_SCHEMA = pa.schema(
@@ -46,20 +45,23 @@ class RunRecords:
         if metrics.exists():
             lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_atomically(str(metrics), "".join(f"{line}\n" for line in kept).encode())
+            write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         for file in (self.run / "selections").glob("*.parquet"):
             if int(file.stem.split("-")[1]) > step:
                 file.unlink()
 
     def metric(self, values: dict[str, Any]) -> None:
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        self._append("metrics.jsonl", json.dumps(values))
 
     def log(self, text: str) -> None:
-        """A line for people: to log.txt with the time, and to the terminal."""
-        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        """A line for people: to the terminal, and to log.txt with the time."""
         self._echo(text)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.run / name
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def selection(
         self,
@@ -94,14 +96,13 @@ class RunRecords:
         table = pa.Table.from_batches(self._selections)
         first, last = table["step"][0].as_py(), table["step"][-1].as_py()
         path = self.run / "selections" / f"{first:09d}-{last:09d}.parquet"
-        partial = path.with_name(f".{path.name}.partial")
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            pq.write_table(table, partial, compression="zstd")
         self._selections, self._rows = [], 0
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_atomically(str(path), (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from .. import __version__
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import BusyError, CurateError, RunError, TableError
+from ..datasets.writing import remove_partials
+from ..errors import BusyError, CurateError, RunError, TableError, WriteError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops
 from ..scoring.forward import best_device, best_precision
@@ -71,7 +73,8 @@ def train(
             # Refused before anything was trained: leave no folder that the next attempt would trip over.
             shutil.rmtree(run, ignore_errors=True)
         else:
-            records.log(f"stopped: {type(e).__name__}: {e}; --resume goes on from the last checkpoint")
+            with suppress(WriteError):  # a full disk may be what stopped it
+                records.log(f"stopped: {type(e).__name__}: {e}; --resume goes on from the last checkpoint")
         raise
     finally:
         _LOCKS.pop(str(run)).close()
@@ -230,6 +233,7 @@ def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, An
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         _lock(run)
+        remove_partials(run)
     except OSError as e:
         raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
     return None

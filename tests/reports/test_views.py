@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from curate.datasets import Failure, Shard
-from curate.errors import QueryError
+from curate.errors import QueryError, StorageError
 from curate.reports import connect, query, write
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard
@@ -455,14 +455,14 @@ def test_parquet_is_kept_from_a_terminal(monkeypatch):
 
 @pytest.mark.parametrize("file", ["nowhere://x/out.csv", "/dev/null/out.csv"])
 def test_output_that_cannot_be_written_is_named(file):
-    with pytest.raises(QueryError, match=file):
+    with pytest.raises(StorageError, match=file):
         write(query(connect(), "SELECT 1"), "csv", file)
 
 
 @pytest.mark.parametrize("root", ["nowhere://x", "memory://x"])
 def test_a_root_that_cannot_be_opened_is_named(root):
     if root.startswith("nowhere"):
-        with pytest.raises(QueryError, match=root):
+        with pytest.raises(StorageError, match=root):
             connect(scores=root)
     else:
         assert rows(connect(scores=root, runs=root), "FROM scores") == []
