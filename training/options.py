@@ -22,8 +22,6 @@ from ..scoring.settings import (
     super_batch_size,
 )
 
-# AdamW's, where the user names none: contrastive ViTs do not start to learn at what suits small ConvNets.
-DEFAULT_LR = {"classification": 2e-3, "image-text": 5e-4}
 Augment = Literal["none", "flip", "crop-flip"]
 
 
@@ -36,7 +34,7 @@ class TrainOptions:
     cross-entropy and contrastive losses, 20 for dot products). `chunks` and `joint_loss` are of the policies that choose
     jointly (None: sigmoid where both models have a bias, else softmax). `score_size` and `score_patch_dropout` make the
     online model score more coarsely than it trains (None: as the score table was made). `lr` is the peak (None:
-    `DEFAULT_LR` of the task). Every `selections_every` steps, the whole super-batch is written to `selections/`.
+    the task's own). Every `selections_every` steps, the whole super-batch is written to `selections/`.
     """
 
     dataset: str
@@ -64,7 +62,7 @@ class TrainOptions:
     weight_decay: float = 0.05
     warmup: float = 0.05
     label_smoothing: float = 0.0
-    augment: Augment | None = None
+    augment: str | None = None
     precision: Precision | None = None
     compile: bool | None = None
     seed: int = 0

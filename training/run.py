@@ -32,7 +32,7 @@ from . import checkpoint
 from .budget import steps_within
 from .evaluate import evaluate
 from .loop import Job, train_loop
-from .options import DEFAULT_LR, TrainOptions
+from .options import TrainOptions
 from .records import RunRecords, read_document, write_json
 from .reference import open_reference
 from .selecting import joint_flops, make_scorer
@@ -107,7 +107,7 @@ def _train(
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
-    lr = options.lr if options.lr is not None else DEFAULT_LR[dataset.task]
+    lr = options.lr if options.lr is not None else learner.task.lr
     online_lr = options.online_lr if options.online_lr is not None else lr
     learner_trainee = Trainee(learner, options, lr, device)
     online_trainee = Trainee(online, options, online_lr, device) if online else None
@@ -151,7 +151,7 @@ def _train(
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     job = Job(
-        options=replace(options, augment=options.augment or _default_augment(dataset)),
+        options=replace(options, augment=options.augment or learner.task.augment),
         run=run,
         data=data,
         learner=learner_trainee,
@@ -205,10 +205,6 @@ def _train(
     shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in quality.items())
     records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown or 'not evaluated (no test split)'}")
     return summary
-
-
-def _default_augment(dataset: DatasetSpec) -> Any:
-    return "crop-flip" if dataset.task == "classification" else "none"
 
 
 def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, Any] | None:
