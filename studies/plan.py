@@ -18,7 +18,7 @@ from ..scoring.open_clip_models import SCHEMES
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..training.budget import steps_within
-from ..training.options import TrainOptions
+from ..training.options import RunOptions
 from ..training.run import step_cost
 from ..training.trainee import Trainee
 
@@ -249,7 +249,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     assert options.learner and options.online and options.dataset and options.budget_flops
     dataset = find_dataset(options.dataset, config)
     # hard-learner pays for the online model exactly as learnability does, and asks for no table yet.
-    training = TrainOptions(
+    training = RunOptions.of(
         dataset=options.dataset,
         learner=options.learner,
         policy="hard-learner",
@@ -314,7 +314,7 @@ def _reference_training(
         if recorded is not None:
             return recorded, "reference training: as recorded by the run that made it"
         steps = uniform_steps
-    trainee = Trainee(reference, TrainOptions(dataset="", learner="", steps=1), 0.0, CPU)
+    trainee = Trainee(reference, RunOptions.of(dataset="", learner="", steps=1), 0.0, CPU)
     return float(trainee.train_flops(options.batch_size).total * steps), note
 
 

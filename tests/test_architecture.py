@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "units", "ledger"}
+BASE = {"errors", "units", "ledger", "options"}
 ALLOWED = {
     "errors": set(),
     "units": {"errors"},
     "ledger": set(),
+    "options": {"errors", "units"},
     "datasets": BASE,
     "scoring": {*BASE, "datasets"},
     "pipelines": {*BASE, "datasets", "scoring"},

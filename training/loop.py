@@ -21,7 +21,7 @@ from ..scoring.settings import Precision
 from ..units import format_flops
 from . import checkpoint
 from .budget import learning_rate
-from .options import TrainOptions
+from .options import RunOptions
 from .records import RunRecords
 from .selecting import Inputs, Scorer, make_selector, score_super_batch
 from .superbatch import Position, SuperBatch, SuperBatches
@@ -36,7 +36,7 @@ CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
 class Job:
     """All that the loop works with. `reference_cost` are the FLOPs of one loss that the table lacks."""
 
-    options: TrainOptions
+    options: RunOptions
     run: Path
     data: SuperBatches
     learner: Trainee
@@ -62,12 +62,12 @@ class Finished:
 def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Finished:
     """Run (or go on with) all steps of a job. `after_step` is told every step once all of it is done."""
     options, device = job.options, job.device
-    b, B = options.batch_size, options.super_batch_size
+    b, B = options.optimization.batch_size, options.super_batch_size
     selector = make_selector(job.scorer, options.seed)
     generators = {"select": selector.generator, "augment": torch.Generator().manual_seed(options.seed + 1)}
     trainees = {"learner": job.learner} | ({"online": job.online} if job.online else {})
-    warmup = round(options.warmup * job.steps)
-    how = options.augment or "none"
+    warmup = round(options.optimization.warmup * job.steps)
+    how = options.optimization.augment or "none"
 
     step, position = 0, Position()
     seconds: defaultdict[str, float] = defaultdict(float)
@@ -97,7 +97,9 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             started = time.perf_counter()
             inputs = Inputs(batch, device)
             learner_pixels, learner_targets = inputs.of(job.learner.model)
-            known, made = score_super_batch(job.scorer, batch, inputs, device) if options.selects else (None, 0)
+            known, made = (
+                score_super_batch(job.scorer, batch, inputs, device) if options.selection.selects else (None, 0)
+            )
             seconds["score"] += time.perf_counter() - started
 
             # Step 3: b indices without replacement, with probability softmax(S).
@@ -130,9 +132,9 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
             job.ledger.add_step(job.cost)
             seconds["train"] += time.perf_counter() - started
 
-            if chosen is not None and step % options.selections_every == 0:
+            if chosen is not None and step % options.records.selections_every == 0:
                 _record_selection(job, step, batch, chosen)
-            if step % options.log_every == 0 or step == job.steps:
+            if step % options.records.log_every == 0 or step == job.steps:
                 if not bool(torch.isfinite(loss)):
                     raise _diverged(job, step - 1, "the learner's loss")
                 job.records.metric(
@@ -149,7 +151,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                     }
                 )
             started = time.perf_counter()
-            every = options.checkpoint_every
+            every = options.records.checkpoint_every
             if step < job.steps and (step % every == 0 if every else started > next_checkpoint):
                 job.records.flush()
                 checkpoint.save(job.run, step, trainees, generators, _state(batch, seconds, job.ledger))
@@ -167,7 +169,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
     finally:
         batches.close()  # type: ignore[attr-defined]
     job.records.flush()
-    return Finished(dict(seconds), {**counts, "scored": step * B if options.selects else 0})
+    return Finished(dict(seconds), {**counts, "scored": step * B if options.selection.selects else 0})
 
 
 def _diverged(job: Job, done: int, what: str) -> RunError:

@@ -9,7 +9,6 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from . import checkpoint
 from .budget import steps_within
 from .evaluate import evaluate
 from .loop import Job, train_loop
-from .options import DEFAULT_LR, TrainOptions
+from .options import DEFAULT_LR, RunOptions
 from .records import RunRecords, read_document, write_json
 from .reference import open_reference
 from .selecting import joint_flops, make_scorer
@@ -48,7 +47,7 @@ FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "eva
 
 
 def train(
-    options: TrainOptions, *, config: Config | None = None, resume: bool = False, report: Report = print
+    options: RunOptions, *, config: Config | None = None, resume: bool = False, report: Report = print
 ) -> dict[str, Any]:
     """Train one learner under one policy and return its summary (also `summary.json` of the run folder).
 
@@ -56,7 +55,7 @@ def train(
     is. Raises CurateError before step 1 for whatever can be known by then.
     """
     config = config if config is not None else load_config()
-    run = Path(options.out, options.name or default_name(options))
+    run = Path(options.records.out, options.records.name or default_name(options))
     dataset = find_dataset(options.dataset, config)
     finished = _open_folder(run, options, resume)
     if finished is not None:
@@ -77,21 +76,24 @@ def train(
         _LOCKS.pop(str(run)).close()
 
 
-def default_name(options: TrainOptions) -> str:
+def default_name(options: RunOptions) -> str:
     """`dataset-policy-learner-seed0`, of characters that any file system takes."""
-    parts = [Path(options.dataset).name, options.chosen_policy.name, Path(options.learner).name, f"seed{options.seed}"]
+    parts = [
+        Path(options.dataset).name,
+        options.selection.chosen_policy.name,
+        Path(options.learner).name,
+        f"seed{options.seed}",
+    ]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-") for part in parts)
 
 
-def _train(
-    options: TrainOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords
-) -> dict[str, Any]:
+def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
-    precision = options.precision or best_precision(device)
+    precision = options.optimization.precision or best_precision(device)
     shards = list_shards(dataset)
 
-    policy = options.chosen_policy
+    policy = options.selection.chosen_policy
 
     def build(name: str, seed: int) -> Model:
         return load_model(
@@ -100,25 +102,27 @@ def _train(
 
     learner = build(options.learner, options.seed)
     online = (
-        build(options.online, options.seed + 1) if options.online and policy.online in ("model", "either") else None
+        build(options.selection.online, options.seed + 1)
+        if options.selection.online and policy.online in ("model", "either")
+        else None
     )
     opened = open_reference(options, config, dataset, shards, device, records.log)
     table, reference = opened.table, opened.model
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
-    lr = options.lr if options.lr is not None else DEFAULT_LR[dataset.task]
-    online_lr = options.online_lr if options.online_lr is not None else lr
+    lr = options.optimization.lr if options.optimization.lr is not None else DEFAULT_LR[dataset.task]
+    online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
     learner_trainee = Trainee(learner, options, lr, device)
     online_trainee = Trainee(online, options, online_lr, device) if online else None
     score_precision: Precision = table.manifest["precision"] if table is not None else precision
-    made_in_run = reference if options.on_missing == "score" else None
+    made_in_run = reference if options.selection.on_missing == "score" else None
     scorer = make_scorer(options, learner_trainee, online_trainee, made_in_run, table, score_precision)
     cost, uncounted = step_cost(
         options, learner_trainee, online_trainee, scorer.model, joint_flops(options, scorer, table)
     )
     charged = 0.0
-    if options.charge_reference and table is not None:
+    if options.budget.charge_reference and table is not None:
         if ledger.reference_train is None:
             raise TableError(
                 f"{table.folder}: does not know what training its reference cost; leave --charge-reference out"
@@ -133,25 +137,25 @@ def _train(
         options.super_batch_size,
         geometries,
         scores=table,
-        embedding_width=table.embedding_width if options.joint and table else 0,
-        on_missing=options.on_missing,
+        embedding_width=table.embedding_width if options.selection.joint and table else 0,
+        on_missing=options.selection.on_missing,
         seed=options.seed,
-        max_failures=options.max_failures,
-        cache_bytes=options.cache_bytes,
-        shuffle_bytes=options.shuffle_bytes,
+        max_failures=options.data.max_failures,
+        cache_bytes=options.data.cache_bytes,
+        shuffle_bytes=options.data.host_bytes,
     )
     models = {"learner": learner, **({"online": online} if online else {})}
     _check_disk(run, models, options, steps)
     write_json(run / "config.json", options.to_dict())
     write_json(run / "manifest.json", _manifest(dataset, shards, models, table, device, precision, cost, uncounted))
     records.log(
-        f"{run}: {policy.name}, {steps:,} steps of {options.batch_size} (super-batch {options.super_batch_size}), "
+        f"{run}: {policy.name}, {steps:,} steps of {options.optimization.batch_size} (super-batch {options.super_batch_size}), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
     )
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     job = Job(
-        options=replace(options, augment=options.augment or _default_augment(dataset)),
+        options=options.but(augment=options.optimization.augment or _default_augment(dataset)),
         run=run,
         data=data,
         learner=learner_trainee,
@@ -177,7 +181,7 @@ def _train(
         save_weights(online.module, folder / "online.safetensors")
     quality: dict[str, float] = {}
     evaluation_started = time.perf_counter()
-    if options.evaluate and dataset.test:
+    if options.records.evaluate and dataset.test:
         quality = evaluate(learner, dataset, device=device, precision=precision)
         ledger.add_outside("evaluation", forward_flops(learner).per_example * quality["test_examples"])
     seconds = {**finished.seconds, "evaluate": time.perf_counter() - evaluation_started}
@@ -186,12 +190,12 @@ def _train(
         "dataset": dataset.name,
         "policy": policy.name,
         "learner": options.learner,
-        "online": options.online if online else None,
+        "online": options.selection.online if online else None,
         "reference": table.manifest["reference"]["name"] if table else None,
         "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
         "seed": options.seed,
         "steps": steps,
-        "examples_trained": steps * options.batch_size,
+        "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": finished.counts.pop("scored"),
         "ledger": ledger.lines(),
         "outside_the_ledger": ledger.outside,
@@ -211,7 +215,7 @@ def _default_augment(dataset: DatasetSpec) -> Any:
     return "crop-flip" if dataset.task == "classification" else "none"
 
 
-def _open_folder(run: Path, options: TrainOptions, resume: bool) -> dict[str, Any] | None:
+def _open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] | None:
     """Make the run folder, or find it as an earlier call left it. Returns the summary of a finished run."""
     config = run / "config.json"
     if config.exists():
@@ -250,20 +254,20 @@ def _lock(run: Path) -> None:
     _LOCKS[str(run)] = file
 
 
-def _steps(options: TrainOptions, cost: StepCost, charged: float) -> int:
-    if options.steps is not None:
-        return options.steps
-    if options.examples is not None:
-        return steps_within(options.examples, options.batch_size)
-    assert options.budget_flops is not None
-    return steps_within(options.budget_flops, cost.total, charged)
+def _steps(options: RunOptions, cost: StepCost, charged: float) -> int:
+    if options.budget.steps is not None:
+        return options.budget.steps
+    if options.budget.examples is not None:
+        return steps_within(options.budget.examples, options.optimization.batch_size)
+    assert options.budget.budget_flops is not None
+    return steps_within(options.budget.budget_flops, cost.total, charged)
 
 
-def _check_disk(run: Path, models: dict[str, Model], options: TrainOptions, steps: int) -> None:
+def _check_disk(run: Path, models: dict[str, Model], options: RunOptions, steps: int) -> None:
     """Refuse what would fill the disk hours later: two checkpoints (the new one is whole before the old one goes), the
     final weights, and the selections."""
     weights = sum(4 * p.numel() for m in models.values() for p in m.module.parameters())
-    rows = options.selects * steps // options.selections_every * options.super_batch_size
+    rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
     needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + SELECTION_BYTES * rows
     free = shutil.disk_usage(run).free
     if free < needed:
@@ -274,14 +278,14 @@ def _check_disk(run: Path, models: dict[str, Model], options: TrainOptions, step
 
 
 def step_cost(
-    options: TrainOptions, learner: Trainee, online: Trainee | None, scorer: Model | None, choosing: float = 0.0
+    options: RunOptions, learner: Trainee, online: Trainee | None, scorer: Model | None, choosing: float = 0.0
 ) -> tuple[StepCost, list[str]]:
     """FLOPs of one step, measured once on the very shapes; and the operators that the measure left out.
 
     `scorer` is what scores the super-batch, at the resolution at which it does. `choosing` are the FLOPs that a joint
     policy's selection takes; they stand with those of the online score.
     """
-    train = learner.train_flops(options.batch_size)
+    train = learner.train_flops(options.optimization.batch_size)
     uncounted = set(train.uncounted)
     online_score = online_train = 0.0
     if scorer is not None:
@@ -289,7 +293,7 @@ def step_cost(
         uncounted.update(scoring.uncounted)
         online_score = scoring.per_example * options.super_batch_size
     if online is not None:
-        training = online.train_flops(options.batch_size)
+        training = online.train_flops(options.optimization.batch_size)
         uncounted.update(training.uncounted)
         online_train = float(training.total)
     cost = StepCost(learner_train=float(train.total), online_score=online_score + choosing, online_train=online_train)

@@ -20,7 +20,7 @@ from ..scoring.selector import Selector
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
-from .options import TrainOptions
+from .options import RunOptions
 from .superbatch import SuperBatch
 from .trainee import Trainee
 
@@ -50,7 +50,7 @@ class Scorer:
     """How a run scores. `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse
     as it scores; None where the policy asks neither. `reference` is there only where missing scores are to be made in the run."""
 
-    options: TrainOptions
+    options: RunOptions
     model: Model | None
     forward: Any
     reference: Model | None
@@ -62,7 +62,7 @@ class Scorer:
 
 
 def make_scorer(
-    options: TrainOptions,
+    options: RunOptions,
     learner: Trainee,
     online: Trainee | None,
     reference: Model | None,
@@ -70,39 +70,43 @@ def make_scorer(
     precision: Precision,
 ) -> Scorer:
     """Settle what the options left open. Raises SpecError and TableError where a joint policy lacks what it needs."""
-    policy = options.chosen_policy
+    policy = options.selection.chosen_policy
     asked = online or learner if policy.online != "none" else None
     manifest = table.manifest if table is not None else {}
-    if options.joint:
+    if options.selection.joint:
         _check_joint(options, learner.model, manifest, table)
     task = learner.model.spec.task
-    dot_product = task == "image-text" and not options.joint
+    dot_product = task == "image-text" and not options.selection.joint
     model, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = _coarse(options, table)
     if asked and coarse:
         model = coarsened(asked.model, coarse)
         forward = torch.compile(model.module) if asked.compiled else model.module
+    scale = options.selection.score_scale
+    if scale is None:
+        scale = DOT_PRODUCT_SCALE if dot_product else 1.0
     return Scorer(
         options=options,
         model=model,
         forward=forward,
         reference=reference,
         precision=precision,
-        scale=options.score_scale or (DOT_PRODUCT_SCALE if dot_product else 1.0),
-        joint_loss=options.joint_loss or _joint_loss((asked or learner).model, manifest),
+        scale=scale,
+        joint_loss=options.selection.joint_loss or _joint_loss((asked or learner).model, manifest),
         reference_scale=manifest.get("scale") or 1.0,
         reference_bias=manifest.get("bias") or 0.0,
     )
 
 
-def _coarse(options: TrainOptions, table: ScoreTable | None) -> Coarse:
+def _coarse(options: RunOptions, table: ScoreTable | None) -> Coarse:
     """How the run's own model scores: as the reference did, or as the user says where there is none to agree with."""
     if table is None:
-        return options.coarse
+        return options.selection.coarse
     stored = Coarse.from_dict(table.manifest["reference"]["model"].get("coarse", {}))
-    if options.coarse and options.coarse != stored:
+    chosen = options.selection.coarse
+    if chosen and chosen != stored:
         raise TableError(
-            f"{table.folder}: its reference scored with {stored}, this run is to score with {options.coarse}; both losses "
+            f"{table.folder}: its reference scored with {stored}, this run is to score with {chosen}; both losses "
             "must be made alike: leave --score-size and --score-patch-dropout out, or run score-reference with them"
         )
     return stored
@@ -113,28 +117,36 @@ def _joint_loss(scorer: Model, manifest: Mapping[str, Any]) -> ContrastiveLoss:
     return "sigmoid" if own_bias is not None and manifest.get("bias") is not None else "softmax"
 
 
-def _check_joint(options: TrainOptions, learner: Model, manifest: Mapping[str, Any], table: ScoreTable | None) -> None:
+def _check_joint(options: RunOptions, learner: Model, manifest: Mapping[str, Any], table: ScoreTable | None) -> None:
     if learner.spec.task != "image-text":
-        raise SpecError(f"policy '{options.policy}' chooses image-text pairs; this data set is {learner.spec.task}")
+        raise SpecError(
+            f"policy '{options.selection.policy}' chooses image-text pairs; this data set is {learner.spec.task}"
+        )
     assert table is not None
-    if options.joint_loss == "sigmoid" and manifest["bias"] is None:
+    if options.selection.joint_loss == "sigmoid" and manifest["bias"] is None:
         raise TableError(f"{table.folder}: its reference has no bias, which --joint-loss sigmoid needs; use softmax")
     own, reference = forward_flops(learner).per_example, table.manifest["flops"]["forward_per_example"]
-    if options.chosen_policy.larger_reference and reference <= own:
+    if options.selection.chosen_policy.larger_reference and reference <= own:
         raise SpecError(
-            f"policy '{options.policy}' needs a reference larger than the learner; this one takes "
+            f"policy '{options.selection.policy}' needs a reference larger than the learner; this one takes "
             f"{format_flops(reference)} a forward pass, the learner {format_flops(own)}; take another joint policy"
         )
 
 
-def joint_flops(options: TrainOptions, scorer: Scorer, table: ScoreTable | None) -> float:
+def joint_flops(options: RunOptions, scorer: Scorer, table: ScoreTable | None) -> float:
     """FLOPs of the matrix products with which a joint policy chooses at one step; 0 for the others."""
-    if not options.joint:
+    if not options.selection.joint:
         return 0.0
     assert table is not None
     widths = [table.embedding_width] + ([embedding_width(scorer.model)] if scorer.model is not None else [])
     return float(
-        selection_flops(options.super_batch_size, options.batch_size, widths, scorer.joint_loss, options.chunks)
+        selection_flops(
+            options.super_batch_size,
+            options.optimization.batch_size,
+            widths,
+            scorer.joint_loss,
+            options.selection.chunks,
+        )
     )
 
 
@@ -142,12 +154,12 @@ def make_selector(scorer: Scorer, seed: int) -> Selector:
     """Step 3, as the options have it."""
     options = scorer.options
     return Selector(
-        options.policy,
-        options.batch_size,
-        sampler=options.sampler,
-        temperature=options.temperature,
+        options.selection.policy,
+        options.optimization.batch_size,
+        sampler=options.selection.sampler,
+        temperature=options.selection.temperature,
         scale=scorer.scale,
-        chunks=options.chunks,
+        chunks=options.selection.chunks,
         joint_loss=scorer.joint_loss,
         seed=seed,
     )
@@ -175,14 +187,14 @@ def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device:
                 image_BD[here], text_BD[here] = scored.image_embedding.half(), scored.text_embedding.half()
     online = None if scorer.model is None else _score(scorer, scorer.model, *inputs.of(scorer.model), scorer.forward)
     online_pairs = reference_pairs = None
-    if options.joint:
+    if options.selection.joint:
         assert image_BD is not None and text_BD is not None
         group_B = caption_groups(batch).to(device)
         reference_pairs = Pairs(image_BD, text_BD, scorer.reference_scale, scorer.reference_bias, group_B)
         online_pairs = None if scorer.model is None or online is None else _pairs(scorer.model, online, group_B)
     known = Losses(
         online.loss if online else None,
-        reference_loss_B if options.chosen_policy.reference != "none" else None,
+        reference_loss_B if options.selection.chosen_policy.reference != "none" else None,
         online_pairs,
         reference_pairs,
     )
@@ -191,7 +203,12 @@ def score_super_batch(scorer: Scorer, batch: SuperBatch, inputs: Inputs, device:
 
 def _score(scorer: Scorer, model: Model, pixels: torch.Tensor, targets: torch.Tensor, forward: Any = None) -> Scored:
     return score_batch(
-        model, pixels, targets, precision=scorer.precision, micro_batch=scorer.options.micro_batch, forward=forward
+        model,
+        pixels,
+        targets,
+        precision=scorer.precision,
+        micro_batch=scorer.options.optimization.micro_batch,
+        forward=forward,
     )
 
 

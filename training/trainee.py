@@ -15,7 +15,7 @@ from ..scoring.flops import Flops, train_flops
 from ..scoring.forward import autocast
 from ..scoring.models import Model
 from ..scoring.settings import Precision
-from .options import Augment, TrainOptions
+from .options import Augment, RunOptions
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -23,20 +23,20 @@ MAX_LOGIT_SCALE = math.log(100)
 class Trainee:
     """The learner, or the online model: both take the same steps on the same sub-batches."""
 
-    def __init__(self, model: Model, options: TrainOptions, lr: float, device: torch.device) -> None:
+    def __init__(self, model: Model, options: RunOptions, lr: float, device: torch.device) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr = lr
-        compiled = options.compile if options.compile is not None else device.type == "cuda"
+        compiled = options.optimization.compile if options.optimization.compile is not None else device.type == "cuda"
         self.compiled = compiled
         self.forward: Any = torch.compile(self.module) if compiled else self.module
-        self.loss = training_loss(model, options.label_smoothing)
-        if options.optimizer not in timm.optim.list_optimizers():
+        self.loss = training_loss(model, options.optimization.label_smoothing)
+        if options.optimization.optimizer not in timm.optim.list_optimizers():
             raise SpecError(
-                f"--optimizer is '{options.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ..."
+                f"--optimizer is '{options.optimization.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ..."
             )
         self.optimizer = timm.optim.create_optimizer_v2(
-            self.module, opt=options.optimizer, lr=lr, weight_decay=options.weight_decay
+            self.module, opt=options.optimization.optimizer, lr=lr, weight_decay=options.optimization.weight_decay
         )
 
     def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr: float, precision: Precision) -> torch.Tensor:
