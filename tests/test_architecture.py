@@ -10,11 +10,12 @@ from curate.scoring.policies import POLICIES
 from curate.scoring.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "units", "ledger"}
+BASE = {"errors", "units", "ledger", "options"}
 ALLOWED = {
     "errors": set(),
     "units": {"errors"},
     "ledger": set(),
+    "options": {"errors", "units"},
     "datasets": BASE,
     "scoring": {*BASE, "datasets"},
     "pipelines": {*BASE, "datasets", "scoring"},

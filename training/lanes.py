@@ -92,7 +92,10 @@ class ShardLoader:
         examples: list[Example] = []
         failures: list[Failure] = []
         for item in read_shard(self.dataset, shard):
-            (examples if isinstance(item, Example) else failures).append(item)  # type: ignore[attr-defined]
+            if isinstance(item, Example):
+                examples.append(item)
+            else:
+                failures.append(item)
         loaded = self._joined(shard, examples, failures)
         with self._lock:
             room = self._image_bytes * len(loaded.rows)

@@ -20,7 +20,7 @@ from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .options import TrainOptions
+from .options import RunOptions
 
 # What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
 RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
@@ -37,7 +37,7 @@ class Reference:
 
 
 def open_reference(
-    options: TrainOptions,
+    options: RunOptions,
     config: Config,
     dataset: DatasetSpec,
     shards: Sequence[Shard],
@@ -49,19 +49,21 @@ def open_reference(
     The model is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
     and ModelError where the user asked for what only the reference can give.
     """
-    if options.chosen_policy.reference == "none" or not options.reference_scores:
+    if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
-    table = open_scores(options.reference_scores)
-    check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
+    table = open_scores(options.selection.reference_scores)
+    check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
-        if options.reference:
-            spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
+        if options.selection.reference:
+            spec = find_model(
+                options.selection.reference, task=dataset.task, num_classes=dataset.num_classes, config=config
+            )
             spec = replace(spec, coarse=table.manifest["reference"]["model"].get("coarse", {}))
         else:
             spec = ModelSpec(**table.manifest["reference"]["model"])
         reference = load_model(spec, trained=True)
     except ModelError as e:
-        if options.reference or options.on_missing == "score":
+        if options.selection.reference or options.selection.on_missing == "score":
             raise
         log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
         return Reference(table, None, 0)
