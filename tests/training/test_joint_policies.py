@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from itertools import islice
 
 import duckdb
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_CLIP, silent
-from curate.datasets import list_shards
 from curate.datasets.decoding import Geometry
 from curate.datasets.spec import Config, find_dataset
 from curate.errors import SpecError, TableError
@@ -19,7 +19,7 @@ from curate.pipelines.score_reference import score_reference
 from curate.scoring import open_scores
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from curate.training.superbatch import SuperBatches
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,7 +59,7 @@ def run(config, out, table, **changes):
         name="run",
         evaluate=False,
     )
-    return train(TrainOptions(**{**options, **changes}), config=config, report=silent)
+    return train(RunOptions.of(**{**options, **changes}), config=config, report=silent)
 
 
 def selections(out):
@@ -93,17 +93,14 @@ def test_every_flop_of_choosing_jointly_is_in_the_ledger(policy, changes, config
 def test_embeddings_reach_the_super_batch_of_their_own_pair(pairs, embedded):
     table, dataset = open_scores(embedded), find_dataset("pairs", pairs.config)
     stored = {name: table.shard(name, embeddings=True) for name in table.shard_names()}
-    batches = SuperBatches(
-        dataset, list_shards(dataset), 32, [Geometry(size=32)], scores=table, embedding_width=table.embedding_width
-    )
-    stream = batches.stream()
-    for _ in range(3):
-        batch = next(stream)
+    batches = SuperBatches(dataset, 32, views={"learner": Geometry(size=32)}, scores=table, embeddings=True)
+    for batch in islice(batches, 3):
+        image, text = batch.reference_pairs
         for i, (shard, key) in enumerate(zip(batch.shards, batch.keys, strict=True)):
             row = stored[shard].keys.index(key)
-            assert (batch.reference_image[i].numpy() == stored[shard].image_embedding[row]).all()
-            assert (batch.reference_text[i].numpy() == stored[shard].text_embedding[row]).all()
-    stream.close()
+            assert (image[i].numpy() == stored[shard].image_embedding[row]).all()
+            assert (text[i].numpy() == stored[shard].text_embedding[row]).all()
+    batches.close()
 
 
 def test_what_jest_easy_chooses_follows_from_the_table_alone(pairs, config, embedded, tmp_path):
@@ -176,7 +173,7 @@ def test_killed_and_resumed_runs_choose_the_same(config, embedded, tmp_path, mon
     monkeypatch.setattr(module, "train_loop", loop)
     options = dict(steps=6, checkpoint_every=2)
     resumed = train(
-        TrainOptions(
+        RunOptions.of(
             **json.loads((tmp_path / "cut/run/config.json").read_text())
             | {"checkpoint_every": options["checkpoint_every"]}
         ),
@@ -192,7 +189,7 @@ def test_killed_and_resumed_runs_choose_the_same(config, embedded, tmp_path, mon
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"policy": "acid"}, SpecError, "reference larger than the learner.*called jest"),
+        ({"policy": "acid"}, SpecError, "reference larger than the learner.*take another joint policy"),
         ({"joint_loss": "sigmoid"}, TableError, "has no bias, which --joint-loss sigmoid needs"),
         ({"joint_loss": "both"}, SpecError, "--joint-loss is 'both'"),
         ({"chunks": 0}, SpecError, "--chunks is 0"),
@@ -209,5 +206,5 @@ def test_a_table_without_embeddings_and_a_classifier_are_refused(config, pairs, 
     plain = score_reference(pairs.options(tmp_path / "scores"), silent).folder
     with pytest.raises(TableError, match="holds no embeddings; run score-reference with --embeddings"):
         run(config, tmp_path, plain)
-    with pytest.raises(SpecError, match="chooses image-text pairs; this data set is classification"):
+    with pytest.raises(SpecError, match="is for image-text; this data set is classification"):
         run(digits.config, tmp_path, digits.scores, dataset="digits", learner="learner")

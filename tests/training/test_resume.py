@@ -6,13 +6,12 @@ import random
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import silent, start_curate
 from curate.errors import WriteError
-from curate.training import TrainOptions, checkpoint, run, train
+from curate.training import RunOptions, checkpoint, run, train
 from curate.training.loop import train_loop
 from support.disk import files_up_to
 
@@ -136,7 +135,7 @@ def options_for(digits, out, **changes):
         out=str(out),
         name="run",
     )
-    return TrainOptions(**{**known, **changes})
+    return RunOptions.of(**{**known, **changes})
 
 
 def stopping_at(monkeypatch, stop):
@@ -153,14 +152,14 @@ def stopping_at(monkeypatch, stop):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"shuffle_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
-        {"shuffle_bytes": 1, "cache_bytes": 0},
-        {"shuffle_bytes": 500_000, "policy": "rho", "online": None},
-        {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40},
+        {"host_bytes": 1},  # every shard a window of its own, and lanes that drift apart
+        {"host_bytes": 1, "cache_bytes": 0},
+        {"host_bytes": 500_000, "policy": "rho", "online": None},
+        {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40, "lanes": 4},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
-def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
+def test_windows_lanes_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
     train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
     whole = left_by(tmp_path / "whole/run")
     options = options_for(digits, tmp_path / "cut", **changes)
@@ -243,7 +242,7 @@ def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_run_resumes(di
     monkeypatch.setattr(checkpoint, "save", save_with_no_room)
     with pytest.raises(WriteError, match=r"cannot be written \(File too large\); free space"):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=told.append)
-    assert told[-1].endswith("--resume goes on from the last checkpoint")
+    assert told[-1].endswith("--resume continues from the last checkpoint")
     assert [p.name for p in (tmp_path / "cut/run/checkpoints").iterdir()] == ["resume-000000015"]
     monkeypatch.setattr(checkpoint, "save", save)
     train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
@@ -266,9 +265,9 @@ def test_a_disk_that_is_full_at_the_last_step_hides_nothing(digits, tmp_path, mo
 
 
 def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know():
-    options = TrainOptions(dataset="digits", learner="learner", steps=3)
+    options = RunOptions.of(dataset="digits", learner="learner", steps=3)
     before = json.loads(json.dumps(options.to_dict()))
     del before["chunks"]
     assert options.changed_since(before, ()) == []
-    assert replace(options, chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
-    assert replace(options, chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
+    assert options.but(chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
+    assert options.but(chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
