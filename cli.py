@@ -212,10 +212,10 @@ def train(
     --reference-scores scores --budget-flops 20TF
     """
     from .datasets.spec import load_config
-    from .training import TrainOptions
+    from .training import RunOptions
     from .training import train as run_training
 
-    # Every other parameter is a field of TrainOptions under its own name.
+    # Every other parameter is a field of RunOptions under its own name.
     other = ("config", "resume", "train_num_samples", "epochs")
     given = {name: value for name, value in context.params.items() if name not in other}
     if train_num_samples is not None:
@@ -224,7 +224,7 @@ def train(
         given["examples"] = epochs * train_num_samples
     given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
     given["max_failures"] = parse_share(max_failures, "--max-failures")
-    options = TrainOptions(**given)
+    options = RunOptions.of(**given)
     summary = run_training(options, config=load_config(config), resume=resume, report=report)
     typer.echo(f"{out.rstrip('/')}/{summary['run']}")
 
@@ -325,11 +325,11 @@ def compare(
     from .datasets.spec import analysis_files, find_dataset, load_config
     from .reports.comparison import write_folder
     from .studies.comparison import CompareOptions, compare_runs
-    from .training import TrainOptions
+    from .training import RunOptions
 
     known = load_config(config)
-    shared = {name: value for name, value in context.params.items() if name in TrainOptions.__dataclass_fields__}
-    base = TrainOptions(**{**shared, "budget_flops": parse_flops(budget_flops), "out": "runs"})
+    shared = {name: value for name, value in context.params.items() if name in RunOptions.options()}
+    base = RunOptions.of(**{**shared, "budget_flops": parse_flops(budget_flops), "out": "runs"})
     options = CompareOptions(
         base=base,
         policies=tuple(name.strip() for name in policies.split(",")),

@@ -26,7 +26,7 @@ from curate.ledger import Ledger, StepCost
 from curate.scoring.forward import autocast, best_device, best_precision
 from curate.scoring.loading import load_model
 from curate.scoring.models import Model, ModelSpec
-from curate.training import TrainOptions, checkpoint
+from curate.training import RunOptions, checkpoint
 from curate.training.loop import CHECKPOINT_SECONDS, Job, train_loop
 from curate.training.records import RunRecords
 from curate.training.selecting import make_scorer
@@ -81,7 +81,7 @@ def our_step(work: Path, data: SuperBatches) -> float:
     run = work / "runs" / "step"
     shutil.rmtree(run, ignore_errors=True)
     device = best_device()
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset="cifar10n-10-shards",
         learner="learner",
         lr=LR,
@@ -111,7 +111,7 @@ def our_step(work: Path, data: SuperBatches) -> float:
 
 
 def checkpoint_seconds(work: Path) -> float:
-    options = TrainOptions(dataset="cifar10n-10-shards", learner="learner", lr=LR, steps=STEPS)
+    options = RunOptions.of(dataset="cifar10n-10-shards", learner="learner", lr=LR, steps=STEPS)
     trainee = Trainee(new_model(), options, LR, best_device())
     size = trainee.model.geometry.size
     pixels = torch.zeros(BATCH_SIZE, size, size, 3, dtype=torch.uint8, device=best_device())

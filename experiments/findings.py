@@ -34,7 +34,7 @@ from curate.reports.savings import saving
 from curate.scoring.flops import forward_flops
 from curate.scoring.loading import find_model, load_model
 from curate.studies.comparison import run_all
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from findings_settings import BUDGET, DEFAULTS, LADDERS, LR, MODELS, SCORER_LR, SEEDS, TABLES, Reference, Row
 from measuring import command, curate
 
@@ -150,7 +150,7 @@ def setting(row: Row) -> tuple[str, str]:
     return row.dataset, str({**DEFAULTS, **row.changes}["learner"])
 
 
-def uniform_at(folder: Path, row: Row, seeds: int, multiple: float) -> list[TrainOptions]:
+def uniform_at(folder: Path, row: Row, seeds: int, multiple: float) -> list[RunOptions]:
     """Uniform's complete runs at a multiple of BUDGET, with this row's data set, learner and learning rate."""
     same = {key: value for key, value in row.changes.items() if key in ("learner", "lr")}
     uniform = replace(row, changes={"policy": "uniform", **same}, reference=None)
@@ -163,12 +163,12 @@ def needed_rungs(ladder: tuple[float, ...], base: float, reached: list[float]) -
     return [multiple for multiple in ladder if multiple == 1 or (above if multiple > 1 else below)]
 
 
-def run_missing(folder: Path, points: list[TrainOptions], jobs: int) -> None:
+def run_missing(folder: Path, points: list[RunOptions], jobs: int) -> None:
     todo = list({summary_path(p): p for p in points if not summary_path(p).exists()}.values())
     run_all(todo, jobs, load_config(folder / "curate.toml"), "top1", lambda line: print(f"  {line}", flush=True))
 
 
-def top1_of(points: list[TrainOptions]) -> float:
+def top1_of(points: list[RunOptions]) -> float:
     return statistics.fmean(summary_of(p)["quality"]["top1"] for p in points)
 
 
@@ -208,14 +208,14 @@ def spread(folder: Path, row: Row) -> str:
     return f"{deviation:.2f}"
 
 
-def wrong_labels(folder: Path, row: Row, points: list[TrainOptions]) -> str:
+def wrong_labels(folder: Path, row: Row, points: list[RunOptions]) -> str:
     """The share of wrong labels among what these runs selected: analysis only."""
-    if points[0].policy == "uniform":
+    if points[0].selection.policy == "uniform":
         return ""
     column = row.dataset.partition("-")[2]
     column = column if column.endswith(("label", "label1")) else "worse_label"
     analysis = folder / "data" / "cifar10n" / "analysis" / "train.parquet"
-    selections = [f"{p.out}/{p.name}/selections/*.parquet" for p in points]
+    selections = [f"{p.records.out}/{p.records.name}/selections/*.parquet" for p in points]
     ((share,),) = duckdb.execute(
         f"SELECT avg((a.{column} <> a.clean_label)::INT) FROM read_parquet($selections) s "
         "JOIN read_parquet($analysis) a USING (key) WHERE s.selected",
@@ -235,11 +235,11 @@ def ratio(folder: Path, summary: dict[str, Any]) -> str:
     return f"{sizes[0].per_example / sizes[1].per_example:.0f}"
 
 
-def point(folder: Path, row: Row, seed: int, multiple: float = 1.0) -> TrainOptions:
+def point(folder: Path, row: Row, seed: int, multiple: float = 1.0) -> RunOptions:
     """The run of a row and seed. Its name is drawn from what it does, so that tables share what they have in common."""
     dataset_of(folder, row.dataset)
     known = {**DEFAULTS, **row.changes}
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset=row.dataset,
         budget_flops=multiple * BUDGET,
         seed=seed,
@@ -251,14 +251,14 @@ def point(folder: Path, row: Row, seed: int, multiple: float = 1.0) -> TrainOpti
     changed += [] if multiple == 1 else [f"{multiple:g}x"]
     reference = [] if row.reference is None else [row.reference.name]
     name = re.sub(r"[^A-Za-z0-9._=]+", "-", " ".join([row.dataset, *changed, *reference, f"seed{seed}"]))
-    return replace(options, out=str(folder / "runs"), name=name)
+    return options.but(out=str(folder / "runs"), name=name)
 
 
-def summary_path(options: TrainOptions) -> Path:
-    return Path(options.out, str(options.name), "summary.json")
+def summary_path(options: RunOptions) -> Path:
+    return Path(options.records.out, str(options.records.name), "summary.json")
 
 
-def summary_of(options: TrainOptions) -> dict[str, Any]:
+def summary_of(options: RunOptions) -> dict[str, Any]:
     return json.loads(summary_path(options).read_text())
 
 
@@ -268,7 +268,7 @@ def score_table(folder: Path, reference: Reference, dataset: str) -> str:
     dataset_of(folder, reference.dataset)
     config = dataset_of(folder, dataset)
     name = reference.name
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset=reference.dataset,
         learner=reference.model,
         examples=reference.examples,

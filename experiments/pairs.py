@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import statistics
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.loading import find_model
-from curate.studies.comparison import QUALITY_OF_TASK, run_all
-from curate.training import TrainOptions, train
+from curate.scoring.tasks.image_text import ImageText
+from curate.studies.comparison import run_all
+from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings import saved
 from measuring import curate
@@ -37,7 +37,7 @@ BUDGET, SEEDS, FILTER_RATIO = 5e12, 3, 0.8
 BUDGETS, LADDER, ACID_BUDGETS = (1.0, 2.0), (4.0,), (1.0,)
 REFERENCE_EXAMPLES, REFERENCE_LR, ONLINE_LR = 60_000, 2e-3, 2e-3
 SEARCH_LR = "5e-4,1e-3,2e-3,4e-3"
-QUALITY = QUALITY_OF_TASK["image-text"]
+QUALITY = ImageText.quality
 DATASET = "icons-for-emoji"
 SWAPPED = (20, 40, 60)
 
@@ -99,8 +99,9 @@ def real(folder: Path, jobs: int, seeds: int) -> str:
     config = load_config(folder / "curate.toml")
     jest = json.loads((runs / "jest-1x-seed0" / "config.json").read_text())
     acid = [
-        replace(
-            TrainOptions(**{**jest, "policy": "acid", "reference_scores": teacher_table}),
+        RunOptions.from_dict(jest).but(
+            policy="acid",
+            reference_scores=teacher_table,
             budget_flops=multiple * BUDGET,
             seed=seed,
             out=str(folder / "acid"),
@@ -109,7 +110,13 @@ def real(folder: Path, jobs: int, seeds: int) -> str:
         for multiple in ACID_BUDGETS
         for seed in range(seeds)
     ]
-    run_all([p for p in acid if not Path(p.out, str(p.name), "summary.json").exists()], jobs, config, QUALITY, print)
+    run_all(
+        [p for p in acid if not Path(p.records.out, str(p.records.name), "summary.json").exists()],
+        jobs,
+        config,
+        QUALITY,
+        print,
+    )
 
     ladder = [
         [summary(runs / f"uniform-{multiple:g}x-seed{seed}") for seed in range(seeds)] for multiple in BUDGETS + LADDER
@@ -148,7 +155,7 @@ def synthetic(folder: Path, jobs: int) -> str:
         dataset = swapped(folder, share)
         table = score_table(folder, "reference", dataset)
         for policy in ("uniform", "learnability", "jest"):
-            options = TrainOptions(
+            options = RunOptions.of(
                 dataset=dataset,
                 learner="learner",
                 policy=policy,
@@ -164,14 +171,18 @@ def synthetic(folder: Path, jobs: int) -> str:
             )
             points.append((share, options))
     config = load_config(folder / "curate.toml")
-    todo = [p for _, p in points if not Path(p.out, str(p.name), "summary.json").exists()]
+    todo = [p for _, p in points if not Path(p.records.out, str(p.records.name), "summary.json").exists()]
     run_all(todo, jobs, config, QUALITY, print)
     lines = []
     for share, options in points:
-        run = Path(options.out, str(options.name))
-        chosen = [f"{share} %"] * 3 if options.policy == "uniform" else chosen_swapped(folder, run, options.dataset)
+        run = Path(options.records.out, str(options.records.name))
+        chosen = (
+            [f"{share} %"] * 3
+            if options.selection.policy == "uniform"
+            else chosen_swapped(folder, run, options.dataset)
+        )
         recall = summary(run)["quality"][QUALITY]
-        lines.append(f"| {share} % | {options.policy} | {' | '.join(chosen)} | {recall:.1%} |")
+        lines.append(f"| {share} % | {options.selection.policy} | {' | '.join(chosen)} | {recall:.1%} |")
     head = "| swapped | policy | chosen: first third | second | last | emoji: mean recall |"
     return "\n".join([head, "|---" * 6 + "|", *lines])
 
@@ -221,7 +232,7 @@ def swapped(folder: Path, percent: int) -> str:
 def score_table(folder: Path, model: str, dataset: str) -> str:
     """Train a reference on the emoji, then score a data set with it, where that was not done before."""
     config = load_config(folder / "curate.toml")
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset="emoji",
         learner=model,
         examples=REFERENCE_EXAMPLES,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
 from ..ledger import BASELINE
 from ..scoring.policies import find_policy
-from ..training.options import DEFAULT_LR, TrainOptions
+from ..scoring.tasks import find_task
+from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops
-
-QUALITY_OF_TASK = {"classification": "top1", "image-text": "mean_recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class CompareOptions:
     a time, each on its share of the cores.
     """
 
-    base: TrainOptions
+    base: RunOptions
     policies: tuple[str, ...]
     budgets: tuple[float, ...]
     ladder: tuple[float, ...] = ()
@@ -57,10 +56,10 @@ class CompareOptions:
         for option, value in (("--seeds", self.seeds), ("--jobs", self.jobs)):
             if value < 1:
                 raise SpecError(f"{option} is {value}, expected at least 1")
-        if self.base.budget_flops is None:
+        if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
         for policy in self.policies:
-            replace(self.base, policy=policy)  # raises where a policy lacks its online model or its table
+            self.base.but(policy=policy)  # raises where a policy lacks its online model or its table
 
     @property
     def runs(self) -> Path:
@@ -92,30 +91,32 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
         raise SpecError(
             f"data set '{dataset.name}' has no test split; a comparison needs one: set test = in curate.toml"
         )
-    quality = QUALITY_OF_TASK[dataset.task]
+    quality = find_task(dataset.task).quality
     _refuse_other_settings(options)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
-    given = options.base.lr if options.base.lr is not None else DEFAULT_LR[dataset.task]
+    given = options.base.optimization.lr
+    if given is None:
+        given = find_task(dataset.task).lr
     best = max(search, key=lambda pair: pair[1])[0] if search else given
     points = planned(options, best)
     todo = [p for p in points if not _finished(p)]
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
     run_all(todo, options.jobs, config, quality, report)
     report(f"all {len(points)} runs stand in {options.runs} ({time.perf_counter() - started:,.0f} s)")
-    assert options.base.budget_flops is not None
+    assert options.base.budget.budget_flops is not None
     return Compared(
-        runs=tuple(str(p.name) for p in points),
+        runs=tuple(str(p.records.name) for p in points),
         quality=quality,
         dataset=options.base.dataset,
-        budget_flops=options.base.budget_flops,
+        budget_flops=options.base.budget.budget_flops,
         learning_rate=best,
         search=search,
         settings=options.base.to_dict(),
     )
 
 
-def planned(options: CompareOptions, learning_rate: float) -> list[TrainOptions]:
+def planned(options: CompareOptions, learning_rate: float) -> list[RunOptions]:
     """All points, cheap and wide first: every policy and seed at the smallest budget, then the next."""
     points = []
     for multiple in sorted({*options.budgets, *options.ladder}):
@@ -126,16 +127,15 @@ def planned(options: CompareOptions, learning_rate: float) -> list[TrainOptions]
     return points
 
 
-def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr: float) -> TrainOptions:
-    assert options.base.budget_flops is not None
-    budget = multiple * options.base.budget_flops
+def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr: float) -> RunOptions:
+    base = options.base
+    assert base.budget.budget_flops is not None
     chosen = find_policy(policy)
-    return replace(
-        options.base,
+    return base.but(
         policy=policy,
-        online=options.base.online if chosen.online in ("model", "either") else None,
-        reference_scores=options.base.reference_scores if chosen.reference != "none" else None,
-        budget_flops=budget,
+        online=base.selection.online if chosen.online in ("model", "either") else None,
+        reference_scores=base.selection.reference_scores if chosen.reference != "none" else None,
+        budget_flops=multiple * base.budget.budget_flops,
         seed=seed,
         lr=lr,
         evaluate=True,
@@ -149,7 +149,7 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     if not options.learning_rates:
         return ()
     tried = [
-        replace(_point(options, BASELINE, 1.0, 0, lr), name=f"lr{lr:g}", out=str(Path(options.out, "search")))
+        _point(options, BASELINE, 1.0, 0, lr).but(name=f"lr{lr:g}", out=str(Path(options.out, "search")))
         for lr in options.learning_rates
     ]
     report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.learning_rates)}")
@@ -159,15 +159,15 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     )
 
 
-def run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
+def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
     """`train` every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
     if not todo:
         return
     started, done_flops = time.perf_counter(), 0.0
-    all_flops = sum(t.budget_flops or 0.0 for t in todo)
+    all_flops = sum(t.budget.budget_flops or 0.0 for t in todo)
     with _pool(min(jobs, len(todo))) as pool:
         waiting = list(todo)
-        running: dict[Future[dict[str, Any]], TrainOptions] = {}
+        running: dict[Future[dict[str, Any]], RunOptions] = {}
         done = 0
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -181,11 +181,11 @@ def run_all(todo: Sequence[TrainOptions], jobs: int, config: Config, quality: st
                     raise RunError(
                         f"{_folder(one)}: its process died (out of memory?); the same command again goes on"
                     ) from None
-                done, done_flops = done + 1, done_flops + (one.budget_flops or 0.0)
+                done, done_flops = done + 1, done_flops + (one.budget.budget_flops or 0.0)
                 left = (time.perf_counter() - started) * (all_flops / done_flops - 1)
                 report(
-                    f"{done}/{len(todo)} {one.name}: {quality} {summary['quality'][quality]:.1%}, "
-                    f"{summary['steps']:,} updates, {format_flops(one.budget_flops or 0.0)}, "
+                    f"{done}/{len(todo)} {one.records.name}: {quality} {summary['quality'][quality]:.1%}, "
+                    f"{summary['steps']:,} updates, {format_flops(one.budget.budget_flops or 0.0)}, "
                     f"{summary['seconds']['total']:,.0f} s; about {left / 60:,.0f} min left"
                 )
 
@@ -228,7 +228,7 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _train_quietly(options: TrainOptions, config: Config) -> dict[str, Any]:
+def _train_quietly(options: RunOptions, config: Config) -> dict[str, Any]:
     return train(options, config=config, resume=True, report=lambda line: None)
 
 
@@ -236,7 +236,7 @@ def _refuse_other_settings(options: CompareOptions) -> None:
     """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
     path = Path(options.out, "settings.json")
     free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
-    rates: list[float | None] = list(options.learning_rates) or [options.base.lr]
+    rates: list[float | None] = list(options.learning_rates) or [options.base.optimization.lr]
     if path.exists():
         before = read_document(path)
         changed = options.base.changed_since(before, free)
@@ -252,14 +252,14 @@ def _refuse_other_settings(options: CompareOptions) -> None:
         raise RunError(f"{options.out}: cannot be written ({e.strerror or e}); choose another --out") from None
 
 
-def _folder(options: TrainOptions) -> Path:
-    assert options.name
-    return Path(options.out, options.name)
+def _folder(options: RunOptions) -> Path:
+    assert options.records.name
+    return Path(options.records.out, options.records.name)
 
 
-def _finished(options: TrainOptions) -> bool:
+def _finished(options: RunOptions) -> bool:
     return (_folder(options) / "summary.json").exists()
 
 
-def _summary(options: TrainOptions) -> dict[str, Any]:
+def _summary(options: RunOptions) -> dict[str, Any]:
     return read_document(_folder(options) / "summary.json")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from ..datasets.spec import Config
 from ..errors import SpecError
 from ..ledger import BASELINE
-from ..training.options import TrainOptions
+from ..scoring.policies import LEARNABILITY
+from ..training.options import RunOptions
 from ..units import Report, format_flops
 from .comparison import Compared, CompareOptions, compare_runs, planned
 from .plan import PlanOptions
 
-POLICY = "learnability"
+POLICY = LEARNABILITY.name
 # Uniform's rungs, in budgets of the probe: savings are read between them, from a loss of half to a gain of half.
 LADDER = (0.5, 2.0)
 
@@ -47,7 +48,7 @@ class ProbeOptions:
         """Uniform at half, once and twice the probe's budget; learnability at once."""
         plan = self.plan
         assert plan.learner and plan.online and plan.dataset and plan.budget_flops
-        base = TrainOptions(
+        base = RunOptions.of(
             dataset=plan.dataset,
             learner=plan.learner,
             online=plan.online,
@@ -76,7 +77,7 @@ def run_probe(options: ProbeOptions, *, config: Config, report: Report = print) 
     Raises CurateError as `compare_runs` does.
     """
     comparison = options.comparison
-    cost = sum(run.budget_flops or 0.0 for run in planned(comparison, 0.0))
+    cost = sum(run.budget.budget_flops or 0.0 for run in planned(comparison, 0.0))
     assert options.plan.budget_flops
     report(f"probe: runs of {format_flops(cost)} in all, {cost / options.plan.budget_flops:.1%} of the budget")
     return compare_runs(comparison, config=config, report=report)

@@ -22,7 +22,7 @@ from curate.datasets.preparers.writer import encode_png
 from curate.datasets.spec import Config, DatasetSpec, add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.loading import find_model
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 
 # Tiny tensors gain nothing from more threads, and lose much where other jobs share the cores.
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
         add_model(toml, name, {"architecture": "small_resnet", "arguments": arguments, "preprocessing": {"size": 8}})
     config = load_config(toml)
     runs, scores = root / "runs", root / "scores"
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset="digits-curated",
         learner="scorer",
         steps=60,

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 
 from ..datasets.batches import decode_all, decode_threads
+from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import ModelError, TableError
-from ..scoring.forward import score_batch, target_tensor
+from ..scoring.forward import score_batch
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
+from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .join import check_table
-from .options import TrainOptions
-from .superbatch import read_some
+from .options import RunOptions
 
 # What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
 RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
@@ -36,7 +37,7 @@ class Reference:
 
 
 def open_reference(
-    options: TrainOptions,
+    options: RunOptions,
     config: Config,
     dataset: DatasetSpec,
     shards: Sequence[Shard],
@@ -48,19 +49,21 @@ def open_reference(
     The model is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
     and ModelError where the user asked for what only the reference can give.
     """
-    if options.chosen_policy.reference == "none" or not options.reference_scores:
+    if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
-    table = open_scores(options.reference_scores)
-    check_table(table, dataset, shards, options.on_missing, options.super_batch_size)
+    table = open_scores(options.selection.reference_scores)
+    check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
-        if options.reference:
-            spec = find_model(options.reference, task=dataset.task, num_classes=dataset.num_classes, config=config)
+        if options.selection.reference:
+            spec = find_model(
+                options.selection.reference, task=dataset.task, num_classes=dataset.num_classes, config=config
+            )
             spec = replace(spec, coarse=table.manifest["reference"]["model"].get("coarse", {}))
         else:
             spec = ModelSpec(**table.manifest["reference"]["model"])
         reference = load_model(spec, trained=True)
     except ModelError as e:
-        if options.reference or options.on_missing == "score":
+        if options.selection.reference or options.selection.on_missing == "score":
             raise
         log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
         return Reference(table, None, 0)
@@ -96,7 +99,7 @@ def check_rescored(
     if not kept:
         return 0
     pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
-    targets = target_tensor(reference, [examples[i].target for i in kept]).to(device)
+    targets = reference.targets([examples[i].target for i in kept]).to(device)
     precision = table.manifest["precision"]
     losses = score_batch(reference, pixels, targets, precision=precision).loss.tolist()
     for i, now in zip(kept, losses, strict=True):
@@ -107,3 +110,12 @@ def check_rescored(
                 "a new --out"
             )
     return len(kept)
+
+
+def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
+    """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
+    if not shards:
+        return []
+    chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
+    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
+    return [record for record in records if isinstance(record, Example)]

@@ -14,7 +14,7 @@ import pytest
 from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
 from curate.studies.comparison import CompareOptions, compare_runs, planned
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from safetensors.torch import load_file
 
 POINTS = {
@@ -25,7 +25,7 @@ POINTS = {
 
 @pytest.fixture
 def options(digits, tmp_path):
-    base = TrainOptions(
+    base = RunOptions.of(
         dataset="digits",
         learner="learner",
         online="scorer",
@@ -67,15 +67,15 @@ def test_every_point_is_run_once_reused_and_extended(options, digits):
 def test_a_point_is_the_run_that_train_makes(options, digits, tmp_path):
     compare_runs(replace(options, jobs=2), config=digits.config, report=silent)
     for point in planned(options, 2e-3):
-        if point.name in ("learnability-1x-seed1", "uniform-2x-seed0"):
-            summary = train(replace(point, out=str(tmp_path / "alone")), config=digits.config, report=silent)
-            beside = json.loads((options.runs / point.name / "summary.json").read_text())
-            assert beside["policy"] == point.policy
+        if point.records.name in ("learnability-1x-seed1", "uniform-2x-seed0"):
+            summary = train(point.but(out=str(tmp_path / "alone")), config=digits.config, report=silent)
+            beside = json.loads((options.runs / point.records.name / "summary.json").read_text())
+            assert beside["policy"] == point.selection.policy
             assert beside["quality"] == summary["quality"]
             assert beside["ledger"] == summary["ledger"]
-            assert beside["ledger"]["learner_train"] <= point.budget_flops
+            assert beside["ledger"]["learner_train"] <= point.budget.budget_flops
             weights = [
-                load_file(folder / point.name / "checkpoints/learner.safetensors")
+                load_file(folder / point.records.name / "checkpoints/learner.safetensors")
                 for folder in (options.runs, tmp_path / "alone")
             ]
             assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
@@ -96,7 +96,7 @@ def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):
 
 def test_another_comparison_is_refused_in_the_same_folder(options, digits):
     compare_runs(replace(options, seeds=1), config=digits.config, report=silent)
-    changed = replace(options, base=replace(options.base, filter_ratio=0.75))
+    changed = replace(options, base=options.base.but(filter_ratio=0.75))
     with pytest.raises(RunError, match=r"was made with filter_ratio = 0\.5, now 0\.75; use another --out"):
         compare_runs(changed, config=digits.config, report=silent)
     Path(options.out, "settings.json").write_text("{")

@@ -10,7 +10,7 @@ from curate.datasets.spec import Config, find_dataset
 from curate.errors import TableError
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import find_model, open_scores
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 
 
@@ -37,7 +37,7 @@ def options(out, table, **changes):
         name="run",
         evaluate=False,
     )
-    return TrainOptions(**{**known, **changes})
+    return RunOptions.of(**{**known, **changes})
 
 
 def first_losses(out):

@@ -19,7 +19,7 @@ from curate.pipelines.score_reference import score_reference
 from curate.scoring import open_scores
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from curate.training.superbatch import SuperBatches
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,7 +59,7 @@ def run(config, out, table, **changes):
         name="run",
         evaluate=False,
     )
-    return train(TrainOptions(**{**options, **changes}), config=config, report=silent)
+    return train(RunOptions.of(**{**options, **changes}), config=config, report=silent)
 
 
 def selections(out):
@@ -176,7 +176,7 @@ def test_killed_and_resumed_runs_choose_the_same(config, embedded, tmp_path, mon
     monkeypatch.setattr(module, "train_loop", loop)
     options = dict(steps=6, checkpoint_every=2)
     resumed = train(
-        TrainOptions(
+        RunOptions.of(
             **json.loads((tmp_path / "cut/run/config.json").read_text())
             | {"checkpoint_every": options["checkpoint_every"]}
         ),
@@ -192,7 +192,7 @@ def test_killed_and_resumed_runs_choose_the_same(config, embedded, tmp_path, mon
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"policy": "acid"}, SpecError, "reference larger than the learner.*called jest"),
+        ({"policy": "acid"}, SpecError, "reference larger than the learner.*take another joint policy"),
         ({"joint_loss": "sigmoid"}, TableError, "has no bias, which --joint-loss sigmoid needs"),
         ({"joint_loss": "both"}, SpecError, "--joint-loss is 'both'"),
         ({"chunks": 0}, SpecError, "--chunks is 0"),
@@ -209,5 +209,5 @@ def test_a_table_without_embeddings_and_a_classifier_are_refused(config, pairs, 
     plain = score_reference(pairs.options(tmp_path / "scores"), silent).folder
     with pytest.raises(TableError, match="holds no embeddings; run score-reference with --embeddings"):
         run(config, tmp_path, plain)
-    with pytest.raises(SpecError, match="chooses image-text pairs; this data set is classification"):
+    with pytest.raises(SpecError, match="is for image-text; this data set is classification"):
         run(digits.config, tmp_path, digits.scores, dataset="digits", learner="learner")

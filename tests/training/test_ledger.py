@@ -7,7 +7,7 @@ import json
 import pytest
 from curate.errors import BudgetError
 from curate.ledger import Ledger
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from curate.training.budget import learning_rate, steps_within
 from curate.units import format_flops, parse_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 @pytest.mark.parametrize("policy", ["uniform", "hard-learner", "easy-reference", "learnability", "rho"])
 def test_every_flop_of_a_run_is_in_the_ledger(policy, digits, tmp_path):
     """A counter around the whole run, data loading and all, must come to exactly what the ledger says."""
-    options = TrainOptions(
+    options = RunOptions.of(
         dataset="digits",
         learner="learner",
         policy=policy,
@@ -120,7 +120,7 @@ def test_the_budget_stops_the_run_and_charging_the_reference_shortens_it(digits,
             out=str(tmp_path),
             name=name,
         )
-        return train(TrainOptions(**{**options, **changes}), config=digits.config, report=lambda line: None)
+        return train(RunOptions.of(**{**options, **changes}), config=digits.config, report=lambda line: None)
 
     free, charged = run("free"), run("charged", charge_reference=True)
     per_step = free["regimes"]["foundation"] / free["steps"]

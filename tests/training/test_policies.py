@@ -11,13 +11,13 @@ import torch
 from curate.datasets.spec import Config
 from curate.errors import RunError, TableError
 from curate.pipelines.score_reference import score_reference
-from curate.training import TrainOptions, train
+from curate.training import RunOptions, train
 from safetensors.torch import load_file
 
 
 def run(config, out, name="run", **changes):
     options = dict(learner="learner", steps=6, batch_size=8, precision="fp32", out=str(out), name=name, log_every=2)
-    return train(TrainOptions(**{**options, **changes}), config=config, report=lambda line: None)
+    return train(RunOptions.of(**{**options, **changes}), config=config, report=lambda line: None)
 
 
 @pytest.mark.parametrize("sampler", ["softmax", "topk"])

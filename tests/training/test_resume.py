@@ -5,12 +5,11 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import silent, start_curate
-from curate.training import TrainOptions, checkpoint, run, train
+from curate.training import RunOptions, checkpoint, run, train
 from curate.training.loop import train_loop
 
 STEPS = 80
@@ -133,7 +132,7 @@ def options_for(digits, out, **changes):
         out=str(out),
         name="run",
     )
-    return TrainOptions(**{**known, **changes})
+    return RunOptions.of(**{**known, **changes})
 
 
 def stopping_at(monkeypatch, stop):
@@ -150,9 +149,9 @@ def stopping_at(monkeypatch, stop):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"shuffle_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
-        {"shuffle_bytes": 1, "cache_bytes": 0},
-        {"shuffle_bytes": 500_000, "policy": "rho", "online": None},
+        {"host_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
+        {"host_bytes": 1, "cache_bytes": 0},
+        {"host_bytes": 500_000, "policy": "rho", "online": None},
         {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
@@ -230,9 +229,9 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
 
 
 def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know():
-    options = TrainOptions(dataset="digits", learner="learner", steps=3)
+    options = RunOptions.of(dataset="digits", learner="learner", steps=3)
     before = json.loads(json.dumps(options.to_dict()))
     del before["chunks"]
     assert options.changed_since(before, ()) == []
-    assert replace(options, chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
-    assert replace(options, chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
+    assert options.but(chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
+    assert options.but(chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
