@@ -69,13 +69,17 @@ def draw(comparison: Comparison, found: Sequence[Point], folder: Path) -> dict[s
             if figure is None:
                 continue
             FigureCanvasAgg(figure)
-            text = StringIO()
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(text, format="svg", metadata=nothing)
-            drawn[name] = text.getvalue()
+            drawn[name] = svg_text(figure)
             write_atomically(str(folder / f"{name}.svg"), drawn[name].encode())
             figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
     return drawn
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG; the same figure gives the same text."""
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return text.getvalue()
 
 
 def colour(policy: str, policies: Sequence[str]) -> str:
