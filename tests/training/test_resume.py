@@ -149,14 +149,14 @@ def stopping_at(monkeypatch, stop):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"host_bytes": 1},  # every shard a window of its own: 150 examples, super-batches of 64, so 22 are carried
+        {"host_bytes": 1},  # every shard a window of its own, and lanes that drift apart
         {"host_bytes": 1, "cache_bytes": 0},
         {"host_bytes": 500_000, "policy": "rho", "online": None},
-        {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40},
+        {"optimizer": "sgd", "lr": 0.05, "sampler": "topk", "batch_size": 40, "lanes": 4},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
-def test_windows_carries_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
+def test_windows_lanes_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
     train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
     whole = left_by(tmp_path / "whole/run")
     options = options_for(digits, tmp_path / "cut", **changes)
