@@ -265,7 +265,6 @@ def plan(
 
     from .datasets.spec import load_config
     from .reports.plan import check_format, write_plan
-    from .reports.probe import expected_saving as measured_saving
     from .reports.probe import read_probe
     from .studies.plan import PlanOptions, make_plan
     from .studies.probe import ProbeOptions, run_probe
@@ -281,8 +280,8 @@ def plan(
     if probe is not None:
         runs_of = {name: context.params[name] for name in ("seeds", "lr", "online_lr", "temperature", "jobs", "out")}
         probing = ProbeOptions(plan=options, share=parse_share(probe, "--probe"), **runs_of)
-        measured = read_probe(out, run_probe(probing, config=known, report=report).to_dict())
-        made = replace(made, expected_saving=measured_saving(measured))
+        measured = read_probe(out, run_probe(probing, config=known, report=report))
+        made = replace(made, expected_saving=measured.expected_saving)
     write_plan(made.to_dict(), format, probe=measured)
 
 
@@ -342,9 +341,7 @@ def compare(
         out=out,
     )
     compared = compare_runs(options, config=known, report=report)
-    typer.echo(
-        write_folder(out, compared.to_dict(), find_dataset(dataset, known), analysis_files(known), report=report)
-    )
+    typer.echo(write_folder(out, compared, find_dataset(dataset, known), analysis_files(known), report=report))
 
 
 @cli.command()
