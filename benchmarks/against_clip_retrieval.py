@@ -28,7 +28,7 @@ from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
-from curate.scoring.forward import best_device, best_precision, score_batch, target_tensor
+from curate.scoring.forward import best_device, best_precision, score_batch
 from curate.scoring.loading import find_model, load_model, save_weights
 from curate.scoring.settings import Precision
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
@@ -137,7 +137,7 @@ def their_rate(work: Path, command: str) -> float:
 def bare_rate(work: Path, precision: Precision) -> float:
     model, batches = model_of(work, "reference"), []
     for batch in islice(decoded(work), 2):
-        captions = target_tensor(model, [example.target for example in batch.examples])
+        captions = model.targets([example.target for example in batch.examples])
         batches.append((torch.from_numpy(batch.pixels), captions))
     ready, examples = cycle(batches), 0
     score_batch(model, *next(ready), precision=precision)

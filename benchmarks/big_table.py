@@ -26,6 +26,7 @@ from curate.datasets.shards import Shard
 from curate.scoring.tables.counts import KEPT
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
+from curate.scoring.tasks import find_task
 from measuring import Benchmark, Figure, Report
 
 ROUNDS = 3
@@ -98,7 +99,7 @@ def write_shard(folder: str, number: int, rows: int) -> None:
         "label": labels,
         "predicted": np.where(random.random(rows) < 0.7, labels, 0).astype(np.int32),
     }
-    scores = pa.Table.from_pydict(columns, schema=score_schema("classification"))
+    scores = pa.Table.from_pydict(columns, schema=score_schema(find_task("classification")))
     meta = {"reference_fingerprint": "f", "dataset_fingerprint": "d", "scale": None, "bias": None, "flops": 1.0}
     commit_shard(folder, Shard(name=name, url="", size=rows), scores, [], meta)
 

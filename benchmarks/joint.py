@@ -29,6 +29,7 @@ from curate.scoring.settings import ContrastiveLoss
 from curate.scoring.tables.lookup import ScoreTable, open_scores
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
+from curate.scoring.tasks import find_task
 from curate.training.join import join_shard
 from curate.training.superbatch import Record, StoredEmbeddings
 from measuring import Benchmark, Figure, Report
@@ -66,7 +67,7 @@ def write_table(folder: Path, report: Report) -> list[list[Example]]:
     report(f"  writing {SHARDS * ROWS:,} rows")
     folder.mkdir()
     random = np.random.default_rng(0)
-    schema = score_schema("image-text", WIDTH)
+    schema = score_schema(find_task("image-text"), WIDTH)
     examples = []
     for shard in range(SHARDS):
         name = f"{shard:05d}"

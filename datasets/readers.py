@@ -80,43 +80,17 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
         try:
             if not image:
                 raise ExampleError("read", f"no image ({', '.join(spec.image)})" if image is None else "image is empty")
-            target = parse_target(spec, stored)
+            target = spec.target.parse(stored, spec.target_field, spec.classes, spec.format)
             yield Example(shard.name, row, key, image, target, hash_target(stored or b""))
         except ExampleError as e:
             yield Failure(shard.name, row, key, e.stage, e.reason)
-
-
-def parse_target(spec: DatasetSpec, stored: bytes | None) -> int | str:
-    """The class index (stored as a number or as a class's name) or the caption. Raises ExampleError."""
-    field = spec.label if spec.task == "classification" else spec.text
-    if stored is None:
-        raise ExampleError("target", f"no {'label' if spec.task == 'classification' else 'caption'} ({field})")
-    try:
-        text = stored.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise ExampleError("target", f"{field} is not UTF-8") from None
-    if not text:
-        raise ExampleError("target", f"{field} is empty")
-    if spec.task == "image-text":
-        return text
-    if spec.format == "folder" and text in spec.classes:  # a folder named "10" is a name, not the eleventh class
-        return spec.classes.index(text)
-    try:
-        label = int(text)
-    except ValueError:
-        if text not in spec.classes:
-            raise ExampleError("target", f"label {text[:60]!r} is neither a number nor one of the classes") from None
-        label = spec.classes.index(text)
-    if label < 0 or (spec.classes and label >= len(spec.classes)):
-        raise ExampleError("target", f"label {label} is outside the {len(spec.classes)} classes")
-    return label
 
 
 def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
     """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name."""
     from webdataset.tariterators import base_plus_ext  # imports torch, which those who only read specs can do without
 
-    wanted_target = spec.label if spec.task == "classification" else spec.text
+    wanted_target = spec.target_field
     key: str | None = None
     image: bytes | None = None
     target: bytes | None = None
@@ -181,7 +155,7 @@ class _Tail:
 
 
 def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
-    target_column = spec.label if spec.task == "classification" else spec.text
+    target_column = spec.target_field
     fs, path = filesystem(shard.url)
     try:
         with fs.open(path, "rb") as file:
@@ -219,11 +193,11 @@ def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes |
         root = max((r for r in roots if path.startswith(r + "/")), key=len)
         key = path[len(root) + 1 :]
         target: bytes | None
-        if spec.task == "classification":
+        if spec.target.in_folder_name:
             target = key.split("/", 1)[0].encode() if "/" in key else None
         else:
             try:
-                target = read_bytes(f"{url.rsplit('.', 1)[0]}.{spec.text}")
+                target = read_bytes(f"{url.rsplit('.', 1)[0]}.{spec.target_field}")
             except FileNotFoundError:
                 target = None
         try:

@@ -14,14 +14,13 @@ from typing import Any, Literal, cast
 import tomlkit
 
 from ..errors import SpecError
+from .targets import TARGETS, Target, default_task, task_of_path
 
 CONFIG_NAME = "curate.toml"
-TASKS = ("classification", "image-text")
 FORMATS = ("webdataset", "parquet", "folder")
 SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 
-Task = Literal["classification", "image-text"]
 Format = Literal["webdataset", "parquet", "folder"]
 
 
@@ -37,7 +36,7 @@ class DatasetSpec:
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...] = ()
-    task: Task
+    task: str
     format: Format
     image: tuple[str, ...] = ()
     label: str = ""
@@ -51,8 +50,8 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         where = f"data set '{self.name}'"
-        if self.task not in TASKS:
-            raise SpecError(f"{where}: task is '{self.task}', expected one of {', '.join(TASKS)}")
+        if self.task not in TARGETS:
+            raise SpecError(f"{where}: task is '{self.task}', expected one of {', '.join(TARGETS)}")
         if self.format not in FORMATS:
             raise SpecError(f"{where}: format is '{self.format}', expected one of {', '.join(FORMATS)}")
         if not self.train:
@@ -61,6 +60,15 @@ class DatasetSpec:
             raise SpecError(f"{where}: rows_per_shard is {self.rows_per_shard}, expected at least 1")
         if any("{}" not in template for template in self.templates):
             raise SpecError(f"{where}: every zero-shot template needs a {{}} for the class name")
+
+    @property
+    def target(self) -> Target:
+        return TARGETS[self.task]
+
+    @property
+    def target_field(self) -> str:
+        """The tar extension or Parquet column that holds the target."""
+        return str(getattr(self, self.target.setting))
 
     @property
     def num_classes(self) -> int:
@@ -73,9 +81,9 @@ class DatasetSpec:
             "task": self.task,
             "format": self.format,
             "image": self.image,
-            "target": self.label if self.task == "classification" else self.text,
+            "target": self.target_field,
             "key": self.key,
-            "classes": self.classes if self.task == "classification" else (),
+            "classes": self.classes if self.target.has_classes else (),
             "rows_per_shard": self.rows_per_shard if self.format == "parquet" else 0,
         }
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
@@ -161,18 +169,17 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
     if values.get("analysis"):
         values["analysis"] = _absolute(values["analysis"], base)[0]
     values.setdefault("format", guess_format(values["train"][0] if values["train"] else ""))
-    values.setdefault("task", "image-text" if values.get("text") else "classification")
+    values.setdefault("task", default_task(values))
     return DatasetSpec(name=name, **_with_default_fields(values))
 
 
 def spec_from_path(path: str) -> DatasetSpec:
     """A data set given as a path: image-text where the shards may hold captions, classification for folders."""
     kind = guess_format(path)
-    task: Task = "classification" if kind == "folder" else "image-text"
     name = path.rstrip("/").split("/")[-1].split("{")[0].split("*")[0].split(".")[0].strip("-_")
     if not name:
         name = path.rstrip("/").split("/")[-2] if "/" in path.rstrip("/") else "data"
-    values = {"train": tuple(_absolute(path, Path.cwd())), "task": task, "format": kind}
+    values = {"train": tuple(_absolute(path, Path.cwd())), "task": task_of_path(kind), "format": kind}
     return DatasetSpec(name=name, **_with_default_fields(values))
 
 
@@ -241,20 +248,8 @@ def _absolute(pattern: str, base: Path | None) -> list[str]:
 
 def _with_default_fields(values: dict[str, Any]) -> dict[str, Any]:
     kind = values["format"]
-    if kind == "webdataset":
-        values.setdefault("image", IMAGE_EXTENSIONS)
-        if values["task"] == "classification":
-            values.setdefault("label", "cls")
-        else:
-            values.setdefault("text", "txt")
-    elif kind == "parquet":
-        values.setdefault("image", ("image",))
-        if values["task"] == "classification":
-            values.setdefault("label", "label")
-        else:
-            values.setdefault("text", "text")
-    else:
-        values.setdefault("image", IMAGE_EXTENSIONS)
-        if values["task"] == "image-text":
-            values.setdefault("text", "txt")
+    values.setdefault("image", ("image",) if kind == "parquet" else IMAGE_EXTENSIONS)
+    target = TARGETS.get(values["task"])  # an unknown task is refused with all else
+    if target and kind in target.fields:
+        values.setdefault(target.setting, target.fields[kind])
     return values

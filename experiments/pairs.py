@@ -26,7 +26,8 @@ from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.loading import find_model
-from curate.studies.comparison import QUALITY_OF_TASK, run_all
+from curate.scoring.tasks.image_text import ImageText
+from curate.studies.comparison import run_all
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings import saved
@@ -36,7 +37,7 @@ BUDGET, SEEDS, FILTER_RATIO = 5e12, 3, 0.8
 BUDGETS, LADDER, ACID_BUDGETS = (1.0, 2.0), (4.0,), (1.0,)
 REFERENCE_EXAMPLES, REFERENCE_LR, ONLINE_LR = 60_000, 2e-3, 2e-3
 SEARCH_LR = "5e-4,1e-3,2e-3,4e-3"
-QUALITY = QUALITY_OF_TASK["image-text"]
+QUALITY = ImageText.quality
 DATASET = "icons-for-emoji"
 SWAPPED = (20, 40, 60)
 

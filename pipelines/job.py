@@ -17,7 +17,6 @@ from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ModelError, ShardError
-from ..scoring.captions import CaptionEncoder
 from ..scoring.forward import best_device
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
@@ -64,7 +63,7 @@ class ScoreShard(beam.DoFn):
         torch.set_num_threads(self._threads)
         self._device = best_device()
         self._model = self._shared.acquire(self._load)
-        self._captions = CaptionEncoder(self._model) if self._job.dataset.task == "image-text" else None
+        self._kept = self._model.task.kept(self._model)
         self._judged = self._failed = 0
 
     def _load(self) -> Model:
@@ -89,7 +88,7 @@ class ScoreShard(beam.DoFn):
                 embeddings=job.embeddings,
                 decode_threads=self._threads,
                 forward_flops=job.forward_flops,
-                captions=self._captions,
+                kept=self._kept,
             )
         except ShardError as e:
             self._bad_shards.inc()

@@ -29,7 +29,7 @@ from ..scoring.settings import Precision, check_precision
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.read import finished_shards, read_manifest
 from ..scoring.tables.run_costs import recorded_train_flops
-from ..scoring.tables.schema import LOSS_NAMES, shards_digest, table_folder
+from ..scoring.tables.schema import shards_digest, table_folder
 from ..scoring.tables.write import write_manifest, writing
 from ..units import Report
 from .committed import watch, watch_landing
@@ -281,7 +281,7 @@ def _manifest(
         "dataset_fingerprint": options.dataset.fingerprint,
         "shards_digest": shards_digest(shards),
         "task": options.dataset.task,
-        "loss": LOSS_NAMES[options.dataset.task],
+        "loss": model.task.loss_name,
         "precision": precision,
         "embeddings": options.embeddings,
         "scale": float(scale.detach().exp()) if scale is not None else None,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import losses, scores
     from .flops import forward_flops, train_flops
-    from .forward import Scored, score_batch
+    from .forward import score_batch
     from .joint import select_jointly
     from .loading import find_model, load_model
     from .losses import Losses, Pairs
-    from .models import Model, ModelSpec
+    from .models import Model, ModelSpec, Scored
     from .policies import POLICIES, Policy, find_policy
     from .scores import easy_reference, hard_learner, learnability
     from .selection import Selection, select

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..errors import ModelError
-from .forward import score_batch, target_tensor
+from .forward import score_blank
 from .models import Model
 from .settings import Coarse
 
@@ -34,14 +34,14 @@ def coarsened(model: Model, coarse: Coarse) -> Model:
     full = model.geometry.size
     size = coarse.size or full
     preprocessing = replace(model.preprocessing, geometry=replace(model.geometry, size=size))
-    made = type(model)(replace(model.spec, coarse=coarse.to_dict()), module, preprocessing, model.tokenizer)
+    made = type(model)(replace(model.spec, coarse=coarse.to_dict()), model.task, module, preprocessing, model.tokenizer)
     made.to(next(module.parameters()).device)
     try:
         if size != full:
             _take_size(module, size, full)
         if coarse.patch_dropout and not _drop_patches(module, coarse.patch_dropout):
             raise ValueError("its image tower has no patches to drop")
-        _try_one(made)
+        score_blank(made)
     except (ValueError, RuntimeError, AssertionError, TypeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ModelError(f"model '{model.spec.name}' cannot score with {coarse}: {reason}") from None
@@ -114,10 +114,3 @@ def _open_clip_parts() -> tuple[type, ...]:
     from open_clip.transformer import VisionTransformer
 
     return VisionTransformer, AttentionPool2d
-
-
-def _try_one(model: Model) -> None:
-    device, size = next(model.module.parameters()).device, model.geometry.size
-    pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
-    targets = target_tensor(model, [0] if model.spec.task == "classification" else ["a"])
-    score_batch(model, pixels, targets.to(device))

@@ -17,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .forward import embed
 from .models import Model
 
 # Views and bookkeeping do no arithmetic; listing them would hide what matters.
@@ -75,10 +74,7 @@ def forward_flops(model: Model, batch_size: int = 2) -> Flops:
 
     def run() -> None:
         with torch.no_grad():
-            if model.spec.task == "classification":
-                module(images)
-            else:
-                embed(module, images, targets)
+            model.task.infer(module, images, targets)
 
     return count(run, batch_size)
 
@@ -92,8 +88,7 @@ def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor],
     module.train()
 
     def run() -> None:
-        output = module(images) if model.spec.task == "classification" else module(images, targets)
-        loss(output, targets).backward()
+        loss(model.task.forward(module, images, targets), targets).backward()
 
     return count(run, batch_size)
 
@@ -103,7 +98,5 @@ def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, to
     module = copy.deepcopy(model.module).to("meta")
     size = model.geometry.size
     images = torch.empty(batch_size, 3, size, size, device="meta")
-    if model.spec.task == "classification":
-        return module, images, torch.empty(batch_size, dtype=torch.int64, device="meta")
-    length = model.tokenize(["a"]).shape[1]
-    return module, images, torch.empty(batch_size, length, dtype=torch.int64, device="meta")
+    one = model.targets([model.task.blank()])
+    return module, images, torch.empty(batch_size, *one.shape[1:], dtype=one.dtype, device="meta")

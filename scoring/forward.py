@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from . import losses
-from .models import Model
+from .models import Model, Scored
 from .settings import Precision
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a model says of B examples: `loss` always; the rest by task. All on the model's device."""
-
-    loss: torch.Tensor
-    predicted: torch.Tensor | None = None
-    similarity: torch.Tensor | None = None
-    image_embedding: torch.Tensor | None = None
-    text_embedding: torch.Tensor | None = None
 
 
 def score_batch(
@@ -46,7 +34,8 @@ def score_batch(
     with evaluating(model.module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
         for start in range(0, len(pixels_BHWC), step):
             part = slice(start, start + step)
-            parts.append(_score(model, run, pixels_BHWC[part], targets[part]))
+            inferred = model.task.infer(run, model.normalize(pixels_BHWC[part]), targets[part])
+            parts.append(model.task.scored(inferred, targets[part]))
     if len(parts) == 1:
         return parts[0]
     fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding")
@@ -55,14 +44,6 @@ def score_batch(
         for name in fields
     }
     return Scored(**whole)
-
-
-def _score(model: Model, run: Any, pixels_BHWC: torch.Tensor, targets: torch.Tensor) -> Scored:
-    images = model.normalize(pixels_BHWC)
-    if model.spec.task == "classification":
-        logits_BC = run(images)
-        return Scored(loss=losses.cross_entropy(logits_BC, targets), predicted=logits_BC.argmax(-1))
-    return score_embeddings(*embed(run, images, targets))
 
 
 def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
@@ -74,13 +55,6 @@ def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
         image_embedding=image_BD,
         text_embedding=text_BD,
     )
-
-
-def target_tensor(model: Model, targets: Sequence[int | str]) -> torch.Tensor:
-    """Labels as int64 [B], captions as tokens int64 [B, L]."""
-    if model.spec.task == "classification" or not targets:
-        return torch.tensor([t for t in targets if isinstance(t, int)], dtype=torch.int64)
-    return model.tokenize([str(t) for t in targets])
 
 
 def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,12 +74,17 @@ def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision =
 
 def embedding_width(model: Model) -> int:
     """D of an image-text model's embeddings, by embedding one blank picture."""
+    scored = score_blank(model)
+    assert scored.image_embedding is not None
+    return int(scored.image_embedding.shape[1])
+
+
+def score_blank(model: Model) -> Scored:
+    """Score one blank image: whether the model works at all, and the shapes that it gives."""
     size = model.geometry.size
     device = next(model.module.parameters()).device
     pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
-    scored = score_batch(model, pixels, target_tensor(model, ["a"]).to(device))
-    assert scored.image_embedding is not None
-    return int(scored.image_embedding.shape[1])
+    return score_batch(model, pixels, model.targets([model.task.blank()]).to(device))
 
 
 @contextmanager

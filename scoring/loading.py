@@ -14,34 +14,32 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..datasets.spec import Config, Task, load_config
+from ..datasets.spec import Config, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..errors import ModelError
 from .coarse import coarsened
-from .models import Model, ModelSpec
-from .open_clip_models import build_open_clip, open_clip_spec
+from .models import Model, ModelSpec, Task
 from .settings import Coarse
-from .timm_models import build_timm, timm_spec
+from .tasks import find_task
 
 LEARNER_FILE = "checkpoints/learner.safetensors"
 
 
-def find_model(name: str, *, task: Task, num_classes: int = 0, config: Config | None = None) -> ModelSpec:
+def find_model(name: str, *, task: str, num_classes: int = 0, config: Config | None = None) -> ModelSpec:
     """Resolve a run folder, a [models.NAME] entry, a timm name (classification) or an open_clip name (image-text).
 
     `ARCH:TAG` (open_clip) and `arch.tag` (timm) name published weights; `hf-hub:` and `local-dir:` work for
     open_clip. Raises ModelError, naming near misses, before anything is built or fetched.
     """
     config = config if config is not None else load_config()
+    asked = find_task(task)
     if exists(join_url(name, LEARNER_FILE)) if "://" in name else Path(name, LEARNER_FILE).exists():
-        return _from_run(name, task, num_classes)
+        return _from_run(name, asked, num_classes)
     if name in config.models:
-        return _from_entry(name, config.models[name], task, num_classes, config)
+        return _from_entry(name, config.models[name], asked, num_classes, config)
     if Path(name, "config.json").exists():
         raise ModelError(f"run '{name}' has no {LEARNER_FILE} yet; finish it with 'curate train ... --resume'")
-    if task == "classification":
-        return timm_spec(name, name, num_classes, {})
-    return open_clip_spec(name, name)
+    return asked.spec(name, name, num_classes)
 
 
 def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Model:
@@ -56,7 +54,7 @@ def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Mode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = build_timm(spec) if spec.task == "classification" else build_open_clip(spec)
+            model = find_task(spec.task).build(spec)
         except (RuntimeError, ValueError, TypeError, OSError, KeyError, AssertionError) as e:
             lines = str(e).strip().splitlines()
             raise ModelError(f"model '{spec.name}' cannot be built: {lines[0] if lines else type(e).__name__}") from e
@@ -97,9 +95,9 @@ def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:
         spec = ModelSpec(**manifest["models"]["learner"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ModelError(f"run '{folder}': its manifest.json is missing or damaged ({e})") from None
-    if spec.task != task:
-        raise ModelError(f"run '{folder}' trained a model for {spec.task}; this data set is {task}")
-    if task == "classification" and num_classes and spec.num_classes != num_classes:
+    if spec.task != task.name:
+        raise ModelError(f"run '{folder}' trained a model for {spec.task}; this data set is {task.name}")
+    if task.target.has_classes and num_classes and spec.num_classes != num_classes:
         raise ModelError(f"run '{folder}' knows {spec.num_classes} classes; this data set has {num_classes}")
     where = join_url(str(Path(folder).resolve()) if is_local(folder) else folder, LEARNER_FILE)
     return replace(spec, name=folder, weights=where)
@@ -114,20 +112,5 @@ def _from_entry(name: str, entry: Mapping[str, Any], task: Task, num_classes: in
     weights = entry.get("weights", "")
     if weights and "://" not in weights:
         weights = str(base / weights)
-    preprocessing = dict(entry.get("preprocessing", {}))
-    if task == "classification":
-        if "architecture" not in entry:
-            raise ModelError(f"model '{name}': set architecture = to a timm name")
-        spec = timm_spec(name, entry["architecture"], num_classes, dict(entry.get("arguments", {})))
-    else:
-        clip_config = entry.get("config")
-        if isinstance(clip_config, str):
-            clip_config = json.loads((base / clip_config).read_text(encoding="utf-8"))
-        if clip_config is None and "architecture" not in entry:
-            raise ModelError(f"model '{name}': set architecture = to an open_clip name, or config = to its JSON config")
-        spec = (
-            ModelSpec(name=name, task=task, architecture=name, open_clip_config=clip_config)
-            if clip_config is not None
-            else open_clip_spec(name, entry["architecture"])
-        )
-    return replace(spec, weights=weights or spec.weights, preprocessing=preprocessing)
+    spec = task.spec_of_entry(name, entry, num_classes, base)
+    return replace(spec, weights=weights or spec.weights, preprocessing=dict(entry.get("preprocessing", {})))

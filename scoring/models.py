@@ -1,19 +1,25 @@
-"""What a model is: how it is specified, how its images are prepared, and the built module with both."""
+"""What a model is (its specification, how its images are prepared, the built module) and what a task asks of one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 from torch import nn
 
+from ..datasets.batches import DecodedBatch
 from ..datasets.decoding import INTERPOLATIONS, Geometry
-from ..datasets.spec import Task
+from ..datasets.readers import Example
+from ..datasets.spec import DatasetSpec
+from ..datasets.targets import Target
 from ..errors import ModelError
+from .settings import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class ModelSpec:
     how it scores (see coarse.py)."""
 
     name: str
-    task: Task
+    task: str
     architecture: str
     arguments: dict[str, Any] = field(default_factory=dict)
     open_clip_config: dict[str, Any] | None = None
@@ -53,11 +59,124 @@ class ModelSpec:
         return asdict(self)
 
 
-class Model:
-    """A built model: `module`, its `preprocessing` and, for image-text, its `tokenize` (captions -> int64 [B, L])."""
+@dataclass(frozen=True)
+class Scored:
+    """What a model says of B examples: `loss` [B] always; the rest by task. All on the model's device."""
 
-    def __init__(self, spec: ModelSpec, module: nn.Module, preprocessing: Preprocessing, tokenizer: Any = None) -> None:
+    loss: torch.Tensor
+    predicted: torch.Tensor | None = None
+    similarity: torch.Tensor | None = None
+    image_embedding: torch.Tensor | None = None
+    text_embedding: torch.Tensor | None = None
+
+
+class ShardScorer(Protocol):
+    """Scores one shard, batch by batch. `flops` is what that took so far."""
+
+    flops: float
+
+    def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]: ...
+
+    def finish(self) -> Iterable[tuple[list[Example], Scored]]: ...
+
+
+class Task(Protocol):
+    """All that differs between tasks. One file in `scoring/tasks/` is all that a task is.
+
+    `quality` names the measure that comparisons read; `lr` is AdamW's peak rate and `augment` the augmentation where the
+    user names none; `score_scale` multiplies per-example losses before they are sampled by.
+    """
+
+    name: str
+    target: Target
+    loss_name: str
+    quality: str
+    lr: float
+    augment: str
+    score_scale: float
+
+    def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
+        """Of a published architecture. Raises ModelError where the task's library does not know it."""
+        ...
+
+    def spec_of_entry(self, name: str, entry: Mapping[str, Any], num_classes: int, base: Path) -> ModelSpec:
+        """Of an entry of curate.toml; relative paths count from `base`. Raises ModelError."""
+        ...
+
+    def without_weights(self, spec: ModelSpec) -> ModelSpec:
+        """The same architecture, with nothing to fetch."""
+        ...
+
+    def build(self, spec: ModelSpec) -> Model:
+        """The module with its preprocessing, its weights random or published."""
+        ...
+
+    def targets(self, model: Model, values: Sequence[int | str]) -> torch.Tensor:
+        """What the model takes beside images, int64 with B rows."""
+        ...
+
+    def blank(self) -> int | str:
+        """A target that stands for any other where only shapes count."""
+        ...
+
+    def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        """The training pass: what `training_loss` takes."""
+        ...
+
+    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        """Loss of (output, targets), a mean over the batch."""
+        ...
+
+    def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        """The scoring pass: what `scored` takes."""
+        ...
+
+    def scored(self, inferred: Any, targets: torch.Tensor) -> Scored:
+        """The scoring loss of each example."""
+        ...
+
+    def kept(self, model: Model) -> Any:
+        """What the scorers of many shards of one worker share."""
+        ...
+
+    def shard_scorer(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        forward_flops: float,
+        kept: Any,
+    ) -> ShardScorer: ...
+
+    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
+        """The score table's columns of this task."""
+        ...
+
+    def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:
+        """Their values."""
+        ...
+
+    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
+        """What a line of metrics says of a sub-batch."""
+        ...
+
+    def evaluate(
+        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+    ) -> dict[str, float]:
+        """All measures that the test split allows, as shares in [0, 1]; `test_examples` is their n."""
+        ...
+
+
+class Model:
+    """A built model: its `task`, `module`, `preprocessing` and, where it takes text, `tokenize` (captions -> int64 [B, L])."""
+
+    def __init__(
+        self, spec: ModelSpec, task: Task, module: nn.Module, preprocessing: Preprocessing, tokenizer: Any = None
+    ) -> None:
         self.spec = spec
+        self.task = task
         self.module = module
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer
@@ -67,6 +186,10 @@ class Model:
     @property
     def geometry(self) -> Geometry:
         return self.preprocessing.geometry
+
+    def targets(self, values: Sequence[int | str]) -> torch.Tensor:
+        """Labels int64 [B], or caption tokens int64 [B, L]."""
+        return self.task.targets(self, values)
 
     def tokenize(self, captions: list[str]) -> torch.Tensor:
         tokens: torch.Tensor = self.tokenizer(captions)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from .models import Model, ModelSpec, merged_preprocessing
+from .models import Model, ModelSpec, Task, merged_preprocessing
 
 SCHEMES = ("hf-hub:", "local-dir:")
 
 
-def open_clip_spec(name: str, architecture: str) -> ModelSpec:
+def open_clip_spec(task: str, name: str, architecture: str) -> ModelSpec:
     import open_clip
 
     if architecture.startswith(SCHEMES):
-        return ModelSpec(name=name, task="image-text", architecture=architecture, weights="published")
+        return ModelSpec(name=name, task=task, architecture=architecture, weights="published")
     plain, _, tag = architecture.partition(":")
     if plain not in open_clip.list_models():
         near = [m for m in open_clip.list_models() if m.lower().startswith(plain.lower()[:5])][:5]
@@ -29,11 +29,11 @@ def open_clip_spec(name: str, architecture: str) -> ModelSpec:
     if tag and tag not in known_tags and not Path(tag).exists():
         raise ModelError(f"unknown weights '{tag}' of open_clip's {plain}; it has {', '.join(known_tags) or 'none'}")
     if tag and tag not in known_tags:
-        return ModelSpec(name=name, task="image-text", architecture=plain, weights=str(Path(tag).resolve()))
-    return ModelSpec(name=name, task="image-text", architecture=architecture, weights="published" if tag else "")
+        return ModelSpec(name=name, task=task, architecture=plain, weights=str(Path(tag).resolve()))
+    return ModelSpec(name=name, task=task, architecture=architecture, weights="published" if tag else "")
 
 
-def build_open_clip(spec: ModelSpec) -> Model:
+def build_open_clip(task: Task, spec: ModelSpec) -> Model:
     import open_clip
 
     from . import architectures as _registered_with_timm  # noqa: F401
@@ -62,7 +62,7 @@ def build_open_clip(spec: ModelSpec) -> Model:
         "mean": data.get("mean", open_clip.OPENAI_DATASET_MEAN),
         "std": data.get("std", open_clip.OPENAI_DATASET_STD),
     }
-    return Model(spec, module, merged_preprocessing(spec, values), tokenizer)
+    return Model(spec, task, module, merged_preprocessing(spec, values), tokenizer)
 
 
 _TOKENIZERS: dict[Any, Any] = {}

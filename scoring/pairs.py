@@ -11,8 +11,8 @@ import torch
 from ..datasets.batches import DecodedBatch
 from ..datasets.readers import Example
 from .captions import CaptionEncoder
-from .forward import Scored, embed_images, score_embeddings
-from .models import Model
+from .forward import embed_images, score_embeddings
+from .models import Model, Scored
 from .settings import Precision
 
 
@@ -38,10 +38,10 @@ class PairScorer:
     _captions: dict[str, int] = field(default_factory=dict)
     _caption_of: list[int] = field(default_factory=list)
 
-    def add(self, decoded: DecodedBatch) -> None:
-        """Embed the pictures that were not seen before, and note the captions."""
+    def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
+        """Embed the images that were not seen before, and note the captions. Nothing is scored yet."""
         new = []
-        for i, example in enumerate(decoded.examples):
+        for i, example in enumerate(batch.examples):
             digest = hashlib.blake2b(example.image, digest_size=16).digest()
             if digest not in self._image_places:
                 self._image_places[digest] = len(self._image_places)
@@ -50,16 +50,19 @@ class PairScorer:
             self._caption_of.append(self._captions.setdefault(str(example.target), len(self._captions)))
             self.examples.append(replace(example, image=b""))
         if new:
-            pixels = torch.from_numpy(decoded.pixels if len(new) == len(decoded.pixels) else decoded.pixels[new])
+            pixels = torch.from_numpy(batch.pixels if len(new) == len(batch.pixels) else batch.pixels[new])
             self._images.append(embed_images(self.model, pixels.to(self.device, non_blocking=True), self.precision))
             self.flops += self.image_flops * len(new)
+        return ()
 
-    def scored(self) -> Scored:
+    def finish(self) -> Iterable[tuple[list[Example], Scored]]:
         """Losses, similarities and embeddings of all pairs, in the order in which they came."""
+        if not self.examples:
+            return ()
         text_UD = self._embed_captions(list(self._captions))
         image_UD = torch.cat(self._images)
         image_of, caption_of = (torch.tensor(x, device=self.device) for x in (self._image_of, self._caption_of))
-        return score_embeddings(image_UD[image_of], text_UD[caption_of])
+        return [(self.examples, score_embeddings(image_UD[image_of], text_UD[caption_of]))]
 
     def _embed_captions(self, captions: list[str]) -> torch.Tensor:
         tokens_UL = torch.cat([self.model.tokenize(list(part)) for part in _parts(captions, 4096)])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ..datasets.targets import CAPTION
 from ..errors import SpecError
 from ..ledger import BASELINE
 
@@ -85,61 +86,58 @@ def _learnability(known: Losses) -> torch.Tensor:
     return online_B - reference_B
 
 
-PAIRS = ("image-text",)
 # Colours are Okabe and Ito's, told apart with any colour vision; grey is the baseline.
+UNIFORM = Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b")
+LEARNABILITY = Policy(
+    "learnability",
+    _learnability,
+    online="model",
+    reference="loss",
+    help="loss(online) - loss(reference): ClassAct, ActiveCLIP",
+    colour="#0072b2",
+)
+RHO = Policy(
+    "rho",
+    _learnability,
+    online="learner",
+    reference="loss",
+    help="RHO-LOSS: learnability, with the learner as the online model",
+    colour="#d55e00",
+)
+HARD_LEARNER = Policy("hard-learner", _hard_learner, online="model", help="loss(online)", colour="#cc79a7")
+EASY_REFERENCE = Policy("easy-reference", _easy_reference, reference="loss", help="-loss(reference)", colour="#009e73")
+JEST = Policy(
+    "jest",
+    _learnability,
+    online="either",
+    reference="embeddings",
+    joint=True,
+    tasks=(CAPTION.task,),
+    help="joint learnability of image-text pairs",
+    colour="#e69f00",
+)
+JEST_EASY = Policy(
+    "jest-easy",
+    _easy_reference,
+    reference="embeddings",
+    joint=True,
+    tasks=(CAPTION.task,),
+    help="jest by the reference alone",
+    colour="#56b4e9",
+)
+ACID = Policy(
+    "acid",
+    _learnability,
+    online="either",
+    reference="embeddings",
+    joint=True,
+    tasks=(CAPTION.task,),
+    help="jest with a reference larger than the learner",
+    colour="#a6761d",
+    larger_reference=True,
+)
 POLICIES: dict[str, Policy] = {
-    policy.name: policy
-    for policy in (
-        Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b"),
-        Policy(
-            "learnability",
-            _learnability,
-            online="model",
-            reference="loss",
-            help="loss(online) - loss(reference): ClassAct, ActiveCLIP",
-            colour="#0072b2",
-        ),
-        Policy(
-            "rho",
-            _learnability,
-            online="learner",
-            reference="loss",
-            help="RHO-LOSS: learnability, with the learner as the online model",
-            colour="#d55e00",
-        ),
-        Policy("hard-learner", _hard_learner, online="model", help="loss(online)", colour="#cc79a7"),
-        Policy("easy-reference", _easy_reference, reference="loss", help="-loss(reference)", colour="#009e73"),
-        Policy(
-            "jest",
-            _learnability,
-            online="either",
-            reference="embeddings",
-            joint=True,
-            tasks=PAIRS,
-            help="joint learnability of image-text pairs",
-            colour="#e69f00",
-        ),
-        Policy(
-            "jest-easy",
-            _easy_reference,
-            reference="embeddings",
-            joint=True,
-            tasks=PAIRS,
-            help="jest by the reference alone",
-            colour="#56b4e9",
-        ),
-        Policy(
-            "acid",
-            _learnability,
-            online="either",
-            reference="embeddings",
-            joint=True,
-            tasks=PAIRS,
-            help="jest with a reference larger than the learner",
-            colour="#a6761d",
-            larger_reference=True,
-        ),
-    )
+    policy.name: policy for policy in (UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, EASY_REFERENCE, JEST, JEST_EASY, ACID)
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +17,8 @@ from ..datasets.batches import decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from .captions import CaptionEncoder
-from .forward import Scored, embedding_width, score_batch, target_tensor
-from .models import Model
-from .pairs import PairScorer
+from .forward import embedding_width
+from .models import Model, Scored, Task
 from .settings import Precision
 from .tables.schema import score_schema
 
@@ -44,23 +44,34 @@ def score_shard(
     embeddings: bool,
     decode_threads: int,
     forward_flops: float,
-    captions: CaptionEncoder | None = None,
+    kept: Any = None,
 ) -> ScoredShard:
     """Score every example of a shard. Batches cross neither shards nor tasks; memory holds a few batches and the rows.
 
-    `forward_flops` are those of one example's whole pass. `captions`, of the same model, spares measuring again what a
-    shard before measured. Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or
-    infinite is a failure of stage `loss`.
+    `forward_flops` are those of one example's whole pass. `kept` is what `model.task.kept(model)` made once for many
+    shards. Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or infinite is a
+    failure of stage `loss`.
     """
+    task = model.task
     seconds: defaultdict[str, float] = defaultdict(float)
     failures: list[Failure] = []
-    schema = score_schema(spec.task, embedding_width(model) if embeddings else 0)
-    batches: list[pa.RecordBatch] = []
-    flops = 0.0
-    pairs: PairScorer | None = None
-    if spec.task == "image-text":
-        captions = captions or CaptionEncoder(model)
-        pairs = PairScorer(model, captions, forward_flops - captions.flops_of_all, device, precision, batch_size)
+    schema = score_schema(task, embedding_width(model) if embeddings else 0)
+    rows: list[pa.RecordBatch] = []
+    scorer = task.shard_scorer(
+        model,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        forward_flops=forward_flops,
+        kept=kept if kept is not None else task.kept(model),
+    )
+
+    def take(found: Iterable[tuple[list[Example], Scored]]) -> None:
+        for examples, scored in found:
+            batch, bad = _rows(task, schema, examples, scored)
+            rows.append(batch)
+            failures.extend(bad)
+
     for decoded in prefetch(decoded_batches(read_shard(spec, shard), model.geometry, batch_size, decode_threads)):
         for stage, spent in decoded.seconds.items():
             seconds[stage] += spent
@@ -68,33 +79,18 @@ def score_shard(
         if not decoded.examples:
             continue
         started = time.perf_counter()
-        if pairs is not None:
-            pairs.add(decoded)
-        else:
-            pixels = torch.from_numpy(decoded.pixels).to(device, non_blocking=True)
-            labels = target_tensor(model, [example.target for example in decoded.examples]).to(device)
-            scored = score_batch(model, pixels, labels, precision=precision)
-            _append(batches, failures, schema, decoded.examples, scored)
-            flops += forward_flops * len(decoded.examples)
+        take(scorer.add(decoded))
         seconds["forward"] += time.perf_counter() - started
-    if pairs is not None and pairs.examples:
-        started = time.perf_counter()
-        _append(batches, failures, schema, pairs.examples, pairs.scored())
-        flops = pairs.flops
-        seconds["forward"] += time.perf_counter() - started
+    started = time.perf_counter()
+    take(scorer.finish())
+    seconds["forward"] += time.perf_counter() - started
     failures.sort(key=lambda failure: failure.row)
-    return ScoredShard(pa.Table.from_batches(batches, schema=schema), failures, dict(seconds), flops)
+    return ScoredShard(pa.Table.from_batches(rows, schema=schema), failures, dict(seconds), scorer.flops)
 
 
-def _append(
-    batches: list[pa.RecordBatch], failures: list[Failure], schema: pa.Schema, examples: list[Example], scored: Scored
-) -> None:
-    batch, bad = _rows(schema, examples, scored)
-    batches.append(batch)
-    failures += bad
-
-
-def _rows(schema: pa.Schema, examples: list[Example], scored: Scored) -> tuple[pa.RecordBatch, list[Failure]]:
+def _rows(
+    task: Task, schema: pa.Schema, examples: list[Example], scored: Scored
+) -> tuple[pa.RecordBatch, list[Failure]]:
     loss = scored.loss.float().cpu().numpy()
     finite = np.isfinite(loss)
     bad = [
@@ -108,16 +104,7 @@ def _rows(schema: pa.Schema, examples: list[Example], scored: Scored) -> tuple[p
         "key": [e.key for e in examples],
         "target_hash": np.array([e.target_hash for e in examples], dtype=np.uint64),
         "loss": loss,
+        **task.columns(examples, scored),
     }
-    if scored.predicted is not None:
-        columns["label"] = [e.target for e in examples]
-        columns["predicted"] = scored.predicted.to(torch.int32).cpu().numpy()
-    if scored.similarity is not None:
-        columns["similarity"] = scored.similarity.float().cpu().numpy()
-    for name in ("image_embedding", "text_embedding"):
-        vectors = getattr(scored, name)
-        if name in schema.names and vectors is not None:
-            flat = pa.array(vectors.half().cpu().numpy().ravel(), type=pa.float16())
-            columns[name] = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type)
     batch = pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
     return (batch if not bad else batch.filter(pa.array(finite))), bad

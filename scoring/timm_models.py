@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ModelError
-from .models import Model, ModelSpec, merged_preprocessing
+from .models import Model, ModelSpec, Task, merged_preprocessing
 
 
-def timm_spec(name: str, architecture: str, num_classes: int, arguments: dict[str, Any]) -> ModelSpec:
+def timm_spec(task: str, name: str, architecture: str, num_classes: int, arguments: dict[str, Any]) -> ModelSpec:
     import timm
 
     from . import architectures as _registered_with_timm  # noqa: F401
@@ -23,7 +23,7 @@ def timm_spec(name: str, architecture: str, num_classes: int, arguments: dict[st
         raise ModelError(f"unknown weights '{tag}' of timm's {plain}; it has {tags}")
     return ModelSpec(
         name=name,
-        task="classification",
+        task=task,
         architecture=architecture,
         arguments=arguments,
         num_classes=num_classes,
@@ -31,7 +31,7 @@ def timm_spec(name: str, architecture: str, num_classes: int, arguments: dict[st
     )
 
 
-def build_timm(spec: ModelSpec) -> Model:
+def build_timm(task: Task, spec: ModelSpec) -> Model:
     import timm
 
     from . import architectures as _registered_with_timm  # noqa: F401
@@ -54,4 +54,4 @@ def build_timm(spec: ModelSpec) -> Model:
         "mean": data["mean"],
         "std": data["std"],
     }
-    return Model(spec, module, merged_preprocessing(spec, values))
+    return Model(spec, task, module, merged_preprocessing(spec, values))

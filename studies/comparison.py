@@ -18,12 +18,11 @@ from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError
 from ..ledger import BASELINE
 from ..scoring.policies import find_policy
-from ..training.options import DEFAULT_LR, RunOptions
+from ..scoring.tasks import find_task
+from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops
-
-QUALITY_OF_TASK = {"classification": "top1", "image-text": "mean_recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +91,13 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
         raise SpecError(
             f"data set '{dataset.name}' has no test split; a comparison needs one: set test = in curate.toml"
         )
-    quality = QUALITY_OF_TASK[dataset.task]
+    quality = find_task(dataset.task).quality
     _refuse_other_settings(options)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
     given = options.base.optimization.lr
     if given is None:
-        given = DEFAULT_LR[dataset.task]
+        given = find_task(dataset.task).lr
     best = max(search, key=lambda pair: pair[1])[0] if search else given
     points = planned(options, best)
     todo = [p for p in points if not _finished(p)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from ..ledger import REGIMES, Ledger, StepCost
 from ..scoring.flops import forward_flops
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
-from ..scoring.open_clip_models import SCHEMES
+from ..scoring.policies import HARD_LEARNER
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.run_costs import recorded_train_flops
+from ..scoring.tasks import find_task
 from ..training.budget import steps_within
 from ..training.options import RunOptions
 from ..training.run import step_cost
@@ -252,7 +253,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     training = RunOptions.of(
         dataset=options.dataset,
         learner=options.learner,
-        policy="hard-learner",
+        policy=HARD_LEARNER,
         online=options.online,
         budget_flops=options.budget_flops,
         batch_size=options.batch_size,
@@ -361,10 +362,7 @@ def _find(name: str, dataset: DatasetSpec, config: Config) -> ModelSpec:
 
 def _build(spec: ModelSpec) -> Model:
     """The model without its weights: shapes decide the FLOPs, so nothing is fetched for a plan."""
-    architecture = spec.architecture
-    if spec.task == "image-text" and not architecture.startswith(SCHEMES):
-        architecture = architecture.partition(":")[0]
-    return load_model(replace(spec, weights="", architecture=architecture))
+    return load_model(find_task(spec.task).without_weights(spec))
 
 
 def _flag(option: str) -> str:

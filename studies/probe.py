@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from ..datasets.spec import Config
 from ..errors import SpecError
 from ..ledger import BASELINE
+from ..scoring.policies import LEARNABILITY
 from ..training.options import RunOptions
 from ..units import Report, format_flops
 from .comparison import Compared, CompareOptions, compare_runs, planned
 from .plan import PlanOptions
 
-POLICY = "learnability"
+POLICY = LEARNABILITY.name
 # Uniform's rungs, in budgets of the probe: savings are read between them, from a loss of half to a gain of half.
 LADDER = (0.5, 2.0)
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from curate.scoring.policies import POLICIES
+from curate.scoring.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 BASE = {"errors", "units", "ledger", "options"}
@@ -98,3 +100,29 @@ def test_light_commands_import_neither_torch_nor_beam(arguments, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def literals(path: Path):
+    """(line, text) of every string that is a value: docstrings and parts of f-strings are prose."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    prose |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.lineno, node.value
+
+
+REGISTRIES = {"ledger.py", "scoring/policies.py", "scoring/__init__.py", "datasets/targets.py"}
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+def test_policies_and_tasks_are_named_in_their_registries_alone(path):
+    names = {*POLICIES, *TASKS}
+    found = [f"line {line}: {text!r}" for line, text in literals(path) if text in names]
+    assert not found or str(path.relative_to(ROOT)) in REGISTRIES, found
+
+
+@pytest.mark.parametrize("path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_module_alone_talks_to_other_ranks(path):
+    text = path.read_text()
+    assert "torch.distributed" not in text or str(path.relative_to(ROOT)) == "training/group.py"

@@ -14,8 +14,6 @@ import torch
 from ..datasets.batches import prefetch
 from ..errors import RunError
 from ..ledger import Ledger, StepCost
-from ..scoring.losses import identical_captions
-from ..scoring.models import Model
 from ..scoring.selection import Selection
 from ..scoring.settings import Precision
 from ..units import format_flops
@@ -144,7 +142,7 @@ def train_loop(job: Job, after_step: Callable[[int], None] | None = None) -> Fin
                         "loss": float(loss),
                         "online_train_loss": _mean(online_train_loss),
                         **_score_means(chosen),
-                        "masked_negatives": _masked_negatives(job.learner.model, learner_targets[chosen_b]),
+                        **job.learner.model.task.step_metrics(learner_targets[chosen_b]),
                         "lr": lr_share * job.learner.lr,
                         "seconds": dict(seconds),
                         "flops": job.ledger.lines(),
@@ -198,11 +196,6 @@ def _score_means(chosen: Selection | None) -> dict[str, float | None]:
         "score": _mean(chosen.score),
         "score_selected": _mean(chosen.score[chosen.index]),
     }
-
-
-def _masked_negatives(learner: Model, targets: torch.Tensor) -> int | None:
-    """Pairs of this sub-batch that share a caption and are left out of the contrastive loss."""
-    return int(identical_captions(targets).sum()) if learner.spec.task == "image-text" else None
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

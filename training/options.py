@@ -27,8 +27,6 @@ from ..scoring.settings import (
     super_batch_size,
 )
 
-# AdamW's, where the user names none: contrastive ViTs do not start to learn at what suits small ConvNets.
-DEFAULT_LR = {"classification": 2e-3, "image-text": 5e-4}
 Augment = Literal["none", "flip", "crop-flip"]
 # Options that had another name in the config.json of an earlier version.
 RENAMED = {"shuffle_bytes": "host_bytes"}

@@ -13,7 +13,7 @@ from ..datasets.batches import decode_all, decode_threads
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import ModelError, TableError
-from ..scoring.forward import score_batch, target_tensor
+from ..scoring.forward import score_batch
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.tables.lookup import ScoreTable, open_scores
@@ -98,7 +98,7 @@ def check_rescored(
     if not kept:
         return 0
     pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
-    targets = target_tensor(reference, [examples[i].target for i in kept]).to(device)
+    targets = reference.targets([examples[i].target for i in kept]).to(device)
     precision = table.manifest["precision"]
     losses = score_batch(reference, pixels, targets, precision=precision).loss.tolist()
     for i, now in zip(kept, losses, strict=True):

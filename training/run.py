@@ -31,7 +31,7 @@ from . import checkpoint
 from .budget import steps_within
 from .evaluate import evaluate
 from .loop import Job, train_loop
-from .options import DEFAULT_LR, RunOptions
+from .options import RunOptions
 from .records import RunRecords, read_document, write_json
 from .reference import open_reference
 from .selecting import joint_flops, make_scorer
@@ -111,7 +111,7 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
     reference_cost = forward_flops(reference).per_example if reference else 0.0
 
     ledger = _reference_ledger(table)
-    lr = options.optimization.lr if options.optimization.lr is not None else DEFAULT_LR[dataset.task]
+    lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
     learner_trainee = Trainee(learner, options, lr, device)
     online_trainee = Trainee(online, options, online_lr, device) if online else None
@@ -155,7 +155,7 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     job = Job(
-        options=options.but(augment=options.optimization.augment or _default_augment(dataset)),
+        options=options.but(augment=options.optimization.augment or learner.task.augment),
         run=run,
         data=data,
         learner=learner_trainee,
@@ -209,10 +209,6 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
     shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in quality.items())
     records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown or 'not evaluated (no test split)'}")
     return summary
-
-
-def _default_augment(dataset: DatasetSpec) -> Any:
-    return "crop-flip" if dataset.task == "classification" else "none"
 
 
 def _open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] | None:

@@ -12,10 +12,10 @@ from ..datasets.decoding import Geometry
 from ..errors import SpecError, TableError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops
-from ..scoring.forward import Scored, embedding_width, score_batch
+from ..scoring.forward import embedding_width, score_batch
 from ..scoring.joint import selection_flops
 from ..scoring.losses import Losses, Pairs
-from ..scoring.models import Model
+from ..scoring.models import Model, Scored
 from ..scoring.selector import Selector
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
@@ -23,9 +23,6 @@ from ..units import format_flops
 from .options import RunOptions
 from .superbatch import SuperBatch
 from .trainee import Trainee
-
-# A dot product lies in [-1, 1], and a softmax of that hardly selects.
-DOT_PRODUCT_SCALE = 20.0
 
 
 class Inputs:
@@ -73,25 +70,25 @@ def make_scorer(
     policy = options.selection.chosen_policy
     asked = online or learner if policy.online != "none" else None
     manifest = table.manifest if table is not None else {}
+    task = learner.model.task
+    if policy.tasks and task.name not in policy.tasks:
+        raise SpecError(f"policy '{policy}' is for {' and '.join(policy.tasks)}; this data set is {task.name}")
     if options.selection.joint:
         _check_joint(options, learner.model, manifest, table)
-    task = learner.model.spec.task
-    dot_product = task == "image-text" and not options.selection.joint
     model, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = _coarse(options, table)
     if asked and coarse:
         model = coarsened(asked.model, coarse)
         forward = torch.compile(model.module) if asked.compiled else model.module
-    scale = options.selection.score_scale
-    if scale is None:
-        scale = DOT_PRODUCT_SCALE if dot_product else 1.0
     return Scorer(
         options=options,
         model=model,
         forward=forward,
         reference=reference,
         precision=precision,
-        scale=scale,
+        scale=options.selection.score_scale
+        if options.selection.score_scale is not None
+        else (1.0 if options.selection.joint else task.score_scale),
         joint_loss=options.selection.joint_loss or _joint_loss((asked or learner).model, manifest),
         reference_scale=manifest.get("scale") or 1.0,
         reference_bias=manifest.get("bias") or 0.0,
@@ -118,10 +115,6 @@ def _joint_loss(scorer: Model, manifest: Mapping[str, Any]) -> ContrastiveLoss:
 
 
 def _check_joint(options: RunOptions, learner: Model, manifest: Mapping[str, Any], table: ScoreTable | None) -> None:
-    if learner.spec.task != "image-text":
-        raise SpecError(
-            f"policy '{options.selection.policy}' chooses image-text pairs; this data set is {learner.spec.task}"
-        )
     assert table is not None
     if options.selection.joint_loss == "sigmoid" and manifest["bias"] is None:
         raise TableError(f"{table.folder}: its reference has no bias, which --joint-loss sigmoid needs; use softmax")

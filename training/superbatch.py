@@ -18,7 +18,6 @@ from ..datasets.readers import Example, Failure, read_shard, too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import FailuresError, SpecError, TableError
-from ..scoring.forward import target_tensor
 from ..scoring.models import Model
 from ..scoring.settings import OnMissing
 from ..scoring.tables.lookup import ScoreTable, ShardScores
@@ -88,13 +87,13 @@ class SuperBatch:
 
     def targets(self, model: Model) -> torch.Tensor:
         """Labels int64 [B], or this model's caption tokens int64 [B, L]."""
-        if model.spec.task == "classification":
-            return target_tensor(model, [record.example.target for record in self.records])
+        if model.task.target.has_classes:
+            return model.targets([record.example.target for record in self.records])
         # Python tokenizes slower than a small model scores, and epochs come round again.
         kind = id(model.tokenizer)
         new = [record for record in self.records if kind not in record.tokens]
         if new:
-            made = target_tensor(model, [record.example.target for record in new]).numpy().astype(np.int32)
+            made = model.targets([record.example.target for record in new]).numpy().astype(np.int32)
             for record, tokens_L in zip(new, made, strict=True):
                 record.tokens[kind] = tokens_L.copy()
         return torch.from_numpy(np.stack([record.tokens[kind] for record in self.records])).long()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import timm.optim
 import torch
-import torch.nn.functional as F
 
 from ..errors import SpecError
 from ..scoring.flops import Flops, train_flops
 from ..scoring.forward import autocast
 from ..scoring.models import Model
 from ..scoring.settings import Precision
-from .options import Augment, RunOptions
+from .options import RunOptions
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -30,7 +28,7 @@ class Trainee:
         compiled = options.optimization.compile if options.optimization.compile is not None else device.type == "cuda"
         self.compiled = compiled
         self.forward: Any = torch.compile(self.module) if compiled else self.module
-        self.loss = training_loss(model, options.optimization.label_smoothing)
+        self.loss = model.task.training_loss(model, options.optimization.label_smoothing)
         if options.optimization.optimizer not in timm.optim.list_optimizers():
             raise SpecError(
                 f"--optimizer is '{options.optimization.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ..."
@@ -46,7 +44,7 @@ class Trainee:
         self.module.train()
         images = self.model.normalize(pixels_BHWC)
         with autocast(pixels_BHWC.device, precision):
-            output = self.forward(images) if self.model.spec.task == "classification" else self.forward(images, targets)
+            output = self.model.task.forward(self.forward, images, targets)
         loss = self.loss(output, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -61,16 +59,7 @@ class Trainee:
         return train_flops(self.model, self.loss, batch_size)
 
 
-def training_loss(model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Cross-entropy for classifiers, of labels int64 [b]; a contrastive loss of captions' tokens for image-text."""
-    if model.spec.task == "classification":
-        return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
-    from .contrastive import contrastive_loss
-
-    return contrastive_loss(model)
-
-
-def augment(pixels_BHWC: torch.Tensor, how: Augment, generator: torch.Generator) -> torch.Tensor:
+def augment(pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:
     """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
 
     `generator` lives on the CPU, so that every device draws the same.

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import FetchError
+from ..targets import LABEL
 from .fetch import Package, fetch, open_package, provenance
 from .writer import Count, encode_png, shard_pattern, stratified_split, write_analysis, write_shards
 
@@ -74,7 +75,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
     """The tables of curate.toml, by data set; `root` is the prepared folder as the file shall name it."""
     common = {
         "test": shard_pattern(f"{root}/test", counts["test"]),
-        "task": "classification",
+        "task": LABEL.task,
         "image": "png",
         "label": "cls",
         "classes": list(CLASSES),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..targets import LABEL
 from .writer import Count, encode_png, shard_pattern, stratified_split, write_shards
 
 VERSION = 1
@@ -48,7 +49,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
     """The tables of curate.toml, by data set; `root` is the prepared folder as the file shall name it."""
     common = {
         "test": shard_pattern(f"{root}/test", counts["test"]),
-        "task": "classification",
+        "task": LABEL.task,
         "image": "png",
         "label": "cls",
         "classes": list(CLASSES),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..targets import CAPTION
 from .fetch import fetch, provenance
 from .iconify import EMOJIBASE, ICONS, Emoji, normal_code_point, read_emoji, read_icon_sets, svg_of
 from .render import Drawing, Rendered, render_all
@@ -74,7 +75,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
         "emoji": {
             "train": shard_pattern(f"{root}/train", counts["train"]),
             "test": shard_pattern(f"{root}/test", counts["test"]),
-            "task": "image-text",
+            "task": CAPTION.task,
             "image": "png",
             "text": "txt",
             "label": "cls",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..targets import CAPTION
 from .clipart import CLIP_ART_NAMES, CLIP_ART_PICTURES, STAMPS, Captioned, read_clip_art, read_stamps
 from .emoji import VENDORS, concept_of, held_out_concepts, written
 from .fetch import Package, fetch, provenance
@@ -63,7 +64,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
         "icons": {
             "train": shard_pattern(f"{root}/train", counts["train"]),
             "test": shard_pattern(f"{root}/test", counts["test"]),
-            "task": "image-text",
+            "task": CAPTION.task,
             "image": "png",
             "text": "txt",
             "analysis": f"{root}/analysis/train.parquet",

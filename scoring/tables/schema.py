@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from ...datasets.shards import Shard
-from ...datasets.spec import DatasetSpec, Task
+from ...datasets.spec import DatasetSpec
 from ...datasets.storage import join_url
+from ..models import Task
 
 MANIFEST = "_manifest.json"
 ENDING = ".parquet"
@@ -26,7 +27,6 @@ FORMAT_VERSION = 1
 FAILURE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int32()), ("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())]
 )
-LOSS_NAMES: Mapping[str, str] = {"classification": "cross-entropy", "image-text": "negative-dot-product"}
 
 
 def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
@@ -38,14 +38,7 @@ def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
         pa.field("target_hash", pa.uint64(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),
     ]
-    if task == "classification":
-        columns += [pa.field("label", pa.int32(), nullable=False), pa.field("predicted", pa.int32(), nullable=False)]
-    else:
-        columns += [pa.field("similarity", pa.float32(), nullable=False)]
-    if embedding_width:
-        vector = pa.list_(pa.field("element", pa.float16(), nullable=False), embedding_width)
-        columns += [pa.field("image_embedding", vector), pa.field("text_embedding", vector)]
-    return pa.schema(columns)
+    return pa.schema(columns + task.fields(embedding_width))
 
 
 def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:

@@ -16,6 +16,7 @@ from curate.errors import QueryError
 from curate.reports import connect, query, write
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard
+from curate.scoring.tasks import find_task
 from fsspec.implementations.memory import MemoryFileSystem
 
 META = {"reference_fingerprint": "f" * 16}
@@ -82,7 +83,7 @@ def commit(root, dataset, reference, shard, losses, task="classification", failu
         "image_embedding": [np.full(width, 0.5, np.float16)] * rows,
         "text_embedding": [np.full(width, 0.25, np.float16)] * rows,
     }
-    schema = score_schema(task, width)
+    schema = score_schema(find_task(task), width)
     table = pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
     folder = f"{root}/dataset={dataset}/reference={reference}"
     commit_shard(folder, Shard(name=shard, url="x", size=1), table, list(failures), META)

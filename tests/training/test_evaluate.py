@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from curate.scoring import load_model
-from curate.training.evaluate import evaluate, recall
+from curate.scoring.evaluation import recall
+from curate.training.evaluate import evaluate
 
 
 def slow_recall(query, answer, group, k):

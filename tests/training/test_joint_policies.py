@@ -192,7 +192,7 @@ def test_killed_and_resumed_runs_choose_the_same(config, embedded, tmp_path, mon
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"policy": "acid"}, SpecError, "reference larger than the learner.*called jest"),
+        ({"policy": "acid"}, SpecError, "reference larger than the learner.*take another joint policy"),
         ({"joint_loss": "sigmoid"}, TableError, "has no bias, which --joint-loss sigmoid needs"),
         ({"joint_loss": "both"}, SpecError, "--joint-loss is 'both'"),
         ({"chunks": 0}, SpecError, "--chunks is 0"),
@@ -209,5 +209,5 @@ def test_a_table_without_embeddings_and_a_classifier_are_refused(config, pairs, 
     plain = score_reference(pairs.options(tmp_path / "scores"), silent).folder
     with pytest.raises(TableError, match="holds no embeddings; run score-reference with --embeddings"):
         run(config, tmp_path, plain)
-    with pytest.raises(SpecError, match="chooses image-text pairs; this data set is classification"):
+    with pytest.raises(SpecError, match="is for image-text; this data set is classification"):
         run(digits.config, tmp_path, digits.scores, dataset="digits", learner="learner")

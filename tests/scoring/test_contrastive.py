@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from curate.scoring.contrastive import contrastive_loss
 from curate.scoring.loading import load_model
 from curate.scoring.losses import identical_captions
-from curate.training.contrastive import contrastive_loss
 from open_clip.loss import ClipLoss, SigLipLoss
 
 

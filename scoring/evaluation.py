@@ -1,0 +1,43 @@
+"""What the tasks' measures of quality share: decoded batches of a test split, and recall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
+from ..datasets.readers import read_shard
+from ..datasets.shards import list_shards
+from ..datasets.spec import DatasetSpec
+from ..errors import SpecError
+from .models import Model
+
+RECALL_AT = (1, 5, 10)
+BLOCK = 1024
+
+
+def split_batches(model: Model, dataset: DatasetSpec, batch_size: int) -> Iterator[DecodedBatch]:
+    """The test split, decoded for this model. Raises SpecError where the data set has none."""
+    records = (record for shard in list_shards(dataset, "test") for record in read_shard(dataset, shard))
+    return prefetch(decoded_batches(records, model.geometry, batch_size))
+
+
+def nothing_read(dataset: DatasetSpec) -> SpecError:
+    return SpecError(f"data set '{dataset.name}': nothing in its test split could be read")
+
+
+def recall(query_ND: torch.Tensor, answer_ND: torch.Tensor, group_N: torch.Tensor, name: str) -> dict[str, float]:
+    """R@1/5/10: the share of queries with a right answer among their k nearest by dot product.
+
+    Answers of the same `group_N` as the query are right: pairs with identical captions cannot be told apart.
+    """
+    hits = dict.fromkeys(RECALL_AT, 0)
+    most = min(max(RECALL_AT), len(answer_ND))
+    for start in range(0, len(query_ND), BLOCK):
+        part = slice(start, start + BLOCK)
+        nearest = (query_ND[part] @ answer_ND.T).topk(most).indices
+        right = group_N[nearest] == group_N[part, None]
+        for k in RECALL_AT:
+            hits[k] += int(right[:, :k].any(1).sum())
+    return {f"{name}_r{k}": count / len(query_ND) for k, count in hits.items()}

@@ -1,0 +1,17 @@
+"""Tasks by name. A file here is all that a task is; `datasets/targets.py` has its name and what its examples carry."""
+
+from __future__ import annotations
+
+from ...errors import SpecError
+from ..models import Task
+from .classification import Classification
+from .image_text import ImageText
+
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), ImageText())}
+
+
+def find_task(name: str) -> Task:
+    """Raises SpecError for a name that no task has."""
+    if name not in TASKS:
+        raise SpecError(f"task is '{name}', expected one of {', '.join(TASKS)}")
+    return TASKS[name]

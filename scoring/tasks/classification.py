@@ -1,0 +1,132 @@
+"""Image classification: ClassAct of arXiv 2312.05328. Models are timm's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+
+from ...datasets.batches import DecodedBatch
+from ...datasets.readers import Example
+from ...datasets.spec import DatasetSpec
+from ...datasets.targets import LABEL
+from ...errors import ModelError
+from ..evaluation import nothing_read, split_batches
+from ..forward import score_batch
+from ..losses import cross_entropy
+from ..models import Model, ModelSpec, Scored
+from ..settings import Precision
+from ..timm_models import build_timm, timm_spec
+
+
+class Classification:
+    """Labels; the scoring loss is the cross-entropy of the true one."""
+
+    name = LABEL.task
+    target = LABEL
+    loss_name = "cross-entropy"
+    quality = "top1"
+    lr = 2e-3
+    augment = "crop-flip"
+    score_scale = 1.0
+
+    def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
+        return timm_spec(self.name, name, architecture, num_classes, {})
+
+    def spec_of_entry(self, name: str, entry: Mapping[str, Any], num_classes: int, base: Path) -> ModelSpec:
+        if "architecture" not in entry:
+            raise ModelError(f"model '{name}': set architecture = to a timm name")
+        return timm_spec(self.name, name, entry["architecture"], num_classes, dict(entry.get("arguments", {})))
+
+    def without_weights(self, spec: ModelSpec) -> ModelSpec:
+        return replace(spec, weights="")
+
+    def build(self, spec: ModelSpec) -> Model:
+        return build_timm(self, spec)
+
+    def targets(self, model: Model, values: Sequence[int | str]) -> torch.Tensor:
+        return torch.tensor([value for value in values if isinstance(value, int)], dtype=torch.int64)
+
+    def blank(self) -> int | str:
+        return 0
+
+    def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        return run(images)
+
+    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
+
+    def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        return run(images)
+
+    def scored(self, inferred: Any, targets: torch.Tensor) -> Scored:
+        return Scored(loss=cross_entropy(inferred, targets), predicted=inferred.argmax(-1))
+
+    def kept(self, model: Model) -> Any:
+        return None
+
+    def shard_scorer(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        forward_flops: float,
+        kept: Any,
+    ) -> _BatchScorer:
+        return _BatchScorer(model, device, precision, forward_flops)
+
+    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
+        return [pa.field("label", pa.int32(), nullable=False), pa.field("predicted", pa.int32(), nullable=False)]
+
+    def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:
+        assert scored.predicted is not None
+        return {
+            "label": [example.target for example in examples],
+            "predicted": scored.predicted.to(torch.int32).cpu().numpy(),
+        }
+
+    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
+        return {"masked_negatives": None}
+
+    def evaluate(
+        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+    ) -> dict[str, float]:
+        correct = total = 0
+        loss = 0.0
+        for batch in split_batches(model, dataset, batch_size):
+            labels = torch.tensor([e.target for e in batch.examples], dtype=torch.int64, device=device)
+            scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), labels, precision=precision)
+            assert scored.predicted is not None
+            correct += int((scored.predicted == labels).sum())
+            loss += float(scored.loss.sum())
+            total += len(labels)
+        if not total:
+            raise nothing_read(dataset)
+        return {"top1": correct / total, "loss": loss / total, "test_examples": total}
+
+
+@dataclass
+class _BatchScorer:
+    """Every batch is scored as it comes."""
+
+    model: Model
+    device: torch.device
+    precision: Precision
+    forward_flops: float
+    flops: float = 0.0
+
+    def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
+        pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)
+        labels = self.model.targets([example.target for example in batch.examples]).to(self.device)
+        self.flops += self.forward_flops * len(batch.examples)
+        return [(batch.examples, score_batch(self.model, pixels, labels, precision=self.precision))]
+
+    def finish(self) -> Iterable[tuple[list[Example], Scored]]:
+        return ()

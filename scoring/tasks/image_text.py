@@ -1,0 +1,177 @@
+"""Image-text pairs: ActiveCLIP of arXiv 2312.05328, and JEST. Models are open_clip's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from ...datasets.readers import Example
+from ...datasets.spec import DatasetSpec
+from ...datasets.targets import CAPTION, LABEL
+from ...errors import ModelError
+from ..captions import CaptionEncoder
+from ..contrastive import contrastive_loss
+from ..evaluation import nothing_read, recall, split_batches
+from ..forward import autocast, embed, evaluating, score_batch, score_embeddings
+from ..losses import identical_captions
+from ..models import Model, ModelSpec, Scored
+from ..open_clip_models import SCHEMES, build_open_clip, open_clip_spec
+from ..pairs import PairScorer
+from ..settings import Precision
+
+
+class ImageText:
+    """Captions; the scoring loss is the negative dot product of a pair's two embeddings."""
+
+    name = CAPTION.task
+    target = CAPTION
+    loss_name = "negative-dot-product"
+    quality = "mean_recall"
+    # Contrastive ViTs do not start to learn at the rate that suits small ConvNets.
+    lr = 5e-4
+    augment = "none"
+    # A dot product lies in [-1, 1], and a softmax of that hardly selects.
+    score_scale = 20.0
+
+    def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
+        return open_clip_spec(self.name, name, architecture)
+
+    def spec_of_entry(self, name: str, entry: Mapping[str, Any], num_classes: int, base: Path) -> ModelSpec:
+        clip_config = entry.get("config")
+        if isinstance(clip_config, str):
+            clip_config = json.loads((base / clip_config).read_text(encoding="utf-8"))
+        if clip_config is not None:
+            return ModelSpec(name=name, task=self.name, architecture=name, open_clip_config=clip_config)
+        if "architecture" not in entry:
+            raise ModelError(f"model '{name}': set architecture = to an open_clip name, or config = to its JSON config")
+        return open_clip_spec(self.name, name, entry["architecture"])
+
+    def without_weights(self, spec: ModelSpec) -> ModelSpec:
+        architecture = spec.architecture
+        if not architecture.startswith(SCHEMES):
+            architecture = architecture.partition(":")[0]
+        return replace(spec, weights="", architecture=architecture)
+
+    def build(self, spec: ModelSpec) -> Model:
+        return build_open_clip(self, spec)
+
+    def targets(self, model: Model, values: Sequence[int | str]) -> torch.Tensor:
+        if not values:
+            return torch.empty(0, dtype=torch.int64)
+        return model.tokenize([str(value) for value in values])
+
+    def blank(self) -> int | str:
+        return "a"
+
+    def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        return run(images, targets)
+
+    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        return contrastive_loss(model)
+
+    def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
+        return embed(run, images, targets)
+
+    def scored(self, inferred: Any, targets: torch.Tensor) -> Scored:
+        return score_embeddings(*inferred)
+
+    def kept(self, model: Model) -> CaptionEncoder:
+        return CaptionEncoder(model)
+
+    def shard_scorer(
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        forward_flops: float,
+        kept: Any,
+    ) -> PairScorer:
+        return PairScorer(model, kept, forward_flops - kept.flops_of_all, device, precision, batch_size)
+
+    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
+        found = [pa.field("similarity", pa.float32(), nullable=False)]
+        if embedding_width:
+            vector = pa.list_(pa.field("element", pa.float16(), nullable=False), embedding_width)
+            found += [pa.field("image_embedding", vector), pa.field("text_embedding", vector)]
+        return found
+
+    def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:
+        assert scored.similarity is not None
+        found: dict[str, Any] = {"similarity": scored.similarity.float().cpu().numpy()}
+        for name in ("image_embedding", "text_embedding"):
+            vectors = getattr(scored, name)
+            flat = pa.array(vectors.half().cpu().numpy().ravel(), type=pa.float16())
+            element = pa.field("element", pa.float16(), nullable=False)
+            found[name] = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, vectors.shape[1]))
+        return found
+
+    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
+        """Pairs of this sub-batch that share a caption are left out of the contrastive loss."""
+        return {"masked_negatives": int(identical_captions(targets).sum())}
+
+    def evaluate(
+        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+    ) -> dict[str, float]:
+        quality = _retrieval(model, dataset, device, precision, batch_size)
+        if dataset.label and dataset.classes:
+            quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size)
+        return quality
+
+
+def _retrieval(
+    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int
+) -> dict[str, float]:
+    images, texts, captions = [], [], []
+    for batch in split_batches(model, dataset, batch_size):
+        batch_captions = [str(e.target) for e in batch.examples]
+        if not batch_captions:
+            continue
+        tokens = model.tokenize(batch_captions).to(device)
+        scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), tokens, precision=precision)
+        images.append(scored.image_embedding)
+        texts.append(scored.text_embedding)
+        captions += batch_captions
+    if not captions:
+        raise nothing_read(dataset)
+    image_ND, text_ND = torch.cat([i for i in images if i is not None]), torch.cat([t for t in texts if t is not None])
+    ids = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    caption_N = torch.tensor([ids[caption] for caption in captions], device=device)
+    quality = recall(image_ND, text_ND, caption_N, "image_to_text") | recall(
+        text_ND, image_ND, caption_N, "text_to_image"
+    )
+    # One number of less noise than a single recall: a test split has some hundred queries.
+    return {"mean_recall": sum(quality.values()) / len(quality), **quality, "test_examples": len(captions)}
+
+
+def _zero_shot(
+    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int
+) -> float:
+    """Classify by the nearest class embedding, the mean over the templates (Radford et al., arXiv 2103.00020)."""
+    with evaluating(model.module), torch.inference_mode(), autocast(device, precision):
+        class_DC = torch.stack([_class_embedding(model, name, dataset, device) for name in dataset.classes], dim=1)
+    labelled = replace(dataset, task=LABEL.task)
+    correct = total = 0
+    for batch in split_batches(model, labelled, batch_size):
+        if not batch.examples:
+            continue
+        labels = torch.tensor([e.target for e in batch.examples], device=device)
+        with evaluating(model.module), torch.inference_mode(), autocast(device, precision):
+            images = model.normalize(torch.from_numpy(batch.pixels).to(device))
+            image_BD = model.module.encode_image(images, normalize=True).float()  # type: ignore[operator]
+        correct += int(((image_BD @ class_DC).argmax(1) == labels).sum())
+        total += len(labels)
+    return correct / max(1, total)
+
+
+def _class_embedding(model: Model, name: str, dataset: DatasetSpec, device: torch.device) -> torch.Tensor:
+    tokens = model.tokenize([template.replace("{}", name) for template in dataset.templates]).to(device)
+    text_TD: torch.Tensor = model.module.encode_text(tokens, normalize=True).float()  # type: ignore[operator]
+    return torch.nn.functional.normalize(text_TD.mean(0), dim=0)
