@@ -51,6 +51,10 @@ class RunError(CurateError):
     """A run folder is missing, taken, or was made with other settings."""
 
 
+class DivergedError(RunError):
+    """A loss or a score is NaN or infinite."""
+
+
 class BusyError(CurateError):
     """Another job is writing the same folder."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 LINES = {
@@ -79,5 +80,10 @@ class Ledger:
             "nothing_amortised": None if self.reference_train is None else pretrained + self.reference_train,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def state_dict(self) -> dict[str, Any]:
+        """All lines, and what lies outside them. JSON-able."""
+        return {**self.lines(), "outside": dict(self.outside)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in (*LINES, "outside"):
+            setattr(self, name, state[name])

@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import ExampleError
-from .decoding import Geometry, decode
+from .decoding import Geometry, View, look
 from .readers import Example, Failure
 
 T = TypeVar("T")
@@ -59,16 +59,16 @@ def decoded_batches(
             yield DecodedBatch([e for e, _ in kept], pixels, failures, seconds)
 
 
-def decode_all(examples: list[Example], geometry: Geometry, pool: Executor) -> list[np.ndarray | Failure]:
-    """Pixels uint8 [size, size, 3], or the Failure, of every example, in order."""
-    # A task a picture would cost more than decoding a small one.
+def decode_all(examples: Sequence[Example], view: View, pool: Executor) -> list[Any]:
+    """What the view makes of every example (pixels uint8 [size, size, 3] for a geometry), or the Failure, in order."""
+    # Handing over a single image would cost more than decoding a small one.
     parts = list(batched(examples, 32))
-    return [pixels for part in pool.map(lambda p: [_decode_one(e, geometry) for e in p], parts) for pixels in part]
+    return [seen for part in pool.map(lambda p: [_look_at(e, view) for e in p], parts) for seen in part]
 
 
-def _decode_one(example: Example, geometry: Geometry) -> np.ndarray | Failure:
+def _look_at(example: Example, view: View) -> Any:
     try:
-        return decode(example.image, geometry)
+        return look(example.image, view)
     except ExampleError as e:
         return Failure(example.shard, example.row, example.key, e.stage, e.reason)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import ExampleError
 
+T = TypeVar("T")
 MAX_PIXELS = 89_478_485
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,12 +52,53 @@ class Geometry:
         return values if self.reduced_jpeg else {k: v for k, v in values.items() if k != "reduced_jpeg"}
 
 
+# How an image is seen: a geometry, or a function of the user's. One of torchvision's kind (timm's and open_clip's
+# preprocessing is) is given the decoded image, any other the bytes; it returns a tensor of one shape for all images.
+View = Geometry | Callable[[Any], Any]
+
+
+def takes_image(view: Callable[[Any], Any]) -> bool:
+    """Whether a transform is of torchvision's kind: a composition of transforms, or a module."""
+    return hasattr(view, "transforms") or any(kind.__module__.startswith("torch.nn") for kind in type(view).__mro__)
+
+
+def look(data: bytes, view: View) -> Any:
+    """What a view makes of an image's bytes: uint8 [size, size, 3] for a geometry, else what its function returns.
+
+    Raises ExampleError (stage `decode`, or `view` for what the user's function raises).
+    """
+    if isinstance(view, Geometry):
+        return decode(data, view)
+    given = open_image(data) if takes_image(view) else data
+    try:
+        return view(given)
+    except Exception as e:
+        raise ExampleError("view", f"the view's function raised {type(e).__name__}: {e}"[:300]) from e
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode to a Pillow image in RGB, at its own size. Raises ExampleError as `decode` does."""
+    return _opened(data, MAX_PIXELS, lambda image: image.convert("RGB"))
+
+
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode to uint8 [size, size, 3] RGB.
 
-    Raises ExampleError (stage `decode`) for anything that Pillow cannot decode whole, and for pictures of more than
+    Raises ExampleError (stage `decode`) for anything that Pillow cannot decode whole, and for images of more than
     `max_pixels` (decompression bombs), which are refused from their header alone.
     """
+
+    def fit(image: Image.Image) -> np.ndarray:
+        own_size = image.size
+        if geometry.reduced_jpeg:
+            wide, high = _target(own_size, geometry)
+            image.draft(None, (2 * wide, 2 * high))  # does nothing to other formats
+        return _fit(image if image.mode == "RGB" else image.convert("RGB"), geometry, own_size)
+
+    return _opened(data, max_pixels, fit)
+
+
+def _opened(data: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -64,11 +107,7 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.
                     "decode",
                     f"image is {width}x{height} ({width * height / 1e6:.0f} megapixels, limit {max_pixels / 1e6:.0f})",
                 )
-            if geometry.reduced_jpeg:
-                wide, high = _target((width, height), geometry)
-                image.draft(None, (2 * wide, 2 * high))  # does nothing to other formats
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return _fit(rgb, geometry, (width, height))
+            return use(image)
     except ExampleError:
         raise
     except Image.DecompressionBombError as e:

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ class Shard:
 
     `name` is its identity in score tables; `size` is in bytes (files, for an image folder's bucket) and tells a
     changed shard from the one that was scored. `row_groups` is the half-open range of a big Parquet file;
-    `members` are an image folder's files.
+    `members` are an image folder's files; `rows` is how many examples it has, None where that is not known without
+    reading it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Shard:
     size: int
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
+    rows: int | None = None
 
 
 def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
@@ -155,18 +157,17 @@ def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
         metadata = patiently(read)
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
-    ranges: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int, int]] = []
     start = rows = 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
         if rows >= spec.rows_per_shard or group == metadata.num_row_groups - 1:
-            ranges.append((start, group + 1))
+            ranges.append((start, group + 1, rows))
             start, rows = group + 1, 0
-    if len(ranges) <= 1:
-        return [Shard(name=shard.name, url=shard.url, size=shard.size, row_groups=r) for r in ranges]
+    one = len(ranges) <= 1
     return [
-        Shard(name=f"{shard.name}.rg{a:05d}-{b:05d}", url=shard.url, size=shard.size, row_groups=(a, b))
-        for a, b in ranges
+        replace(shard, name=shard.name if one else f"{shard.name}.rg{a:05d}-{b:05d}", row_groups=(a, b), rows=number)
+        for a, b, number in ranges
     ]
 
 
@@ -193,7 +194,13 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     for key, url in files:
         buckets[zlib.crc32(key.encode()) % count].append(url)
     return [
-        Shard(name=f"bucket-{i:05d}-of-{count:05d}", url=roots[0], size=len(members), members=tuple(members))
+        Shard(
+            name=f"bucket-{i:05d}-of-{count:05d}",
+            url=roots[0],
+            size=len(members),
+            members=tuple(members),
+            rows=len(members),
+        )
         for i, members in enumerate(buckets)
         if members
     ]

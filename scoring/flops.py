@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from ..ledger import StepCost
 from .models import Model
 
 # Views and bookkeeping do no arithmetic; listing them would hide what matters.
@@ -91,6 +92,31 @@ def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor],
         loss(model.task.forward(module, images, targets), targets).backward()
 
     return count(run, batch_size)
+
+
+def step_cost(
+    learner: Model,
+    online: Model | None,
+    scorer: Model | None,
+    *,
+    sub_batch: int,
+    super_batch: int,
+    label_smoothing: float = 0.0,
+    choosing: float = 0.0,
+) -> tuple[StepCost, list[str]]:
+    """FLOPs of one step of a run, measured once on the shapes; and the operators that the measure left out.
+
+    `scorer` is what scores the super-batch, as coarse as it scores. `choosing` are the FLOPs that a joint policy's
+    selection takes; they are counted with those of the online score.
+    """
+    counted = [train_flops(m, m.task.training_loss(m, label_smoothing), sub_batch) for m in (learner, online) if m]
+    scoring = [forward_flops(scorer)] if scorer is not None else []
+    cost = StepCost(
+        learner_train=float(counted[0].total),
+        online_score=sum(one.per_example * super_batch for one in scoring) + choosing,
+        online_train=float(sum(one.total for one in counted[1:])),
+    )
+    return cost, sorted({name for one in (*counted, *scoring) for name in one.uncounted})
 
 
 def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

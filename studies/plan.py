@@ -6,26 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError, TableError
 from ..ledger import REGIMES, Ledger, StepCost
-from ..scoring.flops import forward_flops
+from ..scoring.flops import forward_flops, step_cost, train_flops
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
-from ..scoring.policies import HARD_LEARNER
+from ..scoring.settings import super_batch_size
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
 from ..training.budget import steps_within
-from ..training.options import RunOptions
-from ..training.run import step_cost
-from ..training.trainee import Trainee
 
 # The paper's ladder of scorers for ViT-L is B 1/3.5, S 1/13, Ti 1/49: two sizes are a factor of 49 / 3.5 = 14.
 SIZE_STEP = math.sqrt(14)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,24 +243,14 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     """In FLOPs, measured as `curate train` measures them."""
     assert options.learner and options.online and options.dataset and options.budget_flops
     dataset = find_dataset(options.dataset, config)
-    # hard-learner pays for the online model exactly as learnability does, and asks for no table yet.
-    training = RunOptions.of(
-        dataset=options.dataset,
-        learner=options.learner,
-        policy=HARD_LEARNER,
-        online=options.online,
-        budget_flops=options.budget_flops,
-        batch_size=options.batch_size,
-        filter_ratio=options.filter_ratio,
-    )
+    b, B = options.batch_size, super_batch_size(options.batch_size, options.filter_ratio)
     table = _open_table(options.reference_scores, dataset) if options.reference_scores else None
     reference_spec = _reference_spec(options, table, dataset, config)
 
     learner = _build(_find(options.learner, dataset, config))
     online = _build(_find(options.online, dataset, config))
     reference = _build(reference_spec) if reference_spec else online
-    trainees = [Trainee(model, training, 0.0, CPU) for model in (learner, online)]
-    cost, uncounted = step_cost(training, trainees[0], trainees[1], online)
+    cost, uncounted = step_cost(learner, online, online, sub_batch=b, super_batch=B)
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 
@@ -280,14 +264,14 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         score_once = score_one * options.data_size
         notes.append(f"reference scores: {options.data_size:,} examples, once")
     else:
-        score_each = score_one * training.super_batch_size
+        score_each = score_one * B
         notes.append(f"{_NOT_STORED}; --data-size N plans a score table")
     train_once, note = _reference_training(options, table, reference, uniform_steps)
     notes.append(note)
     if uncounted:
         notes.append(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     return Plan(
-        ratio=cost.online_score / training.super_batch_size / forward_flops(learner).per_example,
+        ratio=cost.online_score / B / forward_flops(learner).per_example,
         filter_ratio=options.filter_ratio,
         step=cost,
         uniform_steps=uniform_steps,
@@ -315,8 +299,8 @@ def _reference_training(
         if recorded is not None:
             return recorded, "reference training: as recorded by the run that made it"
         steps = uniform_steps
-    trainee = Trainee(reference, RunOptions.of(dataset="", learner="", steps=1), 0.0, CPU)
-    return float(trainee.train_flops(options.batch_size).total * steps), note
+    training = train_flops(reference, reference.task.training_loss(reference), options.batch_size)
+    return float(training.total * steps), note
 
 
 def _reference_spec(

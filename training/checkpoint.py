@@ -70,6 +70,11 @@ def load(run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Ge
     folder = found[-1]
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if "position" in state:
+            raise RunError(
+                f"{run}: was begun by curate 0.1, which drew examples in another order; finish it with that version, or "
+                "start again under another --name"
+            )
         tensors = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
         for name, trainee in trainees.items():
             load_weights(trainee.module, str(folder / f"{name}.safetensors"))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from ..datasets.storage import write_atomically
-from ..errors import RunError
+from ..errors import RunError, SpecError
+from ..scoring.selection import Selection
+from ..units import Report
+from .sub import SubBatch
+from .superbatch import SuperBatch
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -30,15 +34,75 @@ SELECTION_SCHEMA = pa.schema(
 ROWS_PER_FILE = 1 << 18
 
 
-class RunRecords:
-    """The files of a run folder that grow. Steps count from 1; a file of selections never spans a checkpoint."""
+class SelectionLog:
+    """Records of who was chosen, as Parquet files FIRST-LAST.parquet in a folder: every `every`-th step's super-batch whole.
 
-    def __init__(self, run: Path, echo: Callable[[str], None]) -> None:
+    Steps count from 1. `flush` before a checkpoint, so that no file spans one; `cut_after` the checkpoint's step when
+    resuming.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
+        if every < 1:
+            raise SpecError(f"every is {every}, expected at least 1 step")
+        self.folder, self.every = Path(folder), every
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
+        """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
+
+        Losses that the policy does not use are null.
+        """
+        if step % self.every or selection.score is None:
+            return
+        selected = torch.zeros(len(batch), dtype=torch.bool)
+        selected[selection.index.cpu()] = True
+        nothing = np.full(len(batch), np.nan, dtype=np.float32)
+        online, reference, score = (
+            nothing if values is None else values.float().cpu().numpy()
+            for values in (selection.online_loss, selection.reference_loss, selection.score)
+        )
+        columns = [
+            np.full(len(batch), step, dtype=np.int32),
+            batch.shards,
+            batch.keys,
+            pa.array(online, from_pandas=True),
+            pa.array(reference, from_pandas=True),
+            score,
+            selected.numpy(),
+        ]
+        self._held.append(pa.record_batch(columns, schema=SELECTION_SCHEMA))
+        self._rows += len(batch)
+        if self._rows >= ROWS_PER_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held as one file, named by its first and last step."""
+        if not self._held:
+            return
+        table = pa.Table.from_batches(self._held)
+        first, last = table["step"][0].as_py(), table["step"][-1].as_py()
+        path = self.folder / f"{first:09d}-{last:09d}.parquet"
+        partial = path.with_name(f".{path.name}.partial")
+        pq.write_table(table, partial, compression="zstd")
+        os.replace(partial, path)
+        self._held, self._rows = [], 0
+
+    def cut_after(self, step: int) -> None:
+        """Forget what was written after `step`."""
+        for file in self.folder.glob("*.parquet"):
+            if int(file.stem.split("-")[1]) > step:
+                file.unlink()
+
+
+class RunRecords:
+    """The files of a run folder that grow: metrics, the log, the selections."""
+
+    def __init__(self, run: Path, echo: Report, selections_every: int = 1) -> None:
         self.run = run
         self._echo = echo
-        self._selections: list[pa.RecordBatch] = []
-        self._rows = 0
-        (run / "selections").mkdir(parents=True, exist_ok=True)
+        self._selections = SelectionLog(run / "selections", selections_every)
 
     def cut_after(self, step: int) -> None:
         """Forget what was written after `step`, where a resumed run goes on."""
@@ -47,9 +111,7 @@ class RunRecords:
             lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             write_atomically(str(metrics), "".join(f"{line}\n" for line in kept).encode())
-        for file in (self.run / "selections").glob("*.parquet"):
-            if int(file.stem.split("-")[1]) > step:
-                file.unlink()
+        self._selections.cut_after(step)
 
     def metric(self, values: dict[str, Any]) -> None:
         with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -61,43 +123,11 @@ class RunRecords:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._echo(text)
 
-    def selection(
-        self,
-        step: int,
-        shards: list[str],
-        keys: list[str],
-        online_loss: np.ndarray | None,
-        reference_loss: np.ndarray | None,
-        score: np.ndarray,
-        selected: np.ndarray,
-    ) -> None:
-        """The whole super-batch of one step; arrays [B], NaN or None where the policy has no such loss."""
-        nothing = np.full(len(keys), np.nan, dtype=np.float32)
-        columns = [
-            np.full(len(keys), step, dtype=np.int32),
-            shards,
-            keys,
-            pa.array(nothing if online_loss is None else online_loss, from_pandas=True),
-            pa.array(nothing if reference_loss is None else reference_loss, from_pandas=True),
-            score,
-            selected,
-        ]
-        self._selections.append(pa.record_batch(columns, schema=SELECTION_SCHEMA))
-        self._rows += len(keys)
-        if self._rows >= ROWS_PER_FILE:
-            self.flush()
+    def selection(self, step: int, sub: SubBatch) -> None:
+        self._selections.write(step, sub.drawn, sub.selection)
 
     def flush(self) -> None:
-        """Write the selections held so far as one file, named by its first and last step."""
-        if not self._selections:
-            return
-        table = pa.Table.from_batches(self._selections)
-        first, last = table["step"][0].as_py(), table["step"][-1].as_py()
-        path = self.run / "selections" / f"{first:09d}-{last:09d}.parquet"
-        partial = path.with_name(f".{path.name}.partial")
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
-        self._selections, self._rows = [], 0
+        self._selections.flush()
 
 
 def write_json(path: Path, content: Any) -> None:

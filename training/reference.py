@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 
 from ..datasets.batches import decode_all, decode_threads
+from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import ModelError, TableError
 from ..scoring.forward import score_batch
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
+from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .join import check_table
 from .options import RunOptions
-from .superbatch import read_some
 
 # What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
 RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
@@ -109,3 +110,12 @@ def check_rescored(
                 "a new --out"
             )
     return len(kept)
+
+
+def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
+    """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
+    if not shards:
+        return []
+    chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
+    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
+    return [record for record in records if isinstance(record, Example)]

@@ -3,310 +3,372 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..datasets.batches import decode_all, decode_threads
-from ..datasets.decoding import Geometry
-from ..datasets.readers import Example, Failure, read_shard, too_many_failures
-from ..datasets.shards import Shard
-from ..datasets.spec import DatasetSpec
-from ..errors import FailuresError, SpecError, TableError
-from ..scoring.models import Model
+from ..datasets.batches import decode_all, decode_threads, prefetch
+from ..datasets.decoding import Geometry, View
+from ..datasets.order import lane_count, order_digest, quotas
+from ..datasets.readers import Failure
+from ..datasets.shards import Shard, list_shards
+from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
+from ..errors import RunError, SpecError
 from ..scoring.settings import OnMissing
-from ..scoring.tables.lookup import ScoreTable, ShardScores
-from .join import join_shard
+from ..scoring.tables.check import check_table
+from ..scoring.tables.counts import all_counts
+from ..scoring.tables.lookup import ScoreTable, open_scores
+from .lanes import Lane, LanePosition, Row, ShardLoader, refuse_too_many
 
-
-@dataclass
-class Record:
-    """An example in the shuffle buffer, its stored loss, where its shard's scores hold it (-1: nowhere), its pixels once
-    decoded, where they are kept, and its caption once tokenized (int32 [L], by tokenizer)."""
-
-    example: Example
-    reference_loss: float
-    scores: ShardScores | None
-    score_row: int
-    pixels: dict[Geometry, np.ndarray] = field(default_factory=dict)
-    tokens: dict[int, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where the stream stands: enough to go on with the very next example. JSON-able.
-
-    `carry` are the (shard index, row) left over from the window before, in order.
-    """
-
-    epoch: int = 0
-    window: int = 0
-    offset: int = 0
-    carry: tuple[tuple[int, int], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Position:
-        carry = tuple((int(s), int(r)) for s, r in values["carry"])
-        return cls(values["epoch"], values["window"], values["offset"], carry)
+Tokenizer = Callable[[list[str]], torch.Tensor]
+# As a data set opens its lanes, so many of them read at a time.
+READERS = 8
 
 
 @dataclass(frozen=True)
 class SuperBatch:
-    """B examples. `pixels` uint8 [B, H, W, 3] by geometry; `reference_loss` float32 [B], NaN where it is to be scored.
+    """B examples. Their identity is (`shards`, `keys`).
 
-    `reference_image` and `reference_text` are the stored embeddings, float16 [B, D], None where they were not asked for.
-    `position` is where to go on after this batch; `counts` are running totals of what was dropped and why.
+    `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry). `targets`
+    are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
+    float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
+    stored image and text embeddings, float16 [B, D], None where they were not asked for.
     """
 
-    records: list[Record]
-    pixels: dict[Geometry, torch.Tensor]
-    reference_loss: torch.Tensor
-    reference_image: torch.Tensor | None
-    reference_text: torch.Tensor | None
-    position: Position
-    counts: dict[str, int]
+    shards: list[str]
+    keys: list[str]
+    views: dict[str, torch.Tensor]
+    targets: torch.Tensor | list[str]
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    reference_loss: torch.Tensor | None = None
+    reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.keys)
 
-    @property
-    def shards(self) -> list[str]:
-        return [record.example.shard for record in self.records]
+    def model_targets(self, name: str) -> torch.Tensor:
+        """What the model of this name takes beside its view: its tokens, or the labels."""
+        if name in self.tokens:
+            return self.tokens[name]
+        if isinstance(self.targets, list):
+            raise SpecError(f"captions need a tokenizer for '{name}': give tokenize={{'{name}': ...}}")
+        return self.targets
 
-    @property
-    def keys(self) -> list[str]:
-        return [record.example.key for record in self.records]
+    def to(self, device: torch.device | str) -> SuperBatch:
+        """The same examples with all tensors on a device, through pinned memory where it is a GPU."""
+        moved: dict[int, torch.Tensor] = {}
+        where = torch.device(device)
 
-    def targets(self, model: Model) -> torch.Tensor:
-        """Labels int64 [B], or this model's caption tokens int64 [B, L]."""
-        if model.task.target.has_classes:
-            return model.targets([record.example.target for record in self.records])
-        # Python tokenizes slower than a small model scores, and epochs come round again.
-        kind = id(model.tokenizer)
-        new = [record for record in self.records if kind not in record.tokens]
-        if new:
-            made = model.targets([record.example.target for record in new]).numpy().astype(np.int32)
-            for record, tokens_L in zip(new, made, strict=True):
-                record.tokens[kind] = tokens_L.copy()
-        return torch.from_numpy(np.stack([record.tokens[kind] for record in self.records])).long()
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in moved:  # views and tokens that are alike share a tensor
+                moved[id(tensor)] = to_device(tensor, where)
+            return moved[id(tensor)]
+
+        return self._with(move)
+
+    def take(self, index: torch.Tensor) -> SuperBatch:
+        """The examples at `index`, int64 [b], in its order."""
+        places = index.tolist()
+        taken: dict[int, torch.Tensor] = {}
+
+        def pick(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in taken:
+                taken[id(tensor)] = tensor[index.to(tensor.device)]
+            return taken[id(tensor)]
+
+        found = self._with(pick)
+        targets = found.targets if not isinstance(self.targets, list) else [self.targets[i] for i in places]
+        return replace(
+            found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
+        )
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SuperBatch:
+        return replace(
+            self,
+            views={name: change(view) for name, view in self.views.items()},
+            targets=self.targets if isinstance(self.targets, list) else change(self.targets),
+            tokens={name: change(tokens) for name, tokens in self.tokens.items()},
+            reference_loss=None if self.reference_loss is None else change(self.reference_loss),
+            reference_pairs=None
+            if self.reference_pairs is None
+            else (change(self.reference_pairs[0]), change(self.reference_pairs[1])),
+        )
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class SuperBatches:
-    """An endless, seeded stream of super-batches.
+    """An endless, seeded stream of super-batches of `size` examples. Iterable, closable, resumable to the example.
 
-    An epoch visits the shards in random order, a window of them (up to `shuffle_bytes`) in memory at a time; within a
-    window the order is uniform. What is left of a window goes on into the next; what is left of an epoch is dropped.
-    A data set whose decoded pixels fit in `cache_bytes` is read and decoded once. Order depends on `seed` and the data
-    alone, never on timing.
+    `data` is a name of curate.toml, a path or URL pattern, or a DatasetSpec. `views` says how images are seen, by name: a
+    Geometry, or a function from an image's bytes to a tensor; torchvision's transforms, and so timm's and open_clip's,
+    are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
+    `scores` is a score table (or its folder): its losses are joined, with `embeddings` its embeddings too. A table is
+    checked as a whole when the stream is made, unless `verify` is off.
+
+    Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
+    so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
+    table's counts, a Parquet footer, or a data set that fits into `host_bytes`), less than `size` examples an epoch are
+    left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds the shards in memory;
+    a data set whose decoded images fit into `cache_bytes` is read and decoded once.
+
+    `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
+    "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
+    data, the table or the settings; more than `max_failures` bad examples end the stream.
     """
 
     def __init__(
         self,
-        dataset: DatasetSpec,
-        shards: Sequence[Shard],
+        data: str | DatasetSpec,
         size: int,
-        geometries: Sequence[Geometry],
         *,
-        scores: ScoreTable | None = None,
-        embedding_width: int = 0,
+        views: Mapping[str, View],
+        tokenize: Mapping[str, Tokenizer] | None = None,
+        scores: str | ScoreTable | None = None,
+        embeddings: bool = False,
         on_missing: OnMissing = "error",
         seed: int = 0,
+        lanes: int | None = None,
         max_failures: float = 0.01,
-        shuffle_bytes: int = 1 << 30,
+        host_bytes: int = 1 << 30,
         cache_bytes: int = 2 << 30,
+        config: Config | None = None,
+        shards: Sequence[Shard] | None = None,
+        verify: bool = True,
     ) -> None:
-        self.dataset, self.shards, self.size = dataset, list(shards), size
-        self.geometries = list(dict.fromkeys(geometries))
-        self.scores, self.on_missing, self.seed = scores, on_missing, seed
-        self.embedding_width = embedding_width
-        self.max_failures, self.shuffle_bytes = max_failures, shuffle_bytes
-        self._cache: dict[int, list[Record]] = {}
-        self._cache_room = cache_bytes
-        self._counts: Counter[str] = Counter()
-        self._counted: set[int] = set()
-        self._bad: set[tuple[str, str]] = set()
-        self._index = {shard.name: i for i, shard in enumerate(self.shards)}
-        self._pool = ThreadPoolExecutor(decode_threads())
-
-    def stream(self, position: Position | None = None) -> Iterator[SuperBatch]:
-        """Super-batches from `position` on, for ever.
-
-        Raises SpecError where an epoch cannot fill a single one, FailuresError where more than `max_failures` of the
-        examples are bad, JoinError and ShardError as they are met.
-        """
-        position = position or Position()
-        while True:
-            full = 0
-            windows = self._windows(position.epoch)
-            carry = self._recall(position.carry)
-            for window in range(position.window, len(windows)):
-                pool = carry + [record for shard in windows[window] for record in self._load(shard)]
-                stored = StoredEmbeddings(pool, self.embedding_width) if self.embedding_width else None
-                start = tuple((self._index[r.example.shard], r.example.row) for r in carry)
-                order = np.random.default_rng((self.seed, position.epoch, window)).permutation(len(pool))
-                offset = position.offset if window == position.window else 0
-                while True:
-                    chosen, next_offset = self._fill(pool, order, offset)
-                    batch = [pool[i] for i in chosen]
-                    if len(batch) < self.size:
-                        carry = batch
-                        break
-                    offset = next_offset
-                    full += 1
-                    image, text = stored.gather(chosen) if stored else (None, None)
-                    yield self._super_batch(batch, image, text, Position(position.epoch, window, offset, start))
-            if not full and position == Position(position.epoch):
-                raise SpecError(
-                    f"data set '{self.dataset.name}' has {len(carry):,} usable examples, a super-batch needs "
-                    f"{self.size:,}; lower --batch-size or --filter-ratio"
-                )
-            position = Position(position.epoch + 1)
-
-    def _windows(self, epoch: int) -> list[list[int]]:
-        """This epoch's shard order, cut into runs of up to `shuffle_bytes`."""
-        windows: list[list[int]] = [[]]
-        held = 0
-        for shard in np.random.default_rng((self.seed, epoch)).permutation(len(self.shards)).tolist():
-            size = self.shards[shard].size
-            if windows[-1] and held + size > self.shuffle_bytes:
-                windows.append([])
-                held = 0
-            windows[-1].append(shard)
-            held += size
-        return windows
-
-    def _recall(self, carry: Sequence[tuple[int, int]]) -> list[Record]:
-        loaded = {shard: {r.example.row: r for r in self._load(shard)} for shard in {shard for shard, _ in carry}}
-        return [loaded[shard][row] for shard, row in carry]
-
-    def _load(self, index: int) -> list[Record]:
-        """One shard's usable examples, joined."""
-        if index in self._cache:
-            return self._cache[index]
-        shard = self.shards[index]
-        examples: list[Example] = []
-        for item in read_shard(self.dataset, shard):
-            if isinstance(item, Example):
-                examples.append(item)
-            else:
-                self._fail(item)
-        losses = np.full(len(examples), np.nan, dtype=np.float32)
-        positions = np.full(len(examples), -1)
-        counts: Counter[str] = Counter()
-        stored = None
-        if self.scores is not None and self.scores.holds(shard.name):
-            stored = self.scores.shard(shard.name, embeddings=self.embedding_width > 0)
-            if stored.shard_size != shard.size:
-                raise TableError(
-                    f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
-                    f"run score-reference into a new --out ({shard.url})"
-                )
-            examples, losses, counts, positions = join_shard(examples, stored, self.on_missing)
-        elif self.scores is not None:
-            counts["skipped" if self.on_missing == "skip" else "scored_in_run"] = len(examples)
-            if self.on_missing == "skip":
-                examples, losses, positions = [], losses[:0], positions[:0]
-        joined = zip(examples, losses.tolist(), positions.tolist(), strict=True)
-        kept = stored if self.embedding_width else None  # whose keys and hashes would otherwise stay in memory
-        records = [Record(example, loss, kept, row) for example, loss, row in joined]
-        if index not in self._counted:
-            self._counted.add(index)
-            self._counts["examples"] += len(records)
-            self._counts.update(counts)
-        room = sum(3 * g.size * g.size for g in self.geometries) * len(records)
-        if room <= self._cache_room:
-            self._cache_room -= room
-            self._cache[index] = records
-        return records
-
-    def _fill(self, pool: list[Record], order: np.ndarray, offset: int) -> tuple[np.ndarray, int]:
-        """Where in the pool the next B records that decode are, from `offset` on; fewer at the window's end."""
-        chosen = order[:0]
-        while len(chosen) < self.size and offset < len(order):
-            wanted = order[offset : offset + self.size - len(chosen)]
-            offset += len(wanted)
-            chosen = np.concatenate([chosen, wanted[self._decoded([pool[i] for i in wanted])]])
-        return chosen, offset
-
-    def _decoded(self, records: list[Record]) -> list[bool]:
-        """Decode what is not yet, in every geometry; which of the records have all of them."""
-        good = [r for r in records if not self._bad or (r.example.shard, r.example.key) not in self._bad]
-        for geometry in self.geometries:
-            waiting = [r for r in good if geometry not in r.pixels]
-            if waiting:
-                pixels = decode_all([r.example for r in waiting], geometry, self._pool)
-                for record, result in zip(waiting, pixels, strict=True):
-                    if isinstance(result, Failure):
-                        self._fail(result)
-                    else:
-                        record.pixels[geometry] = result
-        return [len(r.pixels) == len(self.geometries) for r in records]
-
-    def _fail(self, failure: Failure) -> None:
-        name = (failure.shard, failure.key)
-        if name in self._bad:
-            return
-        self._bad.add(name)
-        self._counts["failures"] = len(self._bad)
-        seen = self._counts["examples"] + len(self._bad)
-        if too_many_failures(len(self._bad), seen, self.max_failures):
-            raise FailuresError(
-                f"{len(self._bad):,} of {seen:,} examples read so far are bad (allowed {self.max_failures:.1%}); one of "
-                f"them: shard '{failure.shard}', key '{failure.key}', {failure.stage}: {failure.reason}"
-            )
-
-    def _super_batch(
-        self, batch: list[Record], image: torch.Tensor | None, text: torch.Tensor | None, position: Position
-    ) -> SuperBatch:
-        pixels = {g: torch.from_numpy(np.stack([r.pixels[g] for r in batch])) for g in self.geometries}
-        for record in batch:
-            if self._index[record.example.shard] not in self._cache:
-                record.pixels.clear()
-        losses = torch.tensor([record.reference_loss for record in batch], dtype=torch.float32)
-        return SuperBatch(batch, pixels, losses, image, text, position, dict(self._counts))
-
-
-class StoredEmbeddings:
-    """The stored embeddings of a pool of N records, found by their place in it without a Python loop a row."""
-
-    def __init__(self, pool: Sequence[Record], width: int) -> None:
-        self._width = width
-        self._tables = list({id(r.scores): r.scores for r in pool if r.score_row >= 0}.values())
-        number = {id(table): i for i, table in enumerate(self._tables)}
-        self._table_N = np.array([number.get(id(r.scores), -1) if r.score_row >= 0 else -1 for r in pool])
-        self._row_N = np.array([r.score_row for r in pool])
-
-    def gather(self, chosen_B: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and text embeddings, float16 [B, width], a shard at a time; NaN where the table has none.
-
-        In pinned memory where there is a GPU to copy them to.
-        """
-        pinned = torch.cuda.is_available()
-        image, text = (
-            torch.full((len(chosen_B), self._width), torch.nan, dtype=torch.float16, pin_memory=pinned)
-            for _ in range(2)
+        if size < 1:
+            raise SpecError(f"size is {size}, expected at least 1 example in a super-batch")
+        if not views:
+            raise SpecError("views is empty; name at least one, such as {'learner': curate.Geometry(size=224)}")
+        if on_missing not in ("error", "score", "skip"):
+            raise SpecError(f"on_missing is '{on_missing}', expected error, score or skip")
+        self.dataset = data if isinstance(data, DatasetSpec) else find_dataset(data, config or load_config())
+        self.shards = list(shards) if shards is not None else list_shards(self.dataset)
+        self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
+        self.table = open_scores(scores) if isinstance(scores, str) else scores
+        self.max_failures = max_failures
+        if self.table is not None and verify:
+            check_table(self.table, self.dataset, self.shards, on_missing, size)
+        self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
+        self.lanes = lane_count(len(self.shards), size, lanes)
+        self._views = list(dict.fromkeys(self.views.values()))
+        geometries = [view for view in self._views if isinstance(view, Geometry)]
+        loader = ShardLoader(
+            self.dataset,
+            self.shards,
+            self.table,
+            embeddings=embeddings,
+            on_missing=on_missing,
+            # What a user's function makes of an image is of unknown size, and may be random: it is never kept.
+            cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
+            image_bytes=sum(3 * g.size * g.size for g in geometries),
+            host_bytes=host_bytes,
         )
-        table_B, row_B = self._table_N[chosen_B], self._row_N[chosen_B]
-        for number in np.unique(table_B[table_B >= 0]):
-            scores, here = self._tables[number], table_B == number
-            assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
-            image.numpy()[here] = scores.image_embedding[row_B[here]]
-            text.numpy()[here] = scores.text_embedding[row_B[here]]
-        return image, text
+        rows = self._row_counts(loader)
+        room = host_bytes / self.lanes
+        self._lanes = [Lane(v, self.lanes, loader, rows, seed, room) for v in range(self.lanes)]
+        self._loader = loader
+        self._digest = order_digest(
+            [(shard.name, shard.size) for shard in self.shards], rows, self.lanes, size, seed, host_bytes
+        )
+        self._decoders = ThreadPoolExecutor(decode_threads())
+        self._readers = ThreadPoolExecutor(min(READERS, self.lanes))
+        self._drawn = 0
+        self._counts: Counter[str] = Counter()
+        self._last_failure: Failure | None = None
+        self._state = self._snapshot()
+        self._running: Any = None
+
+    def __iter__(self) -> Iterator[SuperBatch]:
+        """From where the stream stands, for ever."""
+        self.close()
+        self._rewind(self._state)
+        self._running = prefetch(self._stream())
+        for batch, state in self._running:
+            self._state = state
+            yield batch
+
+    def close(self) -> None:
+        """Stop reading ahead. The stream can be iterated again, from where it stands."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
+        return dict(self._state["counts"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the super-batch given last. JSON-able."""
+        return self._state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
+        if state["order"] != self._digest:
+            raise RunError(
+                f"data set '{self.dataset.name}': the order of examples follows from its shards, their rows, the size, the "
+                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._digest} now); "
+                "resume with what the run began with"
+            )
+        self.close()
+        self._state = dict(state)
+
+    def _stream(self) -> Iterator[tuple[SuperBatch, dict[str, Any]]]:
+        while True:
+            rows = self._fill(quotas(self._drawn, self.size, self.lanes))
+            self._drawn += 1
+            yield self._super_batch(rows), self._snapshot()
+
+    def _fill(self, wanted: Sequence[int]) -> list[Row]:
+        """So many examples of each lane that all views can see, in lane order. Bad ones are replaced within their lane."""
+        have: list[list[Row]] = [[] for _ in self._lanes]
+        began_epoch = [False] * len(have)
+        while True:
+            missing = [want - len(rows) for want, rows in zip(wanted, have, strict=True)]
+            if not any(missing):
+                return [row for rows in have for row in rows]
+            taken = list(self._readers.map(Lane.take, self._lanes, missing))
+            failed = self._look_at([row for rows in taken for row in rows])
+            for v, (lane, rows) in enumerate(zip(self._lanes, taken, strict=True)):
+                have[v] += [row for row in rows if id(row) not in failed]
+                self._count(lane, [failed[id(row)] for row in rows if id(row) in failed])
+                if len(rows) < missing[v]:  # this epoch ends with too few for a super-batch
+                    if began_epoch[v]:
+                        raise self._too_small(lane, len(have[v]), wanted[v])
+                    self._counts["dropped"] += len(have[v])
+                    have[v], began_epoch[v] = [], True
+                    lane.next_epoch()
+
+    def _look_at(self, rows: Sequence[Row]) -> dict[int, Failure]:
+        """Look at the rows in every view. Returns the failures, by the row's id."""
+        failed: dict[int, Failure] = {}
+        for view in self._views:
+            waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
+            made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
+            for row, result in zip(waiting, made, strict=True):
+                if isinstance(result, Failure):
+                    failed[id(row)] = result
+                else:
+                    row.seen[view] = result
+        return failed
+
+    def _count(self, lane: Lane, failures: Sequence[Failure]) -> None:
+        """Every example is counted once: in the first epoch of its lane."""
+        self._counts.update(lane.counts)
+        lane.counts.clear()
+        found = [*lane.unreadable, *(failures if lane.position.epoch == 0 else ())]
+        lane.unreadable.clear()
+        self._counts["failures"] += len(found)
+        if found or failures:
+            self._last_failure = (found or failures)[-1]
+        if found:
+            refuse_too_many(self._counts, self.max_failures, found[-1])
+
+    def _too_small(self, lane: Lane, found: int, wanted: int) -> SpecError:
+        if self.lanes == 1 or lane.rows is not None:
+            what = f"has {self._counts['examples']:,} usable examples, a super-batch needs {self.size:,}"
+        else:
+            what = f"has {found:,} usable examples in one of its {self.lanes} lanes, which needs {wanted:,}"
+        why = f"; the last bad one: {self._last_failure.reason}" if self._last_failure else ""
+        return SpecError(
+            f"data set '{self.dataset.name}' {what}; lower --batch-size, --filter-ratio or --lanes (here: size, lanes){why}"
+        )
+
+    def _super_batch(self, rows: list[Row]) -> SuperBatch:
+        made = {view: _stacked([row.seen[view] for row in rows]) for view in self._views}
+        targets = [row.example.target for row in rows]
+        names: dict[int, torch.Tensor] = {}
+        for tokenizer in self.tokenize.values():
+            if id(tokenizer) not in names:
+                names[id(tokenizer)] = _tokens(rows, tokenizer)
+        for row in rows:
+            if not self._loader.keeps(row):
+                row.seen.clear()
+        has_scores = self.table is not None
+        return SuperBatch(
+            shards=[row.example.shard for row in rows],
+            keys=[row.example.key for row in rows],
+            views={name: made[view] for name, view in self.views.items()},
+            targets=torch.tensor(targets) if self.dataset.target.has_classes else [str(target) for target in targets],
+            tokens={name: names[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
+            reference_loss=torch.tensor([row.reference_loss for row in rows]) if has_scores else None,
+            reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
+        )
+
+    def _row_counts(self, loader: ShardLoader) -> list[int] | None:
+        """How many rows each shard has, bad ones too; None where nobody knows without reading all of a large data set."""
+        if self.table is not None:
+            known = all_counts(self.table.folder)
+            if all(shard.name in known for shard in self.shards):
+                return [known[shard.name].examples + known[shard.name].failures for shard in self.shards]
+        if all(shard.rows is not None for shard in self.shards):
+            return [shard.rows or 0 for shard in self.shards]
+        if loader.keeps_all:
+            return [loader.load(i).count for i in range(len(self.shards))]
+        return None
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "order": self._digest,
+            "drawn": self._drawn,
+            "lanes": [list(astuple(lane.position)) for lane in self._lanes],
+            "counts": dict(self._counts),
+        }
+
+    def _rewind(self, state: Mapping[str, Any]) -> None:
+        self._drawn, self._counts = state["drawn"], Counter(state["counts"])
+        for lane, position in zip(self._lanes, state["lanes"], strict=True):
+            lane.position = LanePosition(*position)
+            lane.counts.clear()
+            lane.unreadable.clear()
 
 
-def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
-    """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
-    if not shards:
-        return []
-    chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
-    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
-    return [record for record in records if isinstance(record, Example)]
+def _stacked(seen: Sequence[Any]) -> torch.Tensor:
+    """Raises SpecError where a user's view gives no tensor, or not of one shape."""
+    if all(isinstance(one, np.ndarray) for one in seen):
+        return torch.from_numpy(np.stack(seen))
+    wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
+    if wrong is not None:
+        raise SpecError(f"a view's function returned {type(wrong).__name__}, expected a tensor")
+    shapes = {tuple(one.shape) for one in seen}
+    if len(shapes) > 1:
+        raise SpecError(f"a view's function returned tensors of shapes {' and '.join(map(str, sorted(shapes)[:2]))}")
+    return torch.stack(list(seen))
+
+
+def _tokens(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
+    """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
+    kind = id(tokenizer)
+    new = [row for row in rows if kind not in row.tokens]
+    if new:
+        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
+        for row, tokens_L in zip(new, made, strict=True):
+            row.tokens[kind] = tokens_L.copy()
+    return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()
+
+
+def stored_embeddings(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stored image and text embeddings of B rows, float16 [B, width], gathered a shard at a time; NaN where the table
+    has none. In pinned memory where there is a GPU to copy them to."""
+    tables = list({id(row.scores): row.scores for row in rows if row.score_row >= 0}.values())
+    number = {id(table): i for i, table in enumerate(tables)}
+    table_B = np.array([number.get(id(row.scores), -1) if row.score_row >= 0 else -1 for row in rows])
+    row_B = np.array([row.score_row for row in rows])
+    pinned = torch.cuda.is_available()
+    image, text = (torch.full((len(rows), width), torch.nan, dtype=torch.float16, pin_memory=pinned) for _ in range(2))
+    for i, scores in enumerate(tables):
+        here = table_B == i
+        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
+        image.numpy()[here] = scores.image_embedding[row_B[here]]
+        text.numpy()[here] = scores.text_embedding[row_B[here]]
+    return image, text

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm.optim
 import torch
 
 from ..errors import SpecError
-from ..scoring.flops import Flops, train_flops
 from ..scoring.forward import autocast
 from ..scoring.models import Model
 from ..scoring.settings import Precision
-from .options import RunOptions
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
 class Trainee:
-    """The learner, or the online model: both take the same steps on the same sub-batches."""
+    """The learner, or the online model: both take the same steps on the same sub-batches.
 
-    def __init__(self, model: Model, options: RunOptions, lr: float, device: torch.device) -> None:
+    `lr` is the peak of the learning rate. Raises SpecError for an optimizer that timm does not know.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        lr: float,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.05,
+        label_smoothing: float = 0.0,
+        compiled: bool = False,
+        device: torch.device,
+        precision: Precision = "fp32",
+    ) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lr = lr
-        compiled = options.optimization.compile if options.optimization.compile is not None else device.type == "cuda"
-        self.compiled = compiled
+        self.lr, self.precision, self.compiled = lr, precision, compiled
         self.forward: Any = torch.compile(self.module) if compiled else self.module
-        self.loss = model.task.training_loss(model, options.optimization.label_smoothing)
-        if options.optimization.optimizer not in timm.optim.list_optimizers():
-            raise SpecError(
-                f"--optimizer is '{options.optimization.optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ..."
-            )
-        self.optimizer = timm.optim.create_optimizer_v2(
-            self.module, opt=options.optimization.optimizer, lr=lr, weight_decay=options.optimization.weight_decay
-        )
+        self.loss = model.task.training_loss(model, label_smoothing)
+        if optimizer not in timm.optim.list_optimizers():
+            raise SpecError(f"--optimizer is '{optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ...")
+        self.optimizer = timm.optim.create_optimizer_v2(self.module, opt=optimizer, lr=lr, weight_decay=weight_decay)
 
-    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr: float, precision: Precision) -> torch.Tensor:
-        """One optimizer step on a batch already on the device. Returns the detached training loss."""
+    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr_share: float = 1.0) -> torch.Tensor:
+        """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+            group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
         self.module.train()
         images = self.model.normalize(pixels_BHWC)
-        with autocast(pixels_BHWC.device, precision):
+        with autocast(pixels_BHWC.device, self.precision):
             output = self.model.task.forward(self.forward, images, targets)
         loss = self.loss(output, targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -55,8 +62,19 @@ class Trainee:
                 scale.clamp_(0, MAX_LOGIT_SCALE)
         return loss.detach()
 
-    def train_flops(self, batch_size: int) -> Flops:
-        return train_flops(self.model, self.loss, batch_size)
+
+def augment_views(
+    views: Mapping[str, torch.Tensor], names: Iterable[str], how: str, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """The views of these names, augmented. Models that see the same view see the very same augmented images."""
+    done: dict[int, torch.Tensor] = {}
+    found = {}
+    for name in names:
+        view = views[name]
+        if id(view) not in done:
+            done[id(view)] = augment(view, how, generator)
+        found[name] = done[id(view)]
+    return found
 
 
 def augment(pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..datasets.readers import Example
-from ..datasets.shards import Shard
-from ..datasets.spec import DatasetSpec
-from ..errors import JoinError, TableError
-from ..scoring.settings import OnMissing
-from ..scoring.tables.lookup import ScoreTable, ShardScores
+from ...datasets.readers import Example
+from ...errors import JoinError
+from ..settings import OnMissing
+from .lookup import ShardScores
 
 
 class Joined(NamedTuple):
@@ -68,35 +66,3 @@ def join_shard(examples: Sequence[Example], scores: ShardScores, on_missing: OnM
         else:
             counts["scored_in_run"] += 1
     return Joined([e for e, kept in zip(examples, keep, strict=True) if kept], loss[keep], counts, positions[keep])
-
-
-def check_table(
-    table: ScoreTable, dataset: DatasetSpec, shards: Sequence[Shard], on_missing: OnMissing, needed: int
-) -> None:
-    """Everything about a table that can be known before step 1, over all of its rows. Raises TableError.
-
-    `needed` is the super-batch's size: a table with fewer examples cannot fill one.
-    """
-    manifest = table.manifest
-    if manifest["dataset"] != dataset.name:
-        raise TableError(
-            f"{table.folder}: scores data set '{manifest['dataset']}', this run trains on '{dataset.name}'; "
-            "give the table of this data set"
-        )
-    if manifest["dataset_fingerprint"] != dataset.fingerprint:
-        raise TableError(
-            f"{table.folder}: made of data set {manifest['dataset_fingerprint']}, '{dataset.name}' is now "
-            f"{dataset.fingerprint} (other fields or classes); run score-reference into a new --out"
-        )
-    missing = [shard.name for shard in shards if not table.holds(shard.name)]
-    if missing and on_missing == "error":
-        raise TableError(
-            f"{table.folder}: {len(missing):,} of {len(shards):,} shards are not scored, first '{missing[0]}'; "
-            "run score-reference again, or choose --on-missing score|skip"
-        )
-    examples, _ = table.check()
-    if examples < needed and on_missing != "score":
-        raise TableError(
-            f"{table.folder}: only {examples:,} scored examples, a super-batch needs {needed:,}; score more data, or "
-            "lower --batch-size or --filter-ratio"
-        )

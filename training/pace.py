@@ -1,0 +1,57 @@
+"""How often a run logs, saves and shows where it stands."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from ..ledger import Ledger
+from ..units import Report, format_flops
+
+PROGRESS_SECONDS = 5.0
+# Without --checkpoint-every: so often, but never more than a fiftieth of the time goes into checkpoints.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
+
+
+class Pace:
+    """`log_every` and `checkpoint_every` are steps; without `checkpoint_every` the clock decides."""
+
+    def __init__(
+        self, steps: int, batch_size: int, *, log_every: int, checkpoint_every: int | None, report: Report
+    ) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.log_every, self.checkpoint_every = log_every, checkpoint_every
+        self._report = report
+
+    def start(self, step: int) -> None:
+        """Measure from here, after `step` steps."""
+        self._first_step = step
+        self._started = self._shown = time.perf_counter()
+        self._next_save = self._started + CHECKPOINT_SECONDS
+
+    def logs(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due; none is at the end, where the final weights are written."""
+        self._save_began = time.perf_counter()
+        if step == self.steps:
+            return False
+        return step % self.checkpoint_every == 0 if self.checkpoint_every else self._save_began > self._next_save
+
+    def saved(self) -> None:
+        now = time.perf_counter()
+        self._next_save = now + max(CHECKPOINT_SECONDS, (now - self._save_began) / CHECKPOINT_SHARE)
+
+    def show(self, step: int, loss: torch.Tensor, ledger: Ledger) -> None:
+        """A line for people, now and then."""
+        now = time.perf_counter()
+        if now - self._shown <= PROGRESS_SECONDS and step != self.steps:
+            return
+        self._shown = now
+        rate = (step - self._first_step) / (now - self._started)
+        self._report(
+            f"step {step:,}/{self.steps:,}, {rate * self.batch_size:,.0f} examples/s trained, loss {float(loss):.3f}, "
+            f"{format_flops(ledger.spent)} spent, {(self.steps - step) / rate:,.0f} s left"
+        )

@@ -1,0 +1,101 @@
+"""Step 2 of Algorithm 1: what the models say of a super-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..ledger import Ledger
+from ..scoring.forward import score_batch
+from ..scoring.losses import Losses, Pairs
+from ..scoring.models import Model, Scored
+from ..scoring.policies import Policy
+from ..scoring.settings import Precision
+from .superbatch import SuperBatch
+
+ONLINE, REFERENCE = "scorer", "reference"
+"""The names under which super-batches hold what these two models see."""
+
+
+@dataclass(frozen=True)
+class RunScorer:
+    """The models that score in a run.
+
+    `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
+    where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
+    the ledger. None where it may not.
+    """
+
+    policy: Policy
+    model: Model | None
+    forward: Any
+    reference: Model | None
+    reference_cost: float
+    ledger: Ledger
+    precision: Precision
+    micro_batch: int
+    reference_scale: float = 1.0
+    reference_bias: float = 0.0
+
+    def score(self, batch: SuperBatch) -> Losses:
+        """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""
+        reference_loss_B, reference_pairs = batch.reference_loss, batch.reference_pairs
+        if self.reference is not None and reference_loss_B is not None:
+            missing = torch.isnan(reference_loss_B).nonzero().squeeze(1)
+            if len(missing):
+                reference_loss_B, reference_pairs = self._made(batch, missing)
+        online = None
+        if self.model is not None:
+            online = self._score(self.model, batch.views[ONLINE], batch.model_targets(ONLINE), self.forward)
+        if not self.policy.joint:
+            uses_reference = self.policy.reference != "none"
+            return Losses(online.loss if online else None, reference_loss_B if uses_reference else None)
+        assert reference_pairs is not None
+        group_B = caption_groups(batch).to(reference_pairs[0].device)
+        return Losses(
+            online.loss if online else None,
+            reference_loss_B,
+            _pairs(self.model, online, group_B) if self.model is not None and online is not None else None,
+            Pairs(*reference_pairs, self.reference_scale, self.reference_bias, group_B),
+        )
+
+    def _made(
+        self, batch: SuperBatch, missing: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The reference's losses and embeddings with those made that were missing."""
+        assert self.reference is not None and batch.reference_loss is not None
+        pixels, targets = batch.views[REFERENCE][missing], batch.model_targets(REFERENCE)[missing]
+        scored = self._score(self.reference, pixels, targets)
+        self.ledger.reference_score += self.reference_cost * len(missing)
+        loss_B = batch.reference_loss.index_copy(0, missing, scored.loss)
+        if batch.reference_pairs is None:
+            return loss_B, None
+        assert scored.image_embedding is not None and scored.text_embedding is not None
+        image_BD, text_BD = (
+            stored.index_copy(0, missing, new.half())
+            for stored, new in zip(batch.reference_pairs, (scored.image_embedding, scored.text_embedding), strict=True)
+        )
+        return loss_B, (image_BD, text_BD)
+
+    def _score(self, model: Model, pixels: torch.Tensor, targets: torch.Tensor, forward: Any = None) -> Scored:
+        return score_batch(
+            model, pixels, targets, precision=self.precision, micro_batch=self.micro_batch, forward=forward
+        )
+
+
+def _pairs(model: Model, scored: Scored, group_B: torch.Tensor) -> Pairs:
+    assert scored.image_embedding is not None and scored.text_embedding is not None
+    bias = getattr(model.module, "logit_bias", None)
+    scale = float(model.module.logit_scale.detach().exp())  # type: ignore[operator, union-attr]
+    return Pairs(
+        scored.image_embedding, scored.text_embedding, scale, 0.0 if bias is None else float(bias.detach()), group_B
+    )
+
+
+def caption_groups(batch: SuperBatch) -> torch.Tensor:
+    """int64 [B]: the same number for identical captions, which are not each other's negatives."""
+    assert isinstance(batch.targets, list)
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in batch.targets])

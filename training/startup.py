@@ -1,0 +1,240 @@
+"""Before the first step: the run's folder and its lock, and what the options leave to the data, the models and the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..datasets.shards import Shard
+from ..datasets.spec import DatasetSpec
+from ..errors import BusyError, RunError, SpecError, TableError
+from ..ledger import Ledger, StepCost
+from ..scoring.flops import forward_flops
+from ..scoring.forward import embedding_width
+from ..scoring.joint import selection_flops
+from ..scoring.models import Model
+from ..scoring.settings import Coarse, ContrastiveLoss, Precision
+from ..scoring.tables.lookup import ScoreTable
+from ..units import format_flops
+from .budget import steps_within
+from .options import RunOptions
+from .records import read_document
+
+# What a run that was killed before it wrote its config.json may have left.
+BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
+# Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
+OPTIMIZER_STATE, SELECTION_BYTES = 2, 30
+# Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
+FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
+LOCKS: dict[str, Any] = {}
+
+
+def default_name(options: RunOptions) -> str:
+    """`dataset-policy-learner-seed0`, of characters that any file system takes."""
+    parts = [
+        Path(options.dataset).name,
+        options.selection.chosen_policy.name,
+        Path(options.learner).name,
+        f"seed{options.seed}",
+    ]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-") for part in parts)
+
+
+def open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] | None:
+    """Make the run's folder, or find it as an earlier call left it. Returns the summary of a finished run."""
+    config = run / "config.json"
+    if config.exists():
+        if not resume:
+            raise RunError(f"{run}: this run exists; --resume continues it, --name makes another")
+        changed = options.changed_since(read_document(config), FREE_TO_CHANGE | unset_lanes(options))
+        if changed:
+            raise RunError(f"{run}: was started with {changed[0]}; use the same, or another --name")
+        if (run / "summary.json").exists():
+            return read_document(run / "summary.json")
+    elif run.is_dir():
+        # A refused run is removed again, so it must not start where somebody else's files are.
+        foreign = sorted({path.name for path in run.iterdir()} - BEFORE_CONFIG)
+        if foreign:
+            raise RunError(f"{run}: holds '{foreign[0]}' and is no run folder; choose another --name or --out")
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _lock(run)
+    except OSError as e:
+        raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
+    return None
+
+
+def unset_lanes(options: RunOptions) -> frozenset[str]:
+    """How many lanes there are is settled by the first call, where the user does not say."""
+    return frozenset() if options.data.lanes is not None else frozenset({"lanes"})
+
+
+def settled_lanes(run: Path, options: RunOptions) -> int | None:
+    """The lanes that the run began with; else the user's."""
+    config = run / "config.json"
+    return read_document(config).get("lanes") if config.exists() else options.data.lanes
+
+
+def _lock(run: Path) -> None:
+    """Hold the run's folder until `train` ends; the lock dies with a killed process too."""
+    file = (run / ".lock").open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BusyError(
+            f"{run}: another process is training into this folder; wait for it or use another --name"
+        ) from None
+    LOCKS[str(run)] = file
+
+
+def stream_seed(seed: int, name: str) -> int:
+    """A seed of its own for each use of random numbers, so that neighbouring seeds share none."""
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def steps_of(options: RunOptions, cost: StepCost, charged: float) -> int:
+    """How many steps the budget buys. Raises BudgetError where it is not even one."""
+    budget = options.budget
+    if budget.steps is not None:
+        return budget.steps
+    if budget.examples is not None:
+        return steps_within(budget.examples, options.optimization.batch_size)
+    assert budget.budget_flops is not None
+    return steps_within(budget.budget_flops, cost.total, charged)
+
+
+def reference_ledger(table: ScoreTable | None) -> Ledger:
+    """A ledger that begins with what the reference cost."""
+    if table is None:
+        return Ledger()
+    flops = table.manifest["flops"]
+    return Ledger(reference_score=flops.get("reference_score") or 0.0, reference_train=flops["reference_train"])
+
+
+def charged_to(options: RunOptions, ledger: Ledger, table: ScoreTable | None) -> float:
+    """FLOPs of the reference that the budget pays for. Raises TableError where nobody recorded them."""
+    if not options.budget.charge_reference or table is None:
+        return 0.0
+    if ledger.reference_train is None:
+        raise TableError(
+            f"{table.folder}: does not know what training its reference cost; leave --charge-reference out"
+        )
+    return ledger.reference_score + ledger.reference_train
+
+
+def coarse_of(options: RunOptions, table: ScoreTable | None) -> Coarse:
+    """How the run's own model scores: as the reference did, or as the user says where there is none to agree with."""
+    asked = options.selection.coarse
+    if table is None:
+        return asked
+    stored = Coarse.from_dict(table.manifest["reference"]["model"].get("coarse", {}))
+    if asked and asked != stored:
+        raise TableError(
+            f"{table.folder}: its reference scored with {stored}, this run is to score with {asked}; both losses must be "
+            "made alike: leave --score-size and --score-patch-dropout out, or run score-reference with them"
+        )
+    return stored
+
+
+def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) -> None:
+    """Raises SpecError and TableError where the policy does not suit the task, or lacks what it needs."""
+    policy = options.selection.chosen_policy
+    if policy.tasks and learner.task.name not in policy.tasks:
+        raise SpecError(f"policy '{policy}' is for {' and '.join(policy.tasks)}; this data set is {learner.task.name}")
+    if not policy.joint:
+        return
+    assert table is not None
+    if options.selection.joint_loss == "sigmoid" and table.manifest["bias"] is None:
+        raise TableError(f"{table.folder}: its reference has no bias, which --joint-loss sigmoid needs; use softmax")
+    own, reference = forward_flops(learner).per_example, table.manifest["flops"]["forward_per_example"]
+    if policy.larger_reference and reference <= own:
+        raise SpecError(
+            f"policy '{policy}' needs a reference larger than the learner; this one takes {format_flops(reference)} a "
+            f"forward pass, the learner {format_flops(own)}; take another joint policy"
+        )
+
+
+def joint_loss_of(options: RunOptions, scorer: Model, table: ScoreTable | None) -> ContrastiveLoss:
+    """The contrastive loss of a joint policy: the user's, or sigmoid where both models have a bias."""
+    if options.selection.joint_loss is not None:
+        return options.selection.joint_loss
+    own_bias = getattr(scorer.module, "logit_bias", None)
+    stored_bias = table.manifest.get("bias") if table is not None else None
+    return "sigmoid" if own_bias is not None and stored_bias is not None else "softmax"
+
+
+def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss, table: ScoreTable | None) -> float:
+    """FLOPs of the matrix products with which a joint policy chooses at one step; 0 for the others."""
+    if not options.selection.joint:
+        return 0.0
+    assert table is not None
+    widths = [table.embedding_width] + ([embedding_width(scorer)] if scorer is not None else [])
+    return float(
+        selection_flops(
+            options.super_batch_size, options.optimization.batch_size, widths, loss, options.selection.chunks
+        )
+    )
+
+
+def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
+    """Refuse what would fill the disk hours later: two checkpoints (the new one is whole before the old one goes), the
+    final weights, and the selections."""
+    weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
+    rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
+    needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + SELECTION_BYTES * rows
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise RunError(
+            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints and selections, {free / 1e9:.3g} GB are free; "
+            "free space, choose another --out, or raise --selections-every"
+        )
+
+
+def manifest_of(
+    dataset: DatasetSpec,
+    shards: Sequence[Shard],
+    models: Mapping[str, Model],
+    table: ScoreTable | None,
+    device: torch.device,
+    precision: Precision,
+    cost: StepCost,
+    uncounted: list[str],
+) -> dict[str, Any]:
+    """What ran, on what, with which versions: manifest.json."""
+    return {
+        "versions": {
+            "curate": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+            "open_clip": version("open_clip_torch"),
+        },
+        "hardware": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()}, {os.cpu_count()} cores",
+        "precision": precision,
+        "dataset": {**dataset.to_dict(), "fingerprint": dataset.fingerprint, "shards": len(shards)},
+        "models": {
+            name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
+            for name, m in models.items()
+        },
+        "score_table": table
+        and {
+            "folder": table.folder,
+            "reference": table.manifest["reference"],
+            "flops_per_example": table.manifest["flops"]["forward_per_example"],
+        },
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "operators_not_counted": uncounted,
+    }

@@ -1,0 +1,168 @@
+"""Sub-batches: what a training loop consumes. How one came to be chosen is the business of the iterator in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..errors import DivergedError, SpecError
+from ..scoring.losses import Losses
+from ..scoring.selection import Selection
+from ..scoring.selector import Selector
+from .superbatch import SuperBatch, SuperBatches
+
+
+@dataclass(frozen=True)
+class SubBatch(SuperBatch):
+    """The b examples to train on, with the `selection` that chose them and the super-batch that they were `drawn` from."""
+
+    selection: Selection = field(kw_only=True)
+    drawn: SuperBatch = field(kw_only=True)
+
+
+class Scorer(Protocol):
+    """What is known of a super-batch: losses [B], or `Losses`."""
+
+    def score(self, batch: SuperBatch) -> torch.Tensor | Losses: ...
+
+
+class OnlineScorer(Scorer, Protocol):
+    """A scorer that also learns from what was chosen."""
+
+    def step(self, batch: SuperBatch) -> Any: ...
+
+
+class SubBatches:
+    """An endless stream of sub-batches: draws a super-batch, scores it, and chooses (steps 1 to 3 of Algorithm 1).
+
+    `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
+    scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
+    `timing` is entered with "data", "score" and "select" (and "train" for the online step) round each part.
+
+    `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
+    """
+
+    def __init__(
+        self,
+        batches: SuperBatches,
+        selector: Selector,
+        *,
+        online: OnlineScorer | None = None,
+        scorer: Scorer | None = None,
+        device: torch.device | str | None = None,
+        timing: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
+    ) -> None:
+        if online is not None and scorer is not None:
+            raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
+        if selector.policy.online != "none" and online is None and scorer is None:
+            raise SpecError(f"policy '{selector.policy.name}' scores with a model; give online or scorer")
+        self.batches, self.selector = batches, selector
+        self.online, self.scorer = online, online or scorer
+        self.device, self.timing = device, timing
+
+    def __iter__(self) -> Iterator[SubBatch]:
+        """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
+        source = iter(self.batches)
+        while True:
+            with self.timing("data"):
+                batch = next(source)
+            with self.timing("score"):
+                batch = batch if self.device is None else batch.to(self.device)
+                known = self._known(batch)
+            with self.timing("select"):
+                selection = self._choose(known, len(batch))
+                sub = sub_batch(batch, selection)
+            if self.online is not None:
+                with self.timing("train"):
+                    self.online.step(sub)
+            yield sub
+
+    def _known(self, batch: SuperBatch) -> Losses:
+        if not self.selector.policy.selects:
+            return Losses()
+        found = self.scorer.score(batch) if self.scorer is not None else None
+        if isinstance(found, Losses):
+            return found
+        return Losses(found, batch.reference_loss)
+
+    def _choose(self, known: Losses, B: int) -> Selection:
+        try:
+            return self.selector.choose(known, B)
+        except ValueError as e:
+            raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
+
+    def close(self) -> None:
+        self.batches.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches.state_dict(), "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.batches.load_state_dict(state["batches"])
+        self.selector.load_state_dict(state["selector"])
+
+
+def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
+    """The examples of a super-batch that were selected; all of them where as many were."""
+    taken = batch if len(selection.index) == len(batch) else batch.take(selection.index)
+    own = {f.name: getattr(taken, f.name) for f in fields(SuperBatch)}
+    return SubBatch(**own, selection=selection, drawn=batch)
+
+
+class OnlineModel:
+    """A small model of yours, of any library, that scores super-batches and trains on what was chosen.
+
+    `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
+    score, and in training mode to train. `scheduler`, if given, is stepped after the optimizer.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        losses: Callable[[nn.Module, SuperBatch], torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        scheduler: Any = None,
+    ) -> None:
+        self.module, self.losses, self.optimizer, self.scheduler = module, losses, optimizer, scheduler
+
+    def score(self, batch: SuperBatch) -> torch.Tensor:
+        """Losses float32 [B] of a super-batch; the module's training mode is put back."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                loss_B = self.losses(self.module, batch).float()
+        finally:
+            self.module.train(was_training)
+        if loss_B.shape != (len(batch),):
+            raise SpecError(
+                f"losses has shape {tuple(loss_B.shape)}, expected one loss for each of {len(batch)} examples"
+            )
+        return loss_B
+
+    def step(self, batch: SuperBatch) -> torch.Tensor:
+        """One optimizer step on a sub-batch. Returns the detached mean loss."""
+        self.module.train()
+        loss = self.losses(self.module, batch).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state if self.scheduler is None else {**state, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
