@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decoding import Geometry, decode
-    from .readers import Example, Failure, hash_target, read_shard
+    from .readers import Example, Failure, read_shard
     from .shards import Shard, list_shards
     from .spec import Config, DatasetSpec, find_dataset, load_config
+    from .targets import hash_target
 
 _HOMES = {
     "Config": "spec",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError, TableError
-from ..ledger import REGIMES, Ledger, StepCost
+from ..ledger import REGIMES, Ledger, StepCost, steps_within
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost, train_flops
 from ..scoring.loading import find_model, load_model
@@ -17,7 +17,6 @@ from ..scoring.settings import super_batch_size
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
-from ..training.budget import steps_within
 from ..training.startup import coarse_of
 from .options import PlanOptions
 

@@ -14,7 +14,7 @@ BASE = {"errors", "units", "ledger", "options"}
 ALLOWED = {
     "errors": set(),
     "units": {"errors"},
-    "ledger": set(),
+    "ledger": {"errors", "units"},
     "options": {"errors", "units"},
     "datasets": BASE,
     "scoring": {*BASE, "datasets"},

@@ -20,7 +20,7 @@ from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.writing import remove_partials
 from ..errors import BusyError, RunError, SpecError, TableError
-from ..ledger import Ledger, StepCost
+from ..ledger import Ledger, StepCost, steps_within
 from ..scoring.flops import forward_flops
 from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
@@ -28,7 +28,6 @@ from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
-from .budget import steps_within
 from .options import RunOptions, SelectionOptions
 from .records import read_document
 
