@@ -143,7 +143,7 @@ def score_reference(
 @cli.command()
 def status(
     table: Annotated[str, typer.Argument(help="A score table's folder or URL, or one above that holds exactly one.")],
-    every: Annotated[bool, typer.Option("--all", help="List every shard, not only those that want a look.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those that want a look.")] = False,
     format: Annotated[str, typer.Option(help="table or json.")] = "table",
     config: ConfigOption = None,
 ) -> None:
@@ -154,7 +154,7 @@ def status(
     from .datasets.spec import load_config
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, every=every)
+    write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
