@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -19,6 +18,7 @@ from ..errors import ExampleError, ShardError, printable
 from .shards import Shard
 from .spec import DatasetSpec
 from .storage import Reader, filesystem, open_read, read_bytes
+from .targets import hash_target
 
 TAR_END_BYTES = 1024
 # Below this a job has seen too little to call the whole data set bad: one shard may hold all the bad ones together.
@@ -53,11 +53,6 @@ class Failure:
 def too_many_failures(failures: int, read: int, allowed: float) -> bool:
     """Whether a running job should end: more than the allowed share failed, of enough examples to judge by."""
     return read >= MIN_JUDGED and failures > allowed * read
-
-
-def hash_target(stored: bytes) -> int:
-    """64 bits of BLAKE2b of a label or caption as stored: what proves a join."""
-    return int.from_bytes(hashlib.blake2b(stored, digest_size=8).digest(), "little")
 
 
 def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:

@@ -16,7 +16,7 @@ import torch
 from apache_beam.options.pipeline_options import DirectOptions
 
 from .. import errors
-from ..datasets.landed import check_lands, landed_shards
+from ..datasets.landed import landed_shards
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
@@ -26,8 +26,8 @@ from ..errors import CurateError, ShardError, SpecError, StorageError, TableErro
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import load_model
-from ..scoring.models import Model, ModelSpec
-from ..scoring.settings import Precision, check_precision
+from ..scoring.models import Model
+from ..scoring.settings import Precision
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.read import finished_shards, read_manifest
 from ..scoring.tables.run_costs import recorded_train_flops
@@ -38,34 +38,10 @@ from .committed import watch, watch_landing
 from .finish import check_size, finish
 from .follow import LandingShards, children_ignore_interrupts, until_stopped
 from .job import ScoreShard, ScoringJob
+from .options import ScoreOptions
 from .runner import release, runner_of
 
 COUNTS_COME_FROM_THE_TABLE = "counts below come from the table itself"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What to score and how. `max_failures` is a share of the examples read; `runner_options` are Beam's own.
-
-    `follow`: go on with the shards that land later, looking for them every so many seconds, until stopped.
-    """
-
-    dataset: DatasetSpec
-    reference: ModelSpec
-    out: str = "scores"
-    embeddings: bool = False
-    batch_size: int = 128
-    precision: Precision | None = None
-    max_failures: float = 0.01
-    runner_options: tuple[str, ...] = ()
-    follow: float | None = None
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.follow is not None:
-            check_lands(self.dataset)
-            if not self.follow > 0:
-                raise SpecError(f"--every is {self.follow:g}, expected seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -101,15 +77,13 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     end for shards that could not be read and for more failures than allowed. Committed shards stay.
     """
     started = time.perf_counter()
-    following = options.follow is not None
+    following = options.follow
     shards = landed_shards(options.dataset) if following else list_shards(options.dataset)
-    model = load_model(options.reference, trained=True)
+    model = load_model(options.model, trained=True)
     fingerprint = model.fingerprint()
     flops = forward_flops(model)
-    folder = table_folder(options.out, options.dataset, options.reference.name, fingerprint)
-    report(
-        f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.reference.name}' {fingerprint[:8]}"
-    )
+    folder = table_folder(options.out, options.dataset, options.model.name, fingerprint)
+    report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.model.name}' {fingerprint[:8]}")
     with _or_another_out():
         make_folder(folder)
     with _or_another_out(), writing(folder):
@@ -156,10 +130,10 @@ def _run(
     precision: Precision,
     report: Report,
 ) -> dict[str, float]:
-    runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow is not None)
+    runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow)
     job = ScoringJob(
         dataset=options.dataset,
-        reference=options.reference,
+        reference=options.model,
         fingerprint=fingerprint,
         folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may stand elsewhere
         embeddings=options.embeddings,
@@ -176,11 +150,11 @@ def _run(
         },
     )
     stop = threading.Event()
-    if options.follow is None:
+    if not options.follow:
         source: beam.PTransform = beam.Create(todo)
         watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
     else:
-        source = LandingShards(options.dataset, job.folder, options.follow)
+        source = LandingShards(options.dataset, job.folder, options.every)
         watcher = threading.Thread(target=watch_landing, args=(folder, done, report, stop), daemon=True)
     watcher.start()
     result: Any = None
@@ -188,7 +162,7 @@ def _run(
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
-        if options.follow is None:
+        if not options.follow:
             result = pipeline.run()
             result.wait_until_finish()
         else:
@@ -300,14 +274,14 @@ def _manifest(
         "scale": float(scale.detach().exp()) if scale is not None else None,
         "bias": float(bias.detach()) if bias is not None else None,
         "reference": {
-            "name": options.reference.name,
+            "name": options.model.name,
             "fingerprint": fingerprint,
-            "model": options.reference.to_dict(),
+            "model": options.model.to_dict(),
             "preprocessing": model.preprocessing.to_dict(),
         },
         "flops": {
             "forward_per_example": flops.per_example,
             "uncounted_operators": list(flops.uncounted),
-            "reference_train": recorded_train_flops(options.reference.name),
+            "reference_train": recorded_train_flops(options.model.name),
         },
     }

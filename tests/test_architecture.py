@@ -14,7 +14,7 @@ BASE = {"errors", "units", "ledger", "options"}
 ALLOWED = {
     "errors": set(),
     "units": {"errors"},
-    "ledger": set(),
+    "ledger": {"errors", "units"},
     "options": {"errors", "units"},
     "datasets": BASE,
     "scoring": {*BASE, "datasets"},
@@ -22,7 +22,8 @@ ALLOWED = {
     "training": {*BASE, "datasets", "scoring"},
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
-    "cli": {*BASE, "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "command": BASE,
+    "cli": {*BASE, "command", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
 
