@@ -143,7 +143,7 @@ def status(
     table: Annotated[
         str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
     ],
-    every: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
+    show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
@@ -154,7 +154,7 @@ def status(
     from .datasets.spec import load_config
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, every=every)
+    write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()

@@ -101,7 +101,7 @@ def write_shard(folder: str, number: int, rows: int) -> None:
     }
     scores = pa.Table.from_pydict(columns, schema=score_schema(find_task("classification")))
     meta = {"reference_fingerprint": "f", "dataset_fingerprint": "d", "scale": None, "bias": None, "flops": 1.0}
-    commit_shard(folder, Shard(name=name, url="", size=rows), scores, [], meta)
+    commit_shard(folder, Shard(name=name, url="", size=rows, bytes=rows), scores, [], meta)
 
 
 def metadata(path: Path) -> None:

@@ -81,7 +81,7 @@ def write_table(folder: Path, report: Report) -> list[list[Example]]:
         ]
         columns = [[name] * ROWS, np.arange(ROWS, dtype=np.int32), keys, hashes, loss, -loss, *vectors]
         scores = pa.Table.from_arrays([c if isinstance(c, pa.Array) else pa.array(c) for c in columns], schema=schema)
-        commit_shard(str(folder), Shard(name=name, url="", size=1), scores, [], {"reference_fingerprint": "f"})
+        commit_shard(str(folder), Shard(name=name, url="", size=1, bytes=1), scores, [], {"reference_fingerprint": "f"})
         examples.append(
             [Example(name, i, k, b"", "", int(h)) for i, (k, h) in enumerate(zip(keys, hashes, strict=True))]
         )

@@ -84,4 +84,4 @@ def _matches(url: str, listings: dict[str, Listing]) -> Listing:
 def _landed(name: str, url: str, entry: Entry) -> LandedFile:
     size = int(entry["size"] or 0)
     version = f"{size} {written_at(entry)} {entry.get('ETag', '')}"
-    return LandedFile(Shard(name=name, url=url, size=size), version)
+    return LandedFile(Shard(name=name, url=url, size=size, bytes=size), version)

@@ -25,15 +25,16 @@ ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
 class Shard:
     """One unit of reading, scoring and committing.
 
-    `name` is its identity in score tables; `size` is in bytes (files, for an image folder's bucket) and tells a
-    changed shard from the one that was scored. `row_groups` is the half-open range of a big Parquet file;
-    `members` are an image folder's files; `rows` is how many examples it has, None where that is not known without
-    reading it.
+    `name` is its identity in score tables; `size` tells a changed shard from the one that was scored: the bytes of the
+    whole file, the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
+    images are decoded. `row_groups` is the half-open range of a big Parquet file; `members` are an image folder's files;
+    `rows` is how many examples it has, None where that is not known without reading it.
     """
 
     name: str
     url: str
     size: int
+    bytes: int
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
     rows: int | None = None
@@ -55,7 +56,7 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     if repeated:
         raise ShardError(f"data set '{spec.name}': {repeated[0]} is matched twice; make the patterns disjoint")
     names = short_names([url for url, _ in files])
-    shards = [Shard(name=n, url=url, size=size) for n, (url, size) in zip(names, files, strict=True)]
+    shards = [Shard(name=n, url=url, size=size, bytes=size) for n, (url, size) in zip(names, files, strict=True)]
     if spec.format == "parquet":
         with ThreadPoolExecutor(16) as pool:
             shards = [part for parts in pool.map(lambda s: row_group_shards(s, spec), shards) for part in parts]
@@ -148,46 +149,45 @@ def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
         raise ShardError(f"{shard.url}: no such file") from None
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
-    ranges: list[tuple[int, int, int]] = []
-    start = rows = 0
-    for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        if rows >= spec.rows_per_shard or group == metadata.num_row_groups - 1:
-            ranges.append((start, group + 1, rows))
-            start, rows = group + 1, 0
-    one = len(ranges) <= 1
-    return [
-        replace(shard, name=shard.name if one else f"{shard.name}.rg{a:05d}-{b:05d}", row_groups=(a, b), rows=number)
-        for a, b, number in ranges
-    ]
+    parts: list[Shard] = []
+    start = rows = size = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, size = rows + group.num_rows, size + group.total_byte_size
+        if rows >= spec.rows_per_shard or number == metadata.num_row_groups - 1:
+            name = f"{shard.name}.rg{start:05d}-{number + 1:05d}"
+            parts.append(replace(shard, name=name, bytes=size, row_groups=(start, number + 1), rows=rows))
+            start, rows, size = number + 1, 0, 0
+    return parts if len(parts) > 1 else [replace(part, name=shard.name) for part in parts]
 
 
 def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     """Spread a folder's pictures over buckets by a hash of their path, so that every bucket mixes the classes."""
-    files: list[tuple[str, str]] = []
+    files: list[tuple[str, str, int]] = []
     for root in (url for pattern in roots for url in braceexpand(pattern)):
         if not is_folder(root):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
-        below = list_below(root)
-        files += [(key, url) for key, (url, _) in below.items() if key.rsplit(".", 1)[-1].lower() in spec.image]
+        below = ((key, url, int(entry["size"] or 0)) for key, (url, entry) in list_below(root).items())
+        files += [file for file in below if file[0].rsplit(".", 1)[-1].lower() in spec.image]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
-    repeated = [key for key, count in Counter(key for key, _ in files).items() if count > 1]
+    repeated = [key for key, count in Counter(key for key, _, _ in files).items() if count > 1]
     if repeated:
         raise ShardError(f"data set '{spec.name}': '{repeated[0]}' is in two of the folders; rename one")
     # A power of two, so that a growing folder keeps its buckets until it has doubled.
     count = 1
     while count * spec.rows_per_shard < len(files):
         count *= 2
-    buckets: list[list[str]] = [[] for _ in range(count)]
-    for key, url in files:
-        buckets[zlib.crc32(key.encode()) % count].append(url)
+    buckets: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+    for key, url, size in files:
+        buckets[zlib.crc32(key.encode()) % count].append((url, size))
     return [
         Shard(
             name=f"bucket-{i:05d}-of-{count:05d}",
             url=roots[0],
             size=len(members),
-            members=tuple(members),
+            bytes=sum(size for _, size in members),
+            members=tuple(url for url, _ in members),
             rows=len(members),
         )
         for i, members in enumerate(buckets)

@@ -31,7 +31,7 @@ STAGES = ("read", "decode", "forward", "write")
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What every worker is told. `folder` is the table's; `processes` share a machine's cores."""
 
     dataset: DatasetSpec
@@ -50,7 +50,7 @@ class Job:
 class ScoreShard(beam.DoFn):
     """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         self._job = job
         self._shared = shared.Shared()
         self._examples = Metrics.counter("curate", "examples")

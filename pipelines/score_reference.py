@@ -37,7 +37,7 @@ from ..units import Report
 from .committed import watch, watch_landing
 from .finish import check_size, finish
 from .follow import LandingShards, children_ignore_interrupts, until_stopped
-from .job import Job, ScoreShard
+from .job import ScoreShard, ScoringJob
 from .options import ScoreOptions
 from .runner import release, runner_of
 
@@ -131,7 +131,7 @@ def _run(
     report: Report,
 ) -> dict[str, float]:
     runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow)
-    job = Job(
+    job = ScoringJob(
         dataset=options.dataset,
         reference=options.model,
         fingerprint=fingerprint,

@@ -122,9 +122,9 @@ def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
 
 
 def write_status(
-    status: TableStatus, format: str = "table", *, every: bool = False, file: IO[str] | None = None
+    status: TableStatus, format: str = "table", *, show_all: bool = False, file: IO[str] | None = None
 ) -> None:
-    """Print totals, and the shards that want a look (all of them with `every`). Raises SpecError for another format."""
+    """Print totals, and the shards that want a look (all of them with `show_all`). Raises SpecError for another format."""
     file = file or sys.stdout
     if format not in FORMATS:
         raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
@@ -150,10 +150,10 @@ def write_status(
         )
     elif not status.complete:
         console.print("run the same score-reference command again: it does only what is missing")
-    listed = [s for s in status.shards if every or s.state != "done" or s.failures]
+    listed = [s for s in status.shards if show_all or s.state != "done" or s.failures]
     if listed:
-        console.print(_shards(listed if every else listed[:MAX_LISTED]))
-    if len(listed) > MAX_LISTED and not every:
+        console.print(_shards(listed if show_all else listed[:MAX_LISTED]))
+    if len(listed) > MAX_LISTED and not show_all:
         console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
 
 

@@ -77,7 +77,7 @@ class ShardLoader:
         self._cache: dict[int, LoadedShard] = {}
         self._room, self._image_bytes = cache_bytes, image_bytes
         self._keeps_decoded: set[str] = set()
-        self.keeps_all = sum(shard.size for shard in self.shards) <= host_bytes
+        self.keeps_all = sum(shard.bytes for shard in self.shards) <= host_bytes
         self._lock = threading.Lock()
 
     def keeps(self, row: Row) -> bool:
@@ -177,7 +177,7 @@ class Lane:
         if self._windows is None or self._windows[0] != epoch:
             shards = self.loader.shards
             segments = lane_segments(self.seed, epoch, self.lanes, len(shards), self.rows)[self.number]
-            sizes = [shards[s.shard].size * self._share(s) for s in segments]
+            sizes = [shards[s.shard].bytes * self._share(s) for s in segments]
             self._windows = (epoch, windows(segments, sizes, self.room))
         return self._windows[1]
 

@@ -178,7 +178,7 @@ class SuperBatches:
         self._lanes = [Lane(v, self.lanes, loader, rows, seed, room) for v in range(self.lanes)]
         self._loader = loader
         self._digest = order_digest(
-            [(shard.name, shard.size) for shard in self.shards], rows, self.lanes, size, seed, host_bytes
+            [(shard.name, shard.size, shard.bytes) for shard in self.shards], rows, self.lanes, size, seed, host_bytes
         )
         self._decoders = ThreadPoolExecutor(decode_threads())
         self._readers = ThreadPoolExecutor(min(READERS, self.lanes))

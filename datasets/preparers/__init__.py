@@ -6,12 +6,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...errors import BusyError, FetchError, SpecError
+from ...units import Report
 from ..spec import add_dataset
 from ..writing import whole_folder
 
@@ -31,7 +32,7 @@ def prepare(
     config_path: Path,
     *,
     force: bool = False,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> None:
     """Write the known data set `name` under `data_dir`/`name` and enter it in the curate.toml at `config_path`.
 
@@ -60,7 +61,7 @@ def prepare(
             report(f"{name}: [datasets.{entry}] is in {config_path}")
 
 
-def _write(preparer: Any, name: str, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def _write(preparer: Any, name: str, folder: Path, report: Report) -> dict[str, Any]:
     try:
         with whole_folder(folder) as partial:
             mark: dict[str, Any] = {"name": name, "version": preparer.VERSION, **preparer.build(partial, report)}

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
 
 from ...errors import FetchError
+from ...units import Report
 from ..writing import whole_file
 
 CLIENT_TIMEOUT_S = 3600
@@ -68,7 +69,7 @@ def cached(package: Package) -> Path | None:
     return path
 
 
-def fetch(package: Package, report: Callable[[str], None] = print) -> Path:
+def fetch(package: Package, report: Report = print) -> Path:
     """The package's file in the cache, fetched by its client where it is not there yet.
 
     Raises FetchError, naming the package and the command, where the client is missing or fails, and where the
