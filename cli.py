@@ -209,7 +209,7 @@ def plan(
     """
     from .datasets.spec import load_config
     from .reports.plan import check_format, write_plan
-    from .reports.probe import expected_saving, read_probe
+    from .reports.probe import read_probe
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
@@ -219,8 +219,8 @@ def plan(
     made = make_plan(options, known)
     if probing["probe"] is not None:
         probe = ProbeOptions(plan=options, **probing)
-        measured = read_probe(probe.out, run_probe(probe, config=known, report=report).to_dict())
-        made = replace(made, expected_saving=expected_saving(measured))
+        measured = read_probe(probe.out, run_probe(probe, config=known, report=report))
+        made = replace(made, expected_saving=measured.expected_saving)
     write_plan(made.to_dict(), format, probe=measured)
 
 
@@ -242,7 +242,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)
     dataset = find_dataset(options.base.dataset, known)
-    typer.echo(write_folder(options.out, compared.to_dict(), dataset, analysis_files(known), report=report))
+    typer.echo(write_folder(options.out, compared, dataset, analysis_files(known), report=report))
 
 
 @cli.command()

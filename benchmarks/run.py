@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from curate.datasets.writing import write_whole
 from measuring import Benchmark, Figure, surroundings
 from rich.console import Console
 from rich.table import Table
@@ -72,9 +73,7 @@ def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], sec
     }
     path = RESULTS / f"{about['date']}-{benchmark.name}.json"
     RESULTS.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def show(console: Console, figures: list[Figure]) -> None:

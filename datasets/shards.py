@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from ..errors import ShardError, SpecError
+from ..errors import ShardError, SpecError, StorageError
 from .spec import DatasetSpec
-from .storage import answer, filesystem, is_local, patiently
+from .storage import glob, is_folder, list_below, list_entries, open_read, size_of
 
 Split = Literal["train", "test"]
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
@@ -45,7 +43,7 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     """All shards of a split, in the order of the patterns.
 
     Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
-    missing, or two shards would share a name.
+    missing, or two shards would share a name; StorageError where the storage fails.
     """
     patterns = spec.train if split == "train" else spec.test
     if not patterns:
@@ -71,13 +69,10 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
         return _named_files(dataset, urls)
     found: list[tuple[str, int]] = []
     for url in urls:
-        fs, path = filesystem(url)
-        fs.invalidate_cache()
-        matches = answer(url, partial(fs.glob, path, detail=True))
+        matches = glob(url)
         if not matches:
             raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
-        local = is_local(url)
-        found += [(p if local else fs.unstrip_protocol(p), int(matches[p]["size"] or 0)) for p in sorted(matches)]
+        found += [(match, int(entry["size"] or 0)) for match, entry in matches.items()]
     return found
 
 
@@ -96,10 +91,7 @@ def has_wildcard(pattern: str) -> bool:
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     def size(url: str) -> int | None:
         try:
-            if "://" not in url:
-                return os.stat(url).st_size
-            fs, path = filesystem(url)
-            return int(answer(url, lambda: fs.info(path))["size"])
+            return size_of(url)
         except FileNotFoundError:
             return None
 
@@ -145,16 +137,15 @@ def path_of(url: str) -> str:
 def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
     """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows.
 
-    Raises ShardError where it is not a whole Parquet file.
+    Raises ShardError where it is not a whole Parquet file, ReadError where its storage fails.
     """
-    fs, path = filesystem(shard.url)
-
-    def read() -> pq.FileMetaData:
-        with fs.open(path, "rb") as file:
-            return pq.ParquetFile(file).metadata
-
     try:
-        metadata = patiently(read)
+        with open_read(shard.url) as file:
+            metadata = pq.ParquetFile(file).metadata
+    except StorageError:
+        raise
+    except FileNotFoundError:
+        raise ShardError(f"{shard.url}: no such file") from None
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
     ranges: list[tuple[int, int, int]] = []
@@ -175,12 +166,10 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     """Spread a folder's pictures over buckets by a hash of their path, so that every bucket mixes the classes."""
     files: list[tuple[str, str]] = []
     for root in (url for pattern in roots for url in braceexpand(pattern)):
-        fs, path = filesystem(root)
-        if not fs.isdir(path):
+        if not is_folder(root):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
-        prefix = len(path.rstrip("/")) + 1
-        paths = sorted(p for p in answer(root, partial(fs.find, path)) if p.rsplit(".", 1)[-1].lower() in spec.image)
-        files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
+        below = list_below(root)
+        files += [(key, url) for key, (url, _) in below.items() if key.rsplit(".", 1)[-1].lower() in spec.image]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
     repeated = [key for key, count in Counter(key for key, _ in files).items() if count > 1]
@@ -208,8 +197,5 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
 
 def class_folders(root: str) -> tuple[str, ...]:
     """The class names of an image folder: its sub-folders, sorted."""
-    fs, path = filesystem(root)
-    if not fs.isdir(path):
-        return ()
-    entries: list[dict[str, Any]] = fs.ls(path, detail=True)
-    return tuple(sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory"))
+    entries = list_entries(root) if is_folder(root) else {}
+    return tuple(sorted(url.rstrip("/").rsplit("/", 1)[-1] for url, e in entries.items() if e["type"] == "directory"))

@@ -123,7 +123,7 @@ class Open(beam.DoFn):
     def process(self, file: LandedFile) -> Iterator[Shard]:
         try:
             shards = shards_of_file(self._dataset, file.shard)
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             note_error(self._folder, file.shard, str(e))
             return
         if len(shards) > 1:

@@ -16,7 +16,7 @@ from ..datasets.readers import too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
-from ..errors import FailuresError, ModelError, ShardError
+from ..errors import FailuresError, ModelError, ShardError, StorageError
 from ..scoring.forward import best_device
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
@@ -90,7 +90,7 @@ class ScoreShard(beam.DoFn):
                 forward_flops=job.forward_flops,
                 kept=self._kept,
             )
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return

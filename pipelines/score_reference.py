@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -19,8 +20,9 @@ from ..datasets.landed import landed_shards
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import filesystem, is_local, make_folder
-from ..errors import CurateError, ShardError, SpecError, TableError
+from ..datasets.storage import filesystem, is_local
+from ..datasets.writing import make_folder
+from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import load_model
@@ -82,8 +84,9 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     flops = forward_flops(model)
     folder = table_folder(options.out, options.dataset, options.model.name, fingerprint)
     report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.model.name}' {fingerprint[:8]}")
-    make_folder(folder)
-    with writing(folder):
+    with _or_another_out():
+        make_folder(folder)
+    with _or_another_out(), writing(folder):
         done = _check_existing(folder, options, shards)
         todo = [shard for shard in shards if shard.name not in done]
         report(f"{folder}: {len(done):,} shards done, {len(todo):,} to do")
@@ -106,6 +109,15 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
             seconds=time.perf_counter() - started,
             stage_seconds=stage_seconds,
         )
+
+
+@contextmanager
+def _or_another_out() -> Iterator[None]:
+    """What cannot be written here may be written under another --out."""
+    try:
+        yield
+    except WriteError as e:
+        raise TableError(f"{e}, or choose another --out") from e
 
 
 def _run(
@@ -230,12 +242,13 @@ def _check_first_examples(dataset: DatasetSpec, todo: Sequence[Shard]) -> None:
 
     One bad shard is left to its worker, which notes it and lets the others go on.
     """
+    error: CurateError
     for shard in {todo[0].name: todo[0], todo[-1].name: todo[-1]}.values():
         try:
             if list(islice(read_shard(dataset, shard), 1)) or dataset.format != "webdataset":
                 return
             error = ShardError(f"{shard.url}: no example in it; expected members such as KEY.{dataset.image[0]}")
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             error = e
     raise error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import duckdb
 from PIL import Image
@@ -17,6 +17,7 @@ from ..datasets.readers import Example, read_shard
 from ..datasets.shards import list_shards
 from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, ExampleError
+from .content import Point
 
 PICTURES, SHARDS = 12, 3
 GEOMETRY = Geometry(size=64)
@@ -25,23 +26,30 @@ LONGEST_CAPTION = 60
 LATE = 0.75
 
 
-def contact_sheets(
-    root: Path, found: Sequence[Mapping[str, Any]], budget: float, dataset: DatasetSpec
-) -> dict[str, dict[str, list[dict[str, str]]]]:
-    """By policy, `kept` and `dropped`: up to 12 examples each, as `picture` (a data: URI) and `caption`.
+@dataclass(frozen=True)
+class Shown:
+    """An example on a sheet: its image as a data: URI, empty where it cannot be decoded, and its class or caption."""
+
+    image: str
+    caption: str
+
+
+Sheets = dict[str, dict[str, list[Shown]]]
+
+
+def contact_sheets(root: Path, found: Sequence[Point], budget: float, dataset: DatasetSpec) -> Sheets:
+    """By policy, `kept` and `dropped`: up to 12 examples each.
 
     Drawn at random, always the same, from the recorded selections of the first seed's run at `budget`, out of at most
     three shards, which are read whole. Policies without recorded selections are left out; so are examples whose data
     can no longer be read.
     """
-    seed = min((p["seed"] for p in found), default=0)
-    drawn = {
-        p["policy"]: _draw(root / "runs" / p["run"]) for p in found if (p["budget_flops"], p["seed"]) == (budget, seed)
-    }
+    seed = min((p.seed for p in found), default=0)
+    drawn = {p.policy: _draw(root / "runs" / p.run) for p in found if (p.budget_flops, p.seed) == (budget, seed)}
     wanted = {(shard, key) for groups in drawn.values() for those in groups.values() for shard, key in those}
-    pictures = _read(dataset, wanted)
+    images = _read(dataset, wanted)
     return {
-        policy: {group: [pictures[name] for name in those if name in pictures] for group, those in groups.items()}
+        policy: {group: [images[name] for name in those if name in images] for group, those in groups.items()}
         for policy, groups in drawn.items()
         if groups
     }
@@ -69,20 +77,20 @@ def _draw(run: Path) -> dict[str, list[tuple[str, str]]]:
     return groups
 
 
-def _read(dataset: DatasetSpec, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], dict[str, str]]:
+def _read(dataset: DatasetSpec, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Shown]:
     names = {shard for shard, _ in wanted}
-    pictures: dict[tuple[str, str], dict[str, str]] = {}
+    images: dict[tuple[str, str], Shown] = {}
     try:
         for shard in list_shards(dataset) if wanted else ():
             for example in read_shard(dataset, shard) if shard.name in names else ():
                 if isinstance(example, Example) and (shard.name, example.key) in wanted:
-                    pictures[shard.name, example.key] = _shown(dataset, example)
+                    images[shard.name, example.key] = _shown(dataset, example)
     except (CurateError, OSError):
         pass  # the runs outlive their data: the page then shows what could be read
-    return pictures
+    return images
 
 
-def _shown(dataset: DatasetSpec, example: Example) -> dict[str, str]:
+def _shown(dataset: DatasetSpec, example: Example) -> Shown:
     caption = str(example.target)
     if isinstance(example.target, int) and example.target < len(dataset.classes):
         caption = dataset.classes[example.target]
@@ -92,17 +100,17 @@ def _shown(dataset: DatasetSpec, example: Example) -> dict[str, str]:
     try:
         Image.fromarray(decode(example.image, GEOMETRY)).save(file, "PNG", optimize=True)
     except ExampleError:
-        return {"picture": "", "caption": caption}
-    return {"picture": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), "caption": caption}
+        return Shown("", caption)
+    return Shown("data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), caption)
 
 
-def sheets_html(sheets: Mapping[str, Mapping[str, Sequence[Mapping[str, str]]]]) -> str:
+def sheets_html(sheets: Mapping[str, Mapping[str, Sequence[Shown]]]) -> str:
     """The sheets as HTML, a row of pictures for each policy and group; empty where there are none."""
     parts = []
     for policy, groups in sheets.items():
         for group, examples in groups.items():
             cells = "".join(
-                f'<li><img src="{one["picture"]}" alt="" width="64" height="64"><span>{escape(one["caption"])}</span></li>'
+                f'<li><img src="{one.image}" alt="" width="64" height="64"><span>{escape(one.caption)}</span></li>'
                 for one in examples
             )
             parts.append(f'<h4>{escape(policy)} {group}</h4><ul class="sheet">{cells}</ul>' if cells else "")

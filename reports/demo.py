@@ -12,6 +12,8 @@ from rich.table import Table
 
 from ..datasets.spec import Config, add_model, analysis_files, load_config
 from ..errors import CurateError
+from ..ledger import BASELINE
+from ..scoring.policies import LEARNABILITY
 from .output import write
 from .reading import query
 from .views import connect
@@ -37,12 +39,12 @@ COMMANDS = (
     ),
     (
         f"Train a learner on them for {BUDGET}, drawn uniformly",
-        f"train --dataset cifar10n --policy uniform --learner learner --budget-flops {BUDGET} --name uniform --resume",
+        f"train --dataset cifar10n --policy {BASELINE} --learner learner --budget-flops {BUDGET} --name {BASELINE} --resume",
     ),
     (
-        f"Train the same learner for the same {BUDGET}, choosing by learnability",
-        "train --dataset cifar10n --policy learnability --learner learner --online scorer --online-lr 5e-3 "
-        f"--reference-scores scores --filter-ratio 0.5 --budget-flops {BUDGET} --name learnability --resume",
+        f"Train the same learner for the same {BUDGET}, choosing by {LEARNABILITY}",
+        f"train --dataset cifar10n --policy {LEARNABILITY} --learner learner --online scorer --online-lr 5e-3 "
+        f"--reference-scores scores --filter-ratio 0.5 --budget-flops {BUDGET} --name {LEARNABILITY} --resume",
     ),
 )
 QUERIES = (
@@ -54,11 +56,11 @@ JOIN analysis USING (dataset, shard, key)
 GROUP BY decile ORDER BY decile""",
     ),
     (
-        "What did learnability choose? (Which labels are wrong is known to this query only, never to training.)",
-        """SELECT selected, count(*) AS examples, avg((worse_label <> clean_label)::INT) AS share_wrong,
+        f"What did {LEARNABILITY} choose? (Which labels are wrong is known to this query only, never to training.)",
+        f"""SELECT selected, count(*) AS examples, avg((worse_label <> clean_label)::INT) AS share_wrong,
        avg(online_loss) AS online_loss, avg(reference_loss) AS reference_loss
 FROM selections JOIN analysis USING (shard, key)
-WHERE run = 'learnability' AND dataset = 'cifar10n' GROUP BY selected ORDER BY selected""",
+WHERE run = '{LEARNABILITY}' AND dataset = 'cifar10n' GROUP BY selected ORDER BY selected""",
     ),
 )
 
@@ -96,9 +98,9 @@ def show(folder: Path, config: Config, console: Console) -> None:
     connection = connect(scores=str(folder / "scores"), runs=str(folder / "runs"), datasets=analysis_files(config))
     runs = query(
         connection,
-        """SELECT policy, learner_updates, learner_train_flops, online_score_flops, online_train_flops,
+        f"""SELECT policy, learner_updates, learner_train_flops, online_score_flops, online_train_flops,
                   reference_score_flops, reference_train_flops, seconds, top1
-           FROM runs WHERE run IN ('uniform', 'learnability') ORDER BY policy DESC""",
+           FROM runs WHERE run IN ('{BASELINE}', '{LEARNABILITY}') ORDER BY policy DESC""",
     )
     table = Table(
         title=f"\nThe same learner, the same budget of {BUDGET} (TFLOPs by ledger line)", title_justify="left"

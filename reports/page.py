@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
 
 from ..ledger import BASELINE, REGIMES
 from ..units import accuracy, format_flops, percent
+from .content import COSTS, Analysis, Comparison
 from .page_style import STYLE
 from .tables import equal_table, ledger_table, savings_table, search_table
-from .verdict import COSTS, gained, multiple, quality_name, short, spread, verdict
+from .verdict import quality_name
 
-Content = Mapping[str, Any]
 TITLES = {
     "quality_over_updates": "Quality over learner updates",
     "quality_over_flops": "Quality over total FLOPs",
@@ -30,10 +29,10 @@ REGIME_WORDS = {
 }
 
 
-def page(content: Content, plots: Mapping[str, str], sheets: str = "") -> str:
-    """The HTML of a comparison. `content` is comparison.json's, `plots` the SVG texts by name, `sheets` HTML."""
-    dataset = str(content["settings"]["dataset"])
-    title = f"curate compare: {', '.join(content['policies'])} on {dataset}"
+def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "") -> str:
+    """The HTML of a comparison. `plots` are the SVG texts by name, `sheets` is HTML."""
+    analysis = comparison.analysis
+    title = f"curate compare: {', '.join(analysis.policies)} on {comparison.dataset}"
     text = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -46,13 +45,13 @@ def page(content: Content, plots: Mapping[str, str], sheets: str = "") -> str:
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<p class="verdict" id="verdict">{escape(verdict(content))}</p>
-{_tiles(content)}
+<p class="verdict" id="verdict">{escape(comparison.verdict)}</p>
+{_tiles(analysis)}
 <h2>Savings at equal quality</h2>
 <p class="note">Share of {BASELINE}'s cost that was saved to the same quality, read on {BASELINE}'s ladder of complete runs and
 never beyond it: &gt; is off its upper end (more than), ≤ off its lower end (at most); below 0 is a loss. Small: least
 and greatest over seeds, each seed's quality put on the same ladder.</p>
-{savings_table(content)}
+{savings_table(analysis)}
 <h2>Quality over cost</h2>
 <p class="note">Every point is a complete run whose learning rate decayed fully at its own budget. Lines: mean over
 seeds; bands: least to greatest; dots: the seeds.</p>
@@ -62,15 +61,15 @@ seeds; bands: least to greatest; dots: the seeds.</p>
 <h2>Quality at equal cost</h2>
 <p class="note">Three different questions. Rows: what {BASELINE}'s budgets cost. ≈ is interpolated between complete runs in
 log cost; &ndash; means that no run was that cheap or that dear. Small: least and greatest over seeds. Bold: the row's best.</p>
-{"".join(equal_table(content, cost) for cost in COSTS)}
+{"".join(equal_table(analysis, cost) for cost in COSTS)}
 <h2>Where the FLOPs go</h2>
 {_figures(plots, ("ledger",), wide=True)}
-{ledger_table(content)}
+{ledger_table(analysis)}
 <h2>What was selected</h2>
-{_selected(content, plots)}
+{_selected(comparison, plots)}
 {_pictures(sheets)}
 <h2>How this was made</h2>
-{_made(content)}
+{_made(comparison)}
 </main>
 </body>
 </html>
@@ -79,41 +78,33 @@ log cost; &ndash; means that no run was that cheap or that dear. Small: least an
     return text.replace(" %", "&nbsp;%").replace("&gt; ", "&gt;&nbsp;").replace("≤ ", "≤&nbsp;")
 
 
-def _tiles(content: Content) -> str:
+def _tiles(analysis: Analysis) -> str:
     """The headline's policy in four figures, each with the question it answers."""
-    best = content["headline"]
+    best = analysis.headline
     if best is None:
         return ""
-    policy, at = best["policy"], multiple(best["budget_flops"], content)
     tiles = []
-    savings = {"fewer learner updates": best["learner_updates"]} | {
-        f"less total compute, {REGIMES[name]}": best["total_compute"][name]
-        for name in ("foundation", "nothing_amortised")
-        if best["total_compute"][name] is not None
-    }
+    savings = {"fewer learner updates": best.learner_updates}
+    for name in ("foundation", "nothing_amortised"):
+        if (known := best.total_compute[name]) is not None:
+            savings[f"less total compute, {REGIMES[name]}"] = known
     for words, saving in savings.items():
-        lost = saving["share"] < 0 and saving["where"] != "above"
-        shown = percent(-saving["share"]) if lost else short(saving)
-        words = words.replace("fewer", "more").replace("less", "more") if lost else words
-        tiles.append((shown, words, f"at equal quality; seeds {spread(saving)}", gained(saving)))
+        shown = percent(-saving.share) if saving.lost else saving.short
+        words = words.replace("fewer", "more").replace("less", "more") if saving.lost else words
+        tiles.append((shown, words, f"at equal quality; seeds {saving.spread}", saving.gained))
     for cost in ("total_flops", "seconds"):
-        row = next((r for r in content["equal"][cost] if r["budget_flops"] == best["budget_flops"]), None)
-        if row is not None and policy in row["quality"]:
-            mine, base = row["quality"][policy], row["quality"][BASELINE]
-            tiles.append(
-                (
-                    accuracy(mine["mean"]),
-                    f"{quality_name(content)} at equal {COSTS[cost]}",
-                    f"{BASELINE}: {accuracy(base['mean'])}",
-                    mine["mean"] > base["mean"],
-                )
-            )
+        row = next((r for r in analysis.equal[cost] if r.budget_flops == best.budget_flops), None)
+        if row is not None and best.policy in row.quality:
+            mine, base = row.quality[best.policy].mean, row.quality[BASELINE].mean
+            words = f"{quality_name(analysis.quality)} at equal {COSTS[cost]}"
+            tiles.append((accuracy(mine), words, f"{BASELINE}: {accuracy(base)}", mine > base))
     cells = "".join(
         f'<div class="tile"><b{" class=gain" * good}>{escape(figure)}</b><span>{escape(words)}</span>'
         f"<small>{escape(small)}</small></div>"
         for figure, words, small, good in tiles
     )
-    return f'<p class="note">{escape(policy)} at {escape(at)}:</p>\n<div class="tiles">{cells}</div>'
+    at = f"{best.policy} at {analysis.multiple(best.budget_flops)}"
+    return f'<p class="note">{escape(at)}:</p>\n<div class="tiles">{cells}</div>'
 
 
 def _figures(plots: Mapping[str, str], names: Iterable[str], wide: bool = False) -> str:
@@ -136,8 +127,8 @@ def inline_svg(name: str, text: str) -> str:
     return f'{head} role="img" aria-label="{escape(TITLES[name])}">{rest}'
 
 
-def _selected(content: Content, plots: Mapping[str, str]) -> str:
-    if not content["selection"]:
+def _selected(comparison: Comparison, plots: Mapping[str, str]) -> str:
+    if not comparison.selection:
         return "<p>No selections were recorded: no policy but uniform has a run of the first seed at 1x.</p>"
     missing = ""
     if "wrong_labels" not in plots:
@@ -155,24 +146,23 @@ def _pictures(sheets: str) -> str:
 <div id="sheets">{sheets}</div>"""
 
 
-def _made(content: Content) -> str:
-    settings, made = content["settings"], content["made"]
+def _made(comparison: Comparison) -> str:
+    analysis, made = comparison.analysis, comparison.made
     regimes = "".join(f"<li><b>{name}</b> {escape(REGIME_WORDS[key])}</li>" for key, name in REGIMES.items())
-    budgets = sorted({rung["budget_flops"] for curve in content["curves"].values() for rung in curve})
-    n_seeds = len(content["seeds"])
+    budgets = sorted({rung.budget_flops for curve in analysis.curves.values() for rung in curve})
+    n_seeds = len(analysis.seeds)
     facts = {
-        "data set": f"{settings['dataset']}: {made['description']}" if made["description"] else settings["dataset"],
-        "seeds": ", ".join(map(str, content["seeds"])),
-        "budgets": ", ".join(f"{multiple(b, content)} ({format_flops(b)})" for b in budgets),
-        "hardware": "; ".join(made["hardware"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
-        "precision": ", ".join(made["precision"]),
-        "operators without FLOPs": ", ".join(made["operators_not_counted"]) or "none",
-        "learning rate": f"{content['learning_rate']:g}",
+        "data set": f"{comparison.dataset}: {made.description}" if made.description else comparison.dataset,
+        "seeds": ", ".join(map(str, analysis.seeds)),
+        "budgets": ", ".join(f"{analysis.multiple(b)} ({format_flops(b)})" for b in budgets),
+        "hardware": "; ".join(made.hardware),
+        "versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+        "precision": ", ".join(made.precision),
+        "operators without FLOPs": ", ".join(made.operators_not_counted) or "none",
+        "learning rate": f"{comparison.learning_rate:g}",
     }
-    chosen = {
-        k: v for k, v in settings.items() if v is not None and k not in ("dataset", "lr", "seed", "policy", "name")
-    }
+    varied = ("dataset", "lr", "seed", "policy", "name")
+    chosen = {k: v for k, v in comparison.settings.items() if v is not None and k not in varied}
     return f"""<ul>
 <li>Every point is a complete run: its learning rate rose and decayed to zero within its own budget. No point is a snapshot
 of a longer run.</li>
@@ -183,19 +173,19 @@ online train. Seconds are of training, without evaluation.</li>
 </ul>
 <h3>The four regimes of total compute</h3>
 <ul>{regimes}</ul>
-{search_table(content)}
+{search_table(comparison)}
 <h3>Setting</h3>
 {_definitions(facts)}
 <h3>Options of all runs</h3>
 {_definitions(chosen)}"""
 
 
-def _definitions(facts: Mapping[str, Any]) -> str:
+def _definitions(facts: Mapping[str, object]) -> str:
     rows = "".join(f"<dt>{escape(str(k).replace('_', ' '))}</dt><dd>{escape(_value(v))}</dd>" for k, v in facts.items())
     return f"<dl>{rows}</dl>"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from rich.table import Table
 from ..errors import SpecError
 from ..ledger import REGIMES
 from ..units import format_flops
-from .probe import probe_lines
+from .probe import Probe, probe_lines
 
 FORMATS = ("table", "json")
 # What each regime counts beside what the one before it counts.
@@ -27,7 +27,7 @@ def check_format(format: str) -> None:
 
 
 def write_plan(
-    plan: dict[str, Any], format: str = "table", file: IO[str] | None = None, *, probe: dict[str, Any] | None = None
+    plan: dict[str, Any], format: str = "table", file: IO[str] | None = None, *, probe: Probe | None = None
 ) -> None:
     """Print a plan (`Plan.to_dict()`), and what a probe measured, as tables or as one JSON object.
 
@@ -36,7 +36,7 @@ def write_plan(
     file = file or sys.stdout
     check_format(format)
     if format == "json":
-        content = plan if probe is None else {**plan, "probe": probe}
+        content = plan if probe is None else {**plan, "probe": probe.to_dict()}
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
         return
     console = Console(file=file, highlight=False, soft_wrap=True)

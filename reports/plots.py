@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from ..datasets.storage import write_atomically
+from ..datasets.writing import whole_file, write_whole
 from ..ledger import BASELINE, LINES
 from ..scoring.policies import POLICIES
 from ..units import format_flops
-from .verdict import COSTS, quality_name
+from .content import COSTS, Analysis, Comparison, Point, Selected
+from .verdict import quality_name
 
-Content = Mapping[str, Any]
-Points = Sequence[Mapping[str, Any]]
 # Of policies that have no colour of their own.
 SPARE = ("#332288", "#117733", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -46,20 +45,20 @@ STYLE: Any = {  # matplotlib types its keys one by one
 MEASURES = {"online_loss": "online loss", "reference_loss": "reference loss", "score": "score"}
 
 
-def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
+def draw(comparison: Comparison, found: Sequence[Point], folder: Path) -> dict[str, str]:
     """Write NAME.svg and NAME.png of every plot into `folder`; returns the SVG's text by name.
 
     A plot without data (no policy that selects, no clean labels) is left out.
     """
+    analysis, policies = comparison.analysis, comparison.analysis.policies
     plots: dict[str, Callable[[], Figure | None]] = {
-        "quality_over_updates": lambda: _quality(content, found, "learner_updates"),
-        "quality_over_flops": lambda: _quality(content, found, "total_flops"),
-        "quality_over_seconds": lambda: _quality(content, found, "seconds"),
-        "ledger": lambda: _ledger(content),
-        "wrong_labels": lambda: _wrong_labels(content),
-        "distributions": lambda: _distributions(content),
+        "quality_over_updates": lambda: _quality(analysis, found, "learner_updates"),
+        "quality_over_flops": lambda: _quality(analysis, found, "total_flops"),
+        "quality_over_seconds": lambda: _quality(analysis, found, "seconds"),
+        "ledger": lambda: _ledger(analysis),
+        "wrong_labels": lambda: _wrong_labels(comparison.selection, policies),
+        "distributions": lambda: _distributions(comparison.selection, policies),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     with mpl.rc_context(STYLE):
         for name, plot in plots.items():
@@ -69,13 +68,18 @@ def draw(content: Content, found: Points, folder: Path) -> dict[str, str]:
             if figure is None:
                 continue
             FigureCanvasAgg(figure)
-            text = StringIO()
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            figure.savefig(text, format="svg", metadata=nothing)
-            drawn[name] = text.getvalue()
-            write_atomically(str(folder / f"{name}.svg"), drawn[name].encode())
-            figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+            drawn[name] = svg_text(figure)
+            write_whole(folder / f"{name}.svg", drawn[name].encode())
+            with whole_file(folder / f"{name}.png") as partial:
+                figure.savefig(partial, format="png", dpi=160, metadata={"Software": None})
     return drawn
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG; the same figure gives the same text."""
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return text.getvalue()
 
 
 def colour(policy: str, policies: Sequence[str]) -> str:
@@ -86,18 +90,17 @@ def colour(policy: str, policies: Sequence[str]) -> str:
     return SPARE[unknown.index(policy) % len(SPARE)]
 
 
-def _quality(content: Content, found: Points, cost: str) -> Figure:
+def _quality(analysis: Analysis, found: Sequence[Point], cost: str) -> Figure:
     figure = Figure(figsize=(5.0, 3.9), layout="constrained")
     axes = figure.add_subplot()
-    policies = list(content["curves"])
-    for i, policy in enumerate(policies):
-        curve, shade = content["curves"][policy], colour(policy, policies)
-        xs = [rung[cost]["mean"] for rung in curve]
-        low, mean, high = ([rung["quality"][m] for rung in curve] for m in ("min", "mean", "max"))
+    for i, (policy, curve) in enumerate(analysis.curves.items()):
+        shade = colour(policy, analysis.policies)
+        xs = [rung.costs[cost].mean for rung in curve]
+        low, high = [rung.quality.min for rung in curve], [rung.quality.max for rung in curve]
         axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
         axes.plot(
             xs,
-            mean,
+            [rung.quality.mean for rung in curve],
             color=shade,
             marker=MARKERS[i % len(MARKERS)],
             markersize=5,
@@ -105,9 +108,11 @@ def _quality(content: Content, found: Points, cost: str) -> Figure:
             label=policy,
             zorder=3,
         )
-        mine = [p for p in found if p["policy"] == policy]
-        axes.scatter([p[cost] for p in mine], [p["quality"] for p in mine], s=7, color=shade, alpha=0.45, linewidths=0)
-    costs = [p[cost] for p in found]
+        mine = [p for p in found if p.policy == policy]
+        axes.scatter(
+            [p.costs[cost] for p in mine], [p.quality for p in mine], s=7, color=shade, alpha=0.45, linewidths=0
+        )
+    costs = [p.costs[cost] for p in found]
     axes.set_xscale("log")
     narrow = max(costs) < 3 * min(costs)
     axes.xaxis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
@@ -117,25 +122,26 @@ def _quality(content: Content, found: Points, cost: str) -> Figure:
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     axes.set_xlabel(f"{COSTS[cost]} (log scale)")
-    axes.set_ylabel(quality_name(content))
+    axes.set_ylabel(quality_name(analysis.quality))
     _legend(figure, axes, columns=3)
     return figure
 
 
-def _ledger(content: Content) -> Figure:
-    budget = content["settings"]["budget_flops"]
-    rungs = {policy: _at(curve, budget) for policy, curve in content["curves"].items()}
+def _ledger(analysis: Analysis) -> Figure:
+    budget = analysis.budget_flops
+    rungs = {policy: analysis.rung(policy, budget) for policy in analysis.policies}
     shown = {policy: rung for policy, rung in rungs.items() if rung is not None}
     figure = Figure(figsize=(7.2, 1.7 + 0.42 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     start = dict.fromkeys(shown, 0.0)
     for (line, name), shade in zip(LINES.items(), LEDGER_COLOURS, strict=True):
-        widths = [rung[line]["mean"] if rung[line] else 0.0 for rung in shown.values()]
+        spreads = [rung.lines[line] for rung in shown.values()]
+        widths = [spread.mean if spread else 0.0 for spread in spreads]
         bars = axes.barh(list(shown), widths, left=list(start.values()), height=0.62, color=shade, label=name)
         bars.set_label(name)
         start = {policy: start[policy] + width for policy, width in zip(shown, widths, strict=True)}
     for policy, rung in shown.items():
-        if rung["reference_train"] is None:
+        if rung.lines["reference_train"] is None:
             axes.annotate(
                 "+ reference train, not known",
                 (start[policy], policy),
@@ -156,26 +162,22 @@ def _ledger(content: Content) -> Figure:
     return figure
 
 
-def _wrong_labels(content: Content) -> Figure | None:
-    known = [entry for entry in content["selection"] if entry["wrong_labels"]]
+def _wrong_labels(selection: Sequence[Selected], policies: Sequence[str]) -> Figure | None:
+    known = [(one.policy, one.wrong_labels) for one in selection if one.wrong_labels]
     if not known:
         return None
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    policies = list(content["curves"])
-    widest = max((entry["wrong_labels"] for entry in known), key=lambda wrong: wrong["step"][-1])
-    axes.plot(
-        widest["step"], widest["all"], color=POLICIES[BASELINE].colour, linestyle="--", label="all that was drawn"
-    )
-    for entry in known:
-        wrong = entry["wrong_labels"]
+    widest = max((wrong for _, wrong in known), key=lambda wrong: wrong.step[-1])
+    axes.plot(widest.step, widest.all, color=POLICIES[BASELINE].colour, linestyle="--", label="all that was drawn")
+    for policy, wrong in known:
         axes.plot(
-            wrong["step"],
-            wrong["selected"],
-            color=colour(entry["policy"], policies),
-            marker=MARKERS[policies.index(entry["policy"]) % len(MARKERS)],
+            wrong.step,
+            wrong.selected,
+            color=colour(policy, policies),
+            marker=MARKERS[policies.index(policy) % len(MARKERS)],
             markersize=4,
-            label=entry["policy"],
+            label=policy,
         )
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -185,27 +187,26 @@ def _wrong_labels(content: Content) -> Figure | None:
     return figure
 
 
-def _distributions(content: Content) -> Figure | None:
-    known = [entry for entry in content["selection"] if any(entry["distributions"].values())]
+def _distributions(selection: Sequence[Selected], policies: Sequence[str]) -> Figure | None:
+    known = [one for one in selection if any(one.distributions.values())]
     if not known:
         return None
     figure = Figure(figsize=(8.0, 0.9 + 1.35 * len(known)), layout="constrained")
     grid = figure.subplots(len(known), len(MEASURES), sharex="col", squeeze=False)
-    policies = list(content["curves"])
-    for row, entry in zip(grid, known, strict=True):
-        shade = colour(entry["policy"], policies)
+    for row, one in zip(grid, known, strict=True):
+        shade = colour(one.policy, policies)
         for axes, measure in zip(row, MEASURES, strict=True):
             axes.grid(visible=False)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
-            histogram = entry["distributions"][measure]
+            histogram = one.distributions[measure]
             if histogram is None:
                 axes.text(0.5, 0.5, "not used", transform=axes.transAxes, ha="center", color="#777777")
                 continue
-            axes.stairs(histogram["rest"], histogram["edges"], fill=True, color="#cfcfcf")
-            axes.stairs(histogram["selected"], histogram["edges"], color=shade, linewidth=1.8)
+            axes.stairs(histogram.rest, histogram.edges, fill=True, color="#cfcfcf")
+            axes.stairs(histogram.selected, histogram.edges, color=shade, linewidth=1.8)
             axes.set_ylim(bottom=0)
-        row[0].set_ylabel(entry["policy"], color=shade, rotation=0, ha="right", va="center", labelpad=8)
+        row[0].set_ylabel(one.policy, color=shade, rotation=0, ha="right", va="center", labelpad=8)
     for axes, name in zip(grid[-1], MEASURES.values(), strict=True):
         axes.set_xlabel(name)
     handles = [
@@ -219,7 +220,3 @@ def _distributions(content: Content) -> Figure | None:
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.4, handlelength=2.2)
-
-
-def _at(curve: Sequence[Mapping[str, Any]], budget: float) -> Mapping[str, Any] | None:
-    return next((rung for rung in curve if rung["budget_flops"] == budget), None)

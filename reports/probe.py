@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..ledger import BASELINE, REGIMES
 from ..units import accuracy, percent
-from .comparison import analyse, points
-from .verdict import gained, quality_name, spoken, spread
+from .analysis import analyse
+from .comparison import Compared
+from .content import Spread
+from .points import read_points
+from .savings import SeededSaving
+from .verdict import quality_name
 
 
-def read_probe(folder: str, compared: Mapping[str, Any]) -> dict[str, Any]:
-    """From the runs under `folder` that `compared` names: the saving in learner updates and what was spent.
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was saved in learner updates at `budget` FLOPs a run, and what all runs spent. `measure` names the quality."""
 
-    `saving` has `share`, `where` (it is read on uniform's ladder, never beyond) and one entry a seed. FLOPs in full.
-    Raises RunError where a run's files are damaged.
-    """
-    found = points([Path(folder, "runs", name) for name in compared["runs"]], compared["quality"])
-    content = analyse(found, compared["quality"])
-    (row,) = content["savings"]
-    uniform = next(r for r in content["curves"][BASELINE] if r["budget_flops"] == row["budget_flops"])
-    return {
-        "policy": row["policy"],
-        "measure": compared["quality"],
-        "budget": row["budget_flops"],
-        "spent": sum(point["total_flops"] for point in found),
-        "seeds": len(content["seeds"]),
-        "quality": {BASELINE: uniform["quality"], row["policy"]: row["quality"]},
-        "saving": row["learner_updates"],
-    }
+    policy: str
+    measure: str
+    budget: float
+    spent: float
+    seeds: int
+    quality: Mapping[str, Spread]
+    saving: SeededSaving
 
+    @property
+    def expected_saving(self) -> float | None:
+        """The saving to plan with: the probe's share, a bound where it lies above the ladder; None where it is no gain."""
+        return self.saving.share if self.saving.gained else None
 
-def expected_saving(probe: Mapping[str, Any]) -> float | None:
-    """The saving to plan with: the probe's share, a bound where it lies above the ladder; None where it is no gain."""
-    return float(probe["saving"]["share"]) if gained(probe["saving"]) else None
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def probe_lines(probe: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+def read_probe(folder: str, compared: Compared) -> Probe:
+    """From the runs under `folder` that `compared` names. Raises RunError where a run's files are damaged."""
+    found = read_points([Path(folder, "runs", name) for name in compared.runs], compared.quality)
+    analysis = analyse(found, compared.quality, compared.budget_flops)
+    (row,) = analysis.savings
+    uniform = analysis.rung(BASELINE, row.budget_flops)
+    assert uniform is not None, "the probe ran uniform at every budget of the policy"
+    return Probe(
+        policy=row.policy,
+        measure=compared.quality,
+        budget=row.budget_flops,
+        spent=sum(point.costs["total_flops"] for point in found),
+        seeds=len(analysis.seeds),
+        quality={BASELINE: uniform.quality, row.policy: row.quality},
+        saving=row.learner_updates,
+    )
+
+
+def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
     """The probe in sentences, beside what the plan needs."""
-    saving, policy, quality = probe["saving"], probe["policy"], probe["quality"]
+    saving, quality = probe.saving, probe.quality
     lines = [
-        f"Probe at {percent(probe['budget'] / plan['budget'])} of the budget, n = {probe['seeds']} seeds, "
-        f"{percent(probe['spent'] / plan['budget'])} of it spent: {quality_name({'quality': probe['measure']})} "
-        f"{accuracy(quality[policy]['mean'])} with {policy}, {accuracy(quality[BASELINE]['mean'])} with {BASELINE};",
-        f"{spoken(saving, 'fewer', 'more')} learner updates to the same quality (seeds {spread(saving)}).",
+        f"Probe at {percent(probe.budget / plan['budget'])} of the budget, n = {probe.seeds} seeds, "
+        f"{percent(probe.spent / plan['budget'])} of it spent: {quality_name(probe.measure)} "
+        f"{accuracy(quality[probe.policy].mean)} with {probe.policy}, {accuracy(quality[BASELINE].mean)} with {BASELINE};",
+        f"{saving.spoken('fewer', 'more')} learner updates to the same quality (seeds {saving.spread}).",
     ]
-    if not gained(saving):
+    if not saving.gained:
         return [*lines, "Nothing was saved: choosing would make this run worse, or as dear at best."]
     gains = [name for key, name in REGIMES.items() if plan["regimes"][key]["compute_saved"] > 0]
     kept = f"pays in the regimes: {', '.join(gains)}" if gains else "pays in no regime"

@@ -10,9 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
+
+from ..units import percent
 
 Where = Literal["on", "above", "below"]
+WORDS = {"on": "", "above": "more than ", "below": "at most "}
+# A loss turns the bound around: more than -12 % saved is less than 12 % lost.
+WORDS_OF_A_LOSS = {"on": "", "above": "less than ", "below": "at least "}
+MARKS = {"on": "", "above": "> ", "below": "≤ "}
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,40 @@ class Saving:
     where: Where
 
     def __str__(self) -> str:
-        return {"on": "", "above": "more than ", "below": "at most "}[self.where] + f"{self.share:.0%}"
+        """`71 %`, `more than 71 %` (off the ladder's upper end), `at most -12 %` (off its lower end)."""
+        return WORDS[self.where] + percent(self.share)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"share": self.share, "where": self.where}
+    @property
+    def short(self) -> str:
+        """`71 %`, `> 71 %`, `≤ -12 %`."""
+        return MARKS[self.where] + percent(self.share)
+
+    @property
+    def gained(self) -> bool:
+        """Whether the saving is known to be one: a bound from above is not."""
+        return self.share > 0 and self.where != "below"
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is known to be a loss: a bound from below is not."""
+        return self.share < 0 and self.where != "above"
+
+    def spoken(self, less: str, more: str) -> str:
+        """`71 % fewer`, `more than 71 % fewer`, `12 % more`, `at least 12 % more`."""
+        return f"{self} {less}" if self.share >= 0 else f"{WORDS_OF_A_LOSS[self.where]}{percent(-self.share)} {more}"
+
+
+@dataclass(frozen=True)
+class SeededSaving(Saving):
+    """The saving of a mean over seeds, and that of every seed on the same ladder."""
+
+    seeds: tuple[Saving, ...]
+
+    @property
+    def spread(self) -> str:
+        """Least and greatest saving over seeds, such as `60 % to > 71 %`; the one value where there is one seed."""
+        low, high = (pick(self.seeds, key=lambda one: one.share).short for pick in (min, max))
+        return low if low == high else f"{low} to {high}"
 
 
 def reached(xs: Sequence[float], qualities: Sequence[float], quality: float) -> Reached:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
 from ..errors import QueryError
+from .content import Histogram, Point, Selected, WrongLabels
 from .sql import error_line
 from .views import connect
 
@@ -25,8 +25,8 @@ CLEAN = "clean_label"
 
 
 def selection(
-    root: Path, found: Sequence[Mapping[str, Any]], budget: float, datasets: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+    root: Path, found: Sequence[Point], budget: float, datasets: Mapping[str, Mapping[str, str]]
+) -> tuple[Selected, ...]:
     """One entry a policy that selects: its run of the first seed at `budget` (FLOPs), from the selections it recorded.
 
     `wrong_labels` holds, for some 20 bins of steps, the share of wrong labels among the selected and among all of the
@@ -34,42 +34,42 @@ def selection(
     as trained on). `distributions` holds, a measure, the bins' `edges` (shared by all policies) and the share of the
     selected and of the rest in every bin; None where the policy has no such loss. Raises QueryError.
     """
-    seed = min((p["seed"] for p in found), default=0)
-    chosen = [p for p in found if p["budget_flops"] == budget and p["seed"] == seed]
+    seed = min((p.seed for p in found), default=0)
+    chosen = [p for p in found if p.budget_flops == budget and p.seed == seed]
     table = _table(root, found)
     scores = table.rstrip("/").rsplit("/", 2)[0] if table else "scores"
     connection = connect(scores=scores, runs=str(root / "runs"), datasets=datasets)
     try:
         selecting = {run for (run,) in connection.execute("SELECT DISTINCT run FROM selections").fetchall()}
-        chosen = [p for p in chosen if p["run"] in selecting]
-        edges = {measure: _edges(connection, measure, [p["run"] for p in chosen]) for measure in MEASURES}
-        return [
-            {
-                "policy": p["policy"],
-                "run": p["run"],
-                "wrong_labels": _wrong_labels(connection, p["run"], table),
-                "distributions": {m: _histogram(connection, p["run"], m, edges[m]) for m in MEASURES},
-            }
+        chosen = [p for p in chosen if p.run in selecting]
+        edges = {measure: _edges(connection, measure, [p.run for p in chosen]) for measure in MEASURES}
+        return tuple(
+            Selected(
+                policy=p.policy,
+                run=p.run,
+                wrong_labels=_wrong_labels(connection, p.run, table),
+                distributions={m: _histogram(connection, p.run, m, edges[m]) for m in MEASURES},
+            )
             for p in chosen
-        ]
+        )
     except (duckdb.Error, OSError) as e:
         raise QueryError(f"{root / 'runs'}: selections cannot be read: {error_line(e)}") from None
     finally:
         connection.close()
 
 
-def _table(root: Path, found: Sequence[Mapping[str, Any]]) -> str | None:
+def _table(root: Path, found: Sequence[Point]) -> str | None:
     """The folder of the first score table that any of the runs read. All of one comparison read the same."""
     for point in found:
         try:
-            manifest = json.loads((root / "runs" / point["run"] / "manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads((root / "runs" / point.run / "manifest.json").read_text(encoding="utf-8"))
             return str(manifest["score_table"]["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
 
 
-def _wrong_labels(connection: duckdb.DuckDBPyConnection, run: str, table: str | None) -> dict[str, Any] | None:
+def _wrong_labels(connection: duckdb.DuckDBPyConnection, run: str, table: str | None) -> WrongLabels | None:
     columns = {row[0] for row in connection.execute("DESCRIBE analysis").fetchall()}
     if table is None or CLEAN not in columns:
         return None
@@ -91,8 +91,8 @@ def _wrong_labels(connection: duckdb.DuckDBPyConnection, run: str, table: str | 
     ).fetchall()
     if not rows:
         return None
-    step, selected, everything, n = (list(column) for column in zip(*rows, strict=True))
-    return {"step": step, "selected": selected, "all": everything, "n_selected": n}
+    step, selected, everything, n_selected = zip(*rows, strict=True)
+    return WrongLabels(step=step, selected=selected, all=everything, n_selected=n_selected)
 
 
 def _edges(connection: duckdb.DuckDBPyConnection, measure: str, runs: Sequence[str]) -> list[float] | None:
@@ -108,7 +108,7 @@ def _edges(connection: duckdb.DuckDBPyConnection, measure: str, runs: Sequence[s
 
 def _histogram(
     connection: duckdb.DuckDBPyConnection, run: str, measure: str, edges: Sequence[float] | None
-) -> dict[str, Any] | None:
+) -> Histogram | None:
     if edges is None:
         return None
     low, width = edges[0], (edges[-1] - edges[0]) / BINS
@@ -121,10 +121,16 @@ def _histogram(
     ).fetchall()
     if not rows:
         return None
-    histogram: dict[str, Any] = {"edges": list(edges)}
-    for name, flag in (("selected", True), ("rest", False)):
-        counts = {bin_: count for selected, bin_, count in rows if selected == flag}
-        total = sum(counts.values())
-        histogram[name] = [counts.get(i, 0) / total if total else 0.0 for i in range(BINS)]
-        histogram[f"n_{name}"] = total
-    return histogram
+    of_selected, of_rest = ({bin_: n for selected, bin_, n in rows if selected == flag} for flag in (True, False))
+    return Histogram(
+        edges=tuple(edges),
+        selected=_shares(of_selected),
+        n_selected=sum(of_selected.values()),
+        rest=_shares(of_rest),
+        n_rest=sum(of_rest.values()),
+    )
+
+
+def _shares(counts: Mapping[int, int]) -> tuple[float, ...]:
+    total = sum(counts.values())
+    return tuple(counts.get(i, 0) / total if total else 0.0 for i in range(BINS))

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, WriteError
 from ..ledger import BASELINE
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
@@ -26,18 +26,18 @@ from ..units import Report, format_flops
 from .options import CompareOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What was run: the names of all points' folders, and the learning-rate search as (rate, quality) pairs."""
+    """What was run: the names of all points' folders, what 1x stands for, and the learning-rate search as (rate, quality)
+    pairs. `quality` names the measure; `settings` are the options that all runs share, as config.json holds them."""
 
     runs: tuple[str, ...]
     quality: str
+    dataset: str
+    budget_flops: float
     learning_rate: float
     search: tuple[tuple[float, float], ...]
     settings: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def compare_runs(options: CompareOptions, *, config: Config, report: Report = print) -> Compared:
@@ -64,7 +64,16 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
     run_all(todo, options.jobs, config, quality, report)
     report(f"all {len(points)} runs stand in {options.runs} ({time.perf_counter() - started:,.0f} s)")
-    return Compared(tuple(str(p.records.name) for p in points), quality, best, search, options.base.to_dict())
+    assert options.base.budget.budget_flops is not None
+    return Compared(
+        runs=tuple(str(p.records.name) for p in points),
+        quality=quality,
+        dataset=options.base.dataset,
+        budget_flops=options.base.budget.budget_flops,
+        learning_rate=best,
+        search=search,
+        settings=options.base.to_dict(),
+    )
 
 
 def planned(options: CompareOptions, learning_rate: float) -> list[RunOptions]:
@@ -195,10 +204,9 @@ def _refuse_other_settings(options: CompareOptions) -> None:
             raise RunError(f"{options.out}: was made with {changed[0]}; use another --out")
     now = {k: v for k, v in options.base.to_dict().items() if k not in free} | {"learning_rates": rates}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
-    except OSError as e:
-        raise RunError(f"{options.out}: cannot be written ({e.strerror or e}); choose another --out") from None
+    except WriteError as e:
+        raise RunError(f"{e}, or choose another --out") from e
 
 
 def _folder(options: RunOptions) -> Path:

@@ -64,6 +64,8 @@ def test_arrows(path):
             assert target in ALLOWED[room] | {room, "__version__"}, f"{room} must not import {inner}"
         if library == "apache_beam":
             assert room == "pipelines"
+        if library == "fsspec":
+            assert path.name in ("storage.py", "writing.py"), "elsewhere its file systems' own errors would be met"
         assert library != "curate", "imports inside the package are relative"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import CurateError
+from ..errors import CurateError, WriteError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.forward import best_device, best_precision
@@ -60,7 +61,8 @@ def train(
             # Refused before anything was trained: leave no folder that the next attempt would trip over.
             shutil.rmtree(run, ignore_errors=True)
         else:
-            records.log(f"stopped: {type(e).__name__}: {e}; --resume continues from the last checkpoint")
+            with suppress(WriteError):  # a full disk may be what stopped it
+                records.log(f"stopped: {type(e).__name__}: {e}; --resume continues from the last checkpoint")
         raise
     finally:
         startup.LOCKS.pop(str(run)).close()

@@ -18,6 +18,7 @@ import torch
 from .. import __version__
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
+from ..datasets.writing import remove_partials
 from ..errors import BusyError, RunError, SpecError, TableError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops
@@ -70,6 +71,7 @@ def open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] 
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         _lock(run)
+        remove_partials(run)
     except OSError as e:
         raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
     return None

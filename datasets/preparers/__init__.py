@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from ...errors import BusyError, FetchError, SpecError
 from ..spec import add_dataset
+from ..writing import whole_folder
 
 PREPARERS: dict[str, str] = {
     "cifar10n": "CIFAR-10 with the labels people gave it, 40 % of them wrong, and a clean part for references",
@@ -39,7 +39,7 @@ def prepare(
     the first time. `report` gets lines of progress.
 
     Raises SpecError for an unknown name or a folder that is somebody else's, FetchError where a package cannot be
-    had, BusyError where another job prepares into `data_dir`.
+    had, WriteError where the data cannot be written, BusyError where another job prepares into `data_dir`.
     """
     if name not in PREPARERS:
         raise SpecError(f"unknown data set to prepare '{name}'; known are {', '.join(PREPARERS)}")
@@ -61,24 +61,14 @@ def prepare(
 
 
 def _write(preparer: Any, name: str, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
-    partial = folder.with_name(f".{name}.partial")
-    replaced = folder.with_name(f".{name}.replaced")
-    for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
     try:
-        mark: dict[str, Any] = {"name": name, "version": preparer.VERSION, **preparer.build(partial, report)}
-        (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(partial, folder)
+        with whole_folder(folder) as partial:
+            mark: dict[str, Any] = {"name": name, "version": preparer.VERSION, **preparer.build(partial, report)}
+            (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     except ModuleNotFoundError as e:
         raise FetchError(f"{name}: preparing it needs {e.name}; run pip install 'curate[prepare]'") from None
-    except OSError as e:
+    except OSError as e:  # data that cannot be read
         raise FetchError(f"{name}: {e}; nothing of it was left in {folder.parent}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
     for split, count in mark["counts"].items():
         report(f"{name}: {split} has {count['examples']:,} examples in {count['shards']} shards")
     return mark

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...datasets.storage import exists, filesystem, is_local, join_url, read_bytes
+from ...datasets.storage import exists, glob, join_url, read_bytes
 from ...errors import TableError
 from .read import finished_shards, read_about, read_manifest
 from .schema import ENDING, FAILURES, MANIFEST
@@ -144,13 +144,11 @@ def open_scores(path: str) -> ScoreTable:
     if exists(join_url(path, MANIFEST)):
         folder = path.rstrip("/")
     else:
-        fs, root = filesystem(path)
-        found = [str(p) for depth in ("*", "*/*") for p in fs.glob(f"{root.rstrip('/')}/{depth}/{MANIFEST}")]
+        found = [url for depth in ("*", "*/*") for url in glob(join_url(path, depth, MANIFEST))]
         if len(found) != 1:
             choices = ": " + ", ".join(sorted(f.removesuffix("/" + MANIFEST) for f in found)) if found else ""
             raise TableError(f"{path}: {len(found)} score tables there, expected one{choices}; give a table's folder")
         folder = found[0].removesuffix("/" + MANIFEST)
-        folder = folder if is_local(path) else fs.unstrip_protocol(folder)
     manifest = read_manifest(folder)
     assert manifest is not None
     return ScoreTable(folder, manifest)

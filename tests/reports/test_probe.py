@@ -6,7 +6,8 @@ import json
 
 import pytest
 from conftest import curate
-from curate.reports.probe import expected_saving, probe_lines, read_probe
+from curate.reports.probe import probe_lines, read_probe
+from curate.studies.comparison import Compared
 
 
 def write_run(folder, policy, budget, quality, seed):
@@ -32,7 +33,10 @@ def write_run(folder, policy, budget, quality, seed):
 def probed(folder, reached):
     names = [write_run(folder, "uniform", b, q, s) for b, q in ((50, 0.4), (100, 0.5), (200, 0.6)) for s in (0, 1)]
     names += [write_run(folder, "learnability", 100, q, s) for s, q in enumerate(reached)]
-    return read_probe(str(folder), {"runs": names, "quality": "top1"})
+    compared = Compared(
+        runs=tuple(names), quality="top1", dataset="", budget_flops=100, learning_rate=1e-3, search=(), settings={}
+    )
+    return read_probe(str(folder), compared)
 
 
 PLAN = {
@@ -51,8 +55,8 @@ PLAN = {
 
 def test_a_saving_by_hand(tmp_path):
     probe = probed(tmp_path, (0.6, 0.6))
-    assert expected_saving(probe) == pytest.approx(0.5)
-    assert probe["spent"] == 2 * (50 + 100 + 200 + 100)
+    assert probe.expected_saving == pytest.approx(0.5)
+    assert probe.spent == 2 * (50 + 100 + 200 + 100)
     said = " ".join(probe_lines(probe, PLAN))
     assert "Probe at 10 % of the budget, n = 2 seeds, 90 % of it spent" in said
     assert "60.0 % with learnability, 50.0 % with uniform" in said
@@ -63,14 +67,14 @@ def test_a_saving_by_hand(tmp_path):
 @pytest.mark.parametrize(("reached", "words"), [((0.45, 0.45), "41 % more"), ((0.3, 0.3), "at least 100 % more")])
 def test_harm_is_called_harm(tmp_path, reached, words):
     probe = probed(tmp_path, reached)
-    assert expected_saving(probe) is None
+    assert probe.expected_saving is None
     said = " ".join(probe_lines(probe, PLAN))
     assert words in said and "Nothing was saved" in said
 
 
 def test_off_the_ladder_is_a_bound(tmp_path):
     probe = probed(tmp_path, (0.9, 0.9))
-    assert expected_saving(probe) == pytest.approx(0.5)
+    assert probe.expected_saving == pytest.approx(0.5)
     assert "more than 50 % fewer" in " ".join(probe_lines(probe, PLAN))
 
 

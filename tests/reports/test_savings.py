@@ -22,16 +22,16 @@ def test_between_two_rungs_halfway_is_the_geometric_mean():
 
 def test_half_the_cost_for_the_same_quality_is_half_saved():
     half = saving(100.0, LADDER, QUALITIES, 0.50)
-    assert (half.share, half.where, str(half)) == (pytest.approx(0.5), "on", "50%")
+    assert (half.share, half.where, str(half)) == (pytest.approx(0.5), "on", "50 %")
     twice = saving(400.0, LADDER, QUALITIES, 0.50)
     assert (twice.share, twice.where) == (pytest.approx(-1.0), "on")
 
 
 def test_nothing_is_extrapolated():
     more = saving(200.0, LADDER, QUALITIES, 0.61)
-    assert (more.share, more.where, str(more)) == (0.75, "above", "more than 75%")
+    assert (more.share, more.where, str(more)) == (0.75, "above", "more than 75 %")
     most = saving(50.0, LADDER, QUALITIES, 0.39)
-    assert (most.share, most.where, str(most)) == (0.5, "below", "at most 50%")
+    assert (most.share, most.where, str(most)) == (0.5, "below", "at most 50 %")
     assert quality_at(LADDER, QUALITIES, 99.0) is None
     assert quality_at(LADDER, QUALITIES, 801.0) is None
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from itertools import islice
 
 import duckdb
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_CLIP, silent
-from curate.datasets import list_shards
 from curate.datasets.decoding import Geometry
 from curate.datasets.spec import Config, find_dataset
 from curate.errors import SpecError, TableError
@@ -93,17 +93,14 @@ def test_every_flop_of_choosing_jointly_is_in_the_ledger(policy, changes, config
 def test_embeddings_reach_the_super_batch_of_their_own_pair(pairs, embedded):
     table, dataset = open_scores(embedded), find_dataset("pairs", pairs.config)
     stored = {name: table.shard(name, embeddings=True) for name in table.shard_names()}
-    batches = SuperBatches(
-        dataset, list_shards(dataset), 32, [Geometry(size=32)], scores=table, embedding_width=table.embedding_width
-    )
-    stream = batches.stream()
-    for _ in range(3):
-        batch = next(stream)
+    batches = SuperBatches(dataset, 32, views={"learner": Geometry(size=32)}, scores=table, embeddings=True)
+    for batch in islice(batches, 3):
+        image, text = batch.reference_pairs
         for i, (shard, key) in enumerate(zip(batch.shards, batch.keys, strict=True)):
             row = stored[shard].keys.index(key)
-            assert (batch.reference_image[i].numpy() == stored[shard].image_embedding[row]).all()
-            assert (batch.reference_text[i].numpy() == stored[shard].text_embedding[row]).all()
-    stream.close()
+            assert (image[i].numpy() == stored[shard].image_embedding[row]).all()
+            assert (text[i].numpy() == stored[shard].text_embedding[row]).all()
+    batches.close()
 
 
 def test_what_jest_easy_chooses_follows_from_the_table_alone(pairs, config, embedded, tmp_path):

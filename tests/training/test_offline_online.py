@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from curate.datasets import list_shards
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import load_model, open_scores, score_batch
 from curate.training.superbatch import SuperBatches
@@ -19,11 +18,11 @@ def test_stored_loss_equals_the_online_loss_of_the_same_weights(task, precision,
     model = load_model(options.reference, trained=True)
     # In training mode, as an online model is between its scorings: dropout and BatchNorm must not show.
     model.module.train()
-    data = SuperBatches(options.dataset, list_shards(options.dataset), 30, [model.geometry], scores=table)
-    batch = next(iter(data.stream()))
-    online = score_batch(
-        model, batch.pixels[model.geometry], batch.targets(model), precision=precision, micro_batch=7
-    ).loss
+    tokenize = {"own": model.tokenizer} if model.tokenizer else {}
+    batch = next(
+        iter(SuperBatches(options.dataset, 30, views={"own": model.geometry}, tokenize=tokenize, scores=table))
+    )
+    online = score_batch(model, batch.views["own"], batch.model_targets("own"), precision=precision, micro_batch=7).loss
     assert model.module.training
     assert len(set(batch.keys)) == 30
     np.testing.assert_allclose(online.numpy(), batch.reference_loss.numpy(), rtol=tolerance, atol=tolerance)

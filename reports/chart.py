@@ -1,0 +1,156 @@
+"""One chart of quality over total FLOPs, for a README: every line's name stands at its end, and no legend."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+
+from ..errors import SpecError
+from ..ledger import BASELINE
+from ..scoring.policies import POLICIES
+from ..units import accuracy, format_flops
+from .content import Spread
+from .plots import MARKERS, STYLE, svg_text
+
+# Inches, and a quarter of the width for the names. As SVG that is 768 pixels.
+SIZE = (8.0, 4.7)
+LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.735, 0.155, 0.9
+FONT_SIZE = 11.5
+LINE_HEIGHT = 1.25 * FONT_SIZE
+LABEL_WIDTH = 21
+# Of arms that are no policy: what they train on differs, not what they choose by.
+COLOURS = ("#332288", "#882255", "#999933")
+DASHES = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPoint:
+    """One run of an arm. `arm` is the name in the chart; one that names no policy gets a colour and a dash of its own.
+
+    Runs of one `budget` are one point of the line; `flops` is what the run cost.
+    """
+
+    arm: str
+    budget: float
+    seed: int
+    flops: float
+    quality: float
+
+
+def chart(points: Sequence[ArmPoint], *, quality: str, cost: str) -> str:
+    """The chart as SVG text, on a white background. `quality` and `cost` are the titles of its axes.
+
+    Lines are means over seeds and bands go from the least to the greatest; every seed has its dot. Arms stand in the
+    order of their first point. Raises SpecError where there is no point.
+    """
+    if not points:
+        raise SpecError("no points to draw; give those of one finished run at least")
+    with mpl.rc_context({**STYLE, "font.size": FONT_SIZE}):
+        figure = Figure(figsize=SIZE, facecolor="white")
+        figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
+        axes = figure.add_subplot()
+        arms = list(dict.fromkeys(point.arm for point in points))
+        ends = [_line(axes, i, arm, arms, [p for p in points if p.arm == arm]) for i, arm in enumerate(arms)]
+        budgets = sorted({p.budget for p in points})
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(budgets))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_flops(x)))
+        axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+        axes.set_title(quality, loc="left", fontsize=FONT_SIZE, color="#222222")
+        axes.set_xlabel(
+            f"{cost} (log scale)\nlines: means over seeds; bands: least to greatest; dots: seeds", loc="left"
+        )
+        _name_ends(axes, ends)
+        return svg_text(figure)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last point of a line, and its name."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[ArmPoint]) -> _End:
+    others = [other for other in arms if other not in POLICIES]
+    known = arm in POLICIES
+    shade = POLICIES[arm].colour if known else COLOURS[others.index(arm) % len(COLOURS)]
+    dash = ("--" if arm == BASELINE else "-") if known else DASHES[others.index(arm) % len(DASHES)]
+    rungs = [[p for p in found if p.budget == budget] for budget in sorted({p.budget for p in found})]
+    xs = [Spread.of([p.flops for p in rung]).mean for rung in rungs]
+    spreads = [Spread.of([p.quality for p in rung]) for rung in rungs]
+    axes.fill_between(xs, [s.min for s in spreads], [s.max for s in spreads], color=shade, alpha=0.13, linewidth=0)
+    axes.plot(
+        xs,
+        [s.mean for s in spreads],
+        color=shade,
+        linestyle=dash,
+        linewidth=2.2,
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=6,
+        zorder=3,
+    )
+    axes.scatter([p.flops for p in found], [p.quality for p in found], s=11, color=shade, alpha=0.5, linewidths=0)
+    text = textwrap.fill(f"{arm} {accuracy(spreads[-1].mean)}".replace(" %", "\N{NO-BREAK SPACE}%"), LABEL_WIDTH)
+    return _End(xs[-1], spreads[-1].mean, text, shade)
+
+
+def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
+    """Write every name to the right of the axes, at its line's height or as near as the other names allow."""
+    low, high = axes.get_ylim()
+    height = (TOP - BOTTOM) * SIZE[1] * 72
+    ordered = sorted(ends, key=lambda end: end.y)
+    sizes = [LINE_HEIGHT * (1 + end.text.count("\n")) for end in ordered]
+    places = spread_out([(end.y - low) / (high - low) * height for end in ordered], sizes)
+    for end, place in zip(ordered, places, strict=True):
+        axes.annotate(
+            end.text,
+            (end.x, end.y),
+            (1.03, place / height),
+            textcoords="axes fraction",
+            va="center",
+            color=end.colour,
+            linespacing=1.15,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": end.colour,
+                "linewidth": 0.8,
+                "alpha": 0.5,
+                "shrinkA": 2,
+                "shrinkB": 5,
+            },
+        )
+
+
+def spread_out(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Centres of labels of these `sizes` that do not overlap, in the order given and as near to `wanted` (ascending) as
+    that allows, in the sense of least squares."""
+    offsets = [0.0]
+    for a, b in pairwise(sizes):
+        offsets.append(offsets[-1] + (a + b) / 2)
+    # Without their offsets the places only have to ascend: pool the neighbours that do not.
+    pools: list[list[float]] = []
+    for place, offset in zip(wanted, offsets, strict=True):
+        pools.append([place - offset])
+        while len(pools) > 1 and _mean(pools[-2]) >= _mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [_mean(pool) for pool in pools for _ in pool]
+    return [place + offset for place, offset in zip(level, offsets, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
