@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import curate
@@ -158,9 +159,8 @@ def test_a_policy_of_your_own_from_the_working_folder(digits, tmp_path):
     run = tmp_path / done.stdout.strip()
     assert json.loads((run / "config.json").read_text())["policy"] == "mine:HARDEST"
     assert json.loads((run / "summary.json").read_text())["policy"] == "hardest"
-    rows = curate("sql", "--runs", tmp_path / "runs", "--format", "json", "SELECT * FROM selections")
     by_step = {}
-    for row in json.loads(rows.out):
+    for row in pq.read_table(run / "selections").to_pylist():
         by_step.setdefault(row["step"], []).append((row["reference_loss"], row["selected"]))
     assert len(by_step) == 3
     for found in by_step.values():

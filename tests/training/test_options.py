@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from curate.errors import SpecError
+from curate.options import options_of
 from curate.scoring import Policy
 from curate.scoring.tasks import TASKS
 from curate.training.options import RunOptions
@@ -83,8 +84,8 @@ def test_the_super_batch_is_what_the_filter_ratio_makes_of_the_batch():
 
 def test_the_help_names_the_learning_rate_of_every_task():
     for task in TASKS.values():
-        assert f"{task.lr:g}" in RunOptions.options()["lr"].help
-        assert task.augment in RunOptions.options()["augment"].help
+        assert f"{task.lr:g}" in options_of(RunOptions)["lr"].help
+        assert task.augment in options_of(RunOptions)["augment"].help
 
 
 def test_options_need_neither_torch_nor_beam_nor_numpy():
