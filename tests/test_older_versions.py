@@ -43,7 +43,7 @@ def test_a_table_holds_what_it_held(name):
     rows = sorted((r["shard"], r["key"], r["loss"]) for r in table.read(["shard", "key", "loss"]).to_pylist())
     digest = hashlib.sha256()
     for shard, key, loss in rows:
-        digest.update(f"{shard}\0{key}\0".encode() + np.float32(loss).tobytes())
+        digest.update(shard.encode() + key.encode() + np.float32(loss).tobytes())
     assert digest.hexdigest() == expected["sha256_of_shard_key_loss"]
     assert table.read().schema.names == expected["columns"]
     assert {shard: c.examples for shard, c in all_counts(table.folder).items()} == expected["rows_by_shard"]
@@ -63,7 +63,7 @@ def test_the_same_reference_makes_the_same_table(folder, tmp_path):
     reference = find_model(str(folder / "runs/reference"), task="classification", num_classes=10, config=config)
     options = ScoreOptions(
         dataset=find_dataset("digits-small", config),
-        model=reference,
+        reference=reference,
         out=str(tmp_path),
         precision="fp32",
         runner_options=("--direct_running_mode=in_memory", "--direct_num_workers=1"),

@@ -171,11 +171,10 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         timing=timing,
     )
     startup.check_disk(run, list(trained.values()), options, steps)
-    write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
-    write_json(
-        run / "manifest.json",
-        startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted),
-    )
+    if not (run / "config.json").exists():  # a resumed run keeps what it began with
+        manifest = startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted)
+        write_json(run / "manifest.json", manifest)
+        write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
     records.log(
         f"{run}: {selector.policy}, {steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} lanes), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
