@@ -153,6 +153,18 @@ def test_a_loop_resumes_to_the_same_end(here):
     assert first + trained(subs, other, optimizer, 6) == whole
 
 
+def test_an_online_model_may_train_on_another_loss_than_it_scores_with(here):
+    online = online_model()
+    online.training_loss = curate.OnlineModel(
+        online.module, my_losses, online.optimizer, training_loss=lambda module, batch: 0 * my_losses(module, batch).sum()
+    ).training_loss
+    batch = next(iter(batches_of()))
+    before, scored = [p.clone() for p in online.module.parameters()], online.score(batch)
+    assert scored.shape == (256,) and scored.min() > 0
+    assert online.step(batch) == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, online.module.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("policy", ["uniform", "easy-reference"])
 def test_policies_that_need_no_model(here, policy):
     subs = curate.SubBatches(batches_of(), curate.Selector(policy, 64))

@@ -118,7 +118,9 @@ class OnlineModel:
     """A small model of yours, of any library, that scores super-batches and trains on what was chosen.
 
     `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
-    score, and in training mode to train. `scheduler`, if given, is stepped after the optimizer.
+    score, and in training mode to train on their mean. Where the loss to train on is another one, such as a contrastive
+    loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `scheduler`, if given, is stepped after
+    the optimizer.
     """
 
     def __init__(
@@ -127,9 +129,11 @@ class OnlineModel:
         losses: Callable[[nn.Module, SuperBatch], torch.Tensor],
         optimizer: torch.optim.Optimizer,
         *,
+        training_loss: Callable[[nn.Module, SuperBatch], torch.Tensor] | None = None,
         scheduler: Any = None,
     ) -> None:
         self.module, self.losses, self.optimizer, self.scheduler = module, losses, optimizer, scheduler
+        self.training_loss = training_loss or (lambda module, batch: losses(module, batch).mean())
 
     def score(self, batch: SuperBatch) -> torch.Tensor:
         """Losses float32 [B] of a super-batch; the module's training mode is put back."""
@@ -147,9 +151,9 @@ class OnlineModel:
         return loss_B
 
     def step(self, batch: SuperBatch) -> torch.Tensor:
-        """One optimizer step on a sub-batch. Returns the detached mean loss."""
+        """One optimizer step on a sub-batch. Returns the detached loss."""
         self.module.train()
-        loss = self.losses(self.module, batch).mean()
+        loss = self.training_loss(self.module, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
