@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Which engines, as pytest's -k has it: make test-engines ENGINES='prism or dask'
 ENGINES ?=
 
-.PHONY: demo test test-engines test-faults fuzz lint bench docs format clean
+.PHONY: demo test test-engines test-examples test-faults fuzz lint bench docs format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
@@ -18,6 +18,9 @@ test-engines: .venv/engines
 	-@tests/engines/setup_prism.sh
 	-@tests/engines/setup_flink.sh
 	$(BIN)/pytest tests/engines -m engines $(if $(ENGINES),-k '$(ENGINES)')
+
+test-examples: .venv/examples
+	$(BIN)/pytest tests/examples -m examples
 
 test-faults: .venv/installed
 	$(BIN)/pytest -m faults tests/faults
@@ -53,6 +56,10 @@ bench: .venv/installed
 
 .venv/engines: .venv/installed
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[engines]'
+	@touch $@
+
+.venv/examples: .venv/installed
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[examples]'
 	@touch $@
 
 clean:

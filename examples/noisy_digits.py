@@ -1,6 +1,6 @@
 """The data of the examples: real handwritten digits, 40 % of them with a label that we made wrong, and their scores.
 
-    python examples/noisy_digits.py [FOLDER]        # about 30 s on one CPU core; done once for all examples
+    python examples/noisy_digits.py [FOLDER]        # 25 s on one CPU core, once for all examples
 
 It writes WebDataset shards of scikit-learn's 1,797 digits (300 clean ones for the reference, 1,200 to train on, 297 to
 test on), trains a small reference on the clean ones with `curate.train`, and scores the 1,200 with
@@ -25,10 +25,8 @@ import numpy as np
 import torch
 
 FOLDER = Path(__file__).resolve().parent.parent / ".cache" / "examples"
-WRONG = 0.4
+CLEAN, TRAIN, WRONG = 300, 1200, 480  # examples of each part, and how many of those to train on get a wrong label
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# data set: how many shards of 150, how many examples, whether some are wrong
-PARTS = {"clean": (2, 300, False), "train": (8, 1200, True), "test": (2, 297, False)}
 CONFIG = """
 [datasets]
 digits = { train = "train/*.tar", test = "test/*.tar", label = "cls", classes = 10 }
@@ -67,28 +65,27 @@ def prepare(dataset: str, folder: str | Path = FOLDER) -> Path:
     return folder
 
 
-# What only preparing needs is imported here, so that an example that finds its data starts fast.
+# What only preparing needs is imported where it is used, so that an example that finds its data starts fast.
 def _write_digits() -> None:
     from PIL import Image
     from sklearn.datasets import load_digits
-    from webdataset import TarWriter
+    from webdataset import ShardWriter
 
     source, rng = load_digits(), np.random.default_rng(0)
-    order, wrong = iter(rng.permutation(len(source.target))), []
-    for part, (shards, examples, some_wrong) in PARTS.items():
+    labels, order = source.target.copy(), rng.permutation(len(source.target))
+    clean, train, test = np.split(order, [CLEAN, CLEAN + TRAIN])
+    wrong = rng.choice(train, WRONG, replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, 10, WRONG)) % 10
+    pixels = np.rint(source.images * 255 / 16).astype(np.uint8)
+    for part, members in {"clean": clean, "train": train, "test": test}.items():
         Path(part).mkdir(exist_ok=True)
-        for shard in range(shards):
-            with TarWriter(f"{part}/{shard:05d}.tar", mtime=0.0) as tar:
-                for i in [next(order) for _ in range(min(150, examples - 150 * shard))]:
-                    label, key, png = int(source.target[i]), f"digit-{i:04d}", io.BytesIO()
-                    if some_wrong and rng.random() < WRONG:
-                        label = (label + int(rng.integers(1, 10))) % 10
-                        wrong.append(key)
-                    ink = np.rint(source.images[i] * 255 / 16).astype(np.uint8)
-                    Image.fromarray(ink).convert("RGB").save(png, format="PNG")
-                    texts = {"cls": str(label), "txt": f"the digit {NAMES[label]}"}
-                    tar.write({"__key__": key, "png": png.getvalue(), **texts})
-    Path("wrong.json").write_text(json.dumps(wrong), encoding="utf-8")
+        with ShardWriter(f"{part}/%05d.tar", maxcount=150, verbose=0, mtime=0.0) as shards:
+            for i in members:
+                png = io.BytesIO()
+                Image.fromarray(pixels[i]).convert("RGB").save(png, format="PNG")
+                texts = {"cls": str(labels[i]), "txt": f"the digit {NAMES[labels[i]]}"}
+                shards.write({"__key__": f"digit-{i:04d}", "png": png.getvalue(), **texts})
+    Path("wrong.json").write_text(json.dumps([f"digit-{i:04d}" for i in wrong]), encoding="utf-8")
     Path("tiny-clip.json").write_text(json.dumps(TINY_CLIP), encoding="utf-8")
     Path("curate.toml").write_text(CONFIG, encoding="utf-8")
 
@@ -98,15 +95,8 @@ def _score(dataset: str) -> None:
     from curate.datasets.spec import find_dataset
     from curate.scoring.loading import find_model
 
-    run = curate.RunOptions.of(
-        dataset=f"{dataset}-clean",
-        learner=f"{dataset}-model",
-        steps=100,
-        batch_size=50,
-        lr=3e-3,
-        augment="none",
-        name=dataset,
-    )
+    settings = {"steps": 100, "batch_size": 50, "lr": 3e-3, "augment": "none", "name": dataset}
+    run = curate.RunOptions.of(dataset=f"{dataset}-clean", learner=f"{dataset}-model", **settings)
     curate.train(run, resume=True)
     spec = find_dataset(dataset)
     reference = find_model(f"runs/{dataset}", task=spec.task, num_classes=spec.num_classes)
@@ -118,7 +108,7 @@ def _score(dataset: str) -> None:
 def print_wrong(chosen: Iterable[str]) -> None:
     """Print the share of wrong labels in the training data of the working folder, and among the chosen keys."""
     wrong, chosen = set(json.loads(Path("wrong.json").read_text(encoding="utf-8"))), list(chosen)
-    data, among = len(wrong) / PARTS["train"][1], sum(key in wrong for key in chosen) / len(chosen)
+    data, among = len(wrong) / TRAIN, sum(key in wrong for key in chosen) / len(chosen)
     print(f"wrong labels: {data:.1%} of the data, {among:.1%} of the {len(chosen):,} chosen")
 
 

@@ -156,7 +156,10 @@ def test_a_loop_resumes_to_the_same_end(here):
 def test_an_online_model_may_train_on_another_loss_than_it_scores_with(here):
     online = online_model()
     online.training_loss = curate.OnlineModel(
-        online.module, my_losses, online.optimizer, training_loss=lambda module, batch: 0 * my_losses(module, batch).sum()
+        online.module,
+        my_losses,
+        online.optimizer,
+        training_loss=lambda module, batch: 0 * my_losses(module, batch).sum(),
     ).training_loss
     batch = next(iter(batches_of()))
     before, scored = [p.clone() for p in online.module.parameters()], online.score(batch)
@@ -234,6 +237,26 @@ def test_a_selection_log_needs_no_run(here, tmp_path):
     assert found.fetchall() == [(2, 256, 64), (4, 256, 64)]
     log.cut_after(3)
     assert not list((tmp_path / "log").glob("*.parquet"))
+
+
+def test_a_batch_on_a_gpu_can_be_moved_there_again():
+    """A framework moves what it is given to its device. Only memory of the host can be pinned."""
+
+    class OnGpu:
+        device = torch.device("cuda:0")
+
+        def is_pinned(self):
+            return False
+
+        def pin_memory(self):
+            raise RuntimeError("cannot pin a CUDA tensor")
+
+        def to(self, device, non_blocking):
+            return self
+
+    view = OnGpu()
+    batch = curate.SuperBatch(shards=["0"], keys=["a"], views={"learner": view}, targets=["a caption"])
+    assert batch.to("cuda:0").views["learner"] is view
 
 
 def test_works_without_curate_toml(digits, tmp_path, monkeypatch):

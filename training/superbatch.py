@@ -101,7 +101,7 @@ class SuperBatch:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
-    if device.type == "cuda" and not tensor.is_pinned():
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
