@@ -75,7 +75,7 @@ def test_without_the_data_set_nothing_is_called_missing(table):
     folder.mkdir()
     (folder / "curate.toml").write_text("")
     done = curate("status", table, "--config", folder / "curate.toml")
-    assert "5 shards done" in done.out and "data set 'digits' is not known here" in done.out
+    assert "5 shards done" in done.out and "data set 'digits' is not in curate.toml" in done.out
 
 
 def test_json_and_failures(with_a_bad_picture, digits):
