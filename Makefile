@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Which engines, as pytest's -k has it: make test-engines ENGINES='prism or dask'
 ENGINES ?=
 
-.PHONY: demo test test-engines test-faults fuzz lint bench format clean
+.PHONY: demo test test-engines test-faults fuzz lint bench docs format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
@@ -36,6 +36,9 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed
+	$(BIN)/curate docs-cli > docs/cli.md
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -1,3 +1,97 @@
-"""Choose what to train on, with every FLOP of the choosing counted."""
+"""Choose what to train on, with every FLOP of the choosing counted.
 
-__version__ = "0.1.0"
+    table = curate.open_scores("scores")                        # what a reference model said of every example
+    batches = curate.SuperBatches("digits", 256, views={"learner": curate.Geometry(size=8)}, scores=table)
+    selector = curate.Selector("learnability", 64)
+    for sub in curate.SubBatches(batches, selector, online=online_model):
+        train_step(sub.views["learner"], sub.targets)
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .datasets.decoding import Geometry
+    from .errors import CurateError
+    from .pipelines.options import ScoreOptions
+    from .pipelines.score_reference import score_reference
+    from .scoring.flops import ComputeLedger as Ledger
+    from .scoring.joint import select_jointly
+    from .scoring.losses import Losses, Pairs
+    from .scoring.policies import POLICIES, Policy
+    from .scoring.selection import Selection, select
+    from .scoring.selector import Selector
+    from .scoring.tables.lookup import ScoreTable, open_scores
+    from .training.options import RunOptions
+    from .training.records import SelectionLog
+    from .training.run import train
+    from .training.sub import OnlineModel, SubBatch, SubBatches
+    from .training.superbatch import SuperBatch, SuperBatches
+
+__version__ = "0.2.0.dev0"
+
+_HOMES = {
+    "POLICIES": "scoring.policies",
+    "CurateError": "errors",
+    "Geometry": "datasets.decoding",
+    "Ledger": "scoring.flops:ComputeLedger",
+    "Losses": "scoring.losses",
+    "OnlineModel": "training.sub",
+    "Pairs": "scoring.losses",
+    "Policy": "scoring.policies",
+    "RunOptions": "training.options",
+    "ScoreOptions": "pipelines.options",
+    "ScoreTable": "scoring.tables.lookup",
+    "Selection": "scoring.selection",
+    "SelectionLog": "training.records",
+    "Selector": "scoring.selector",
+    "SubBatch": "training.sub",
+    "SubBatches": "training.sub",
+    "SuperBatch": "training.superbatch",
+    "SuperBatches": "training.superbatch",
+    "open_scores": "scoring.tables.lookup",
+    "score_reference": "pipelines.score_reference",
+    "select": "scoring.selection",
+    "select_jointly": "scoring.joint",
+    "train": "training.run",
+}
+__all__ = [
+    "POLICIES",
+    "CurateError",
+    "Geometry",
+    "Ledger",
+    "Losses",
+    "OnlineModel",
+    "Pairs",
+    "Policy",
+    "RunOptions",
+    "ScoreOptions",
+    "ScoreTable",
+    "Selection",
+    "SelectionLog",
+    "Selector",
+    "SubBatch",
+    "SubBatches",
+    "SuperBatch",
+    "SuperBatches",
+    "open_scores",
+    "score_reference",
+    "select",
+    "select_jointly",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    home, _, other = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f".{home}", __name__), other or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,14 +6,19 @@ import errno
 import json
 import os
 import sys
+from dataclasses import MISSING, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import __version__
+from .command import reference_page, takes, without
 from .errors import CurateError, SpecError
-from .units import parse_flops, parse_numbers, parse_ratio, parse_share
+from .options import options_of
+from .pipelines.options import ScoreOptions
+from .studies.options import CompareOptions, PlanOptions, ProbeOptions
+from .training.options import RunOptions
 
 cli = typer.Typer(
     name="curate",
@@ -24,10 +29,24 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="curate.toml. [the nearest at or above here]")]
-ScoresOption = Annotated[str, typer.Option(help="Folder or URL under which score tables lie.")]
-POLICY_HELP = "uniform, hard-learner, easy-reference, learnability, rho; pairs: jest, jest-easy, acid."
-RunsOption = Annotated[str, typer.Option(help="Folder under which runs lie.")]
+CONFIG_HELP = "Read data sets and models from this file. Default: the nearest curate.toml, from here upward."
+ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
+ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
+RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
+RUN = options_of(RunOptions)
+BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
+# A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
+COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate") | {
+    "budget_flops": replace(
+        RUN["budget_flops"], concern="", default=MISSING, help="Let 1x be this many FLOPs, such as 2e13, 20TF or 1EF."
+    ),
+    "selections_every": replace(RUN["selections_every"], default=5),
+}
+PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
+PLAN = without(PlanOptions, "policy", "out", "name", "evaluate") | {
+    "reference": replace(RUN["reference"], help=PLANNED)
+}
+PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
 
 
 def app() -> None:
@@ -43,10 +62,12 @@ def app() -> None:
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        typer.echo(f"curate: {e.filename or 'a file'}: the disk is full; free space, then go on as it was", err=True)
+        typer.echo(
+            f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again", err=True
+        )
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("curate: interrupted; the same command goes on (train: with --resume)", err=True)
+        typer.echo("curate: interrupted; run the same command again to resume (train: add --resume)", err=True)
         sys.exit(130)
 
 
@@ -63,17 +84,21 @@ def _version(show: bool) -> None:
 
 @cli.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Choose what to train on, with every FLOP of the choosing counted."""
 
 
 @cli.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="cifar10n, digits, emoji or icons.")],
-    data: Annotated[Path, typer.Option(help="Folder to write the shards under.")] = Path("data"),
-    config: Annotated[Path, typer.Option(help="Where to enter the data set.")] = Path("curate.toml"),
-    force: Annotated[bool, typer.Option(help="Make it again even if it is there.")] = False,
+    name: Annotated[str, typer.Argument(help="Prepare this data set: cifar10n, digits, emoji or icons.")],
+    data: Annotated[Path, typer.Option(help="Write the shards under this folder.")] = Path("data"),
+    config: Annotated[Path, typer.Option(help="Enter the data set in this file.")] = Path("curate.toml"),
+    force: Annotated[
+        bool, typer.Option(show_default=False, help="Make the data set again even if it is there.")
+    ] = False,
 ) -> None:
     """Fetch a known real data set, write it as WebDataset shards and enter it in curate.toml.
 
@@ -85,236 +110,123 @@ def prepare(
 
 
 @cli.command("score-reference")
+@takes(without(ScoreOptions, "runner_options"))
 def score_reference(
-    dataset: Annotated[str, typer.Option(help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")],
-    reference: Annotated[
-        str, typer.Option(help="A run folder, a model entry of curate.toml, or a pretrained timm or open_clip name.")
-    ],
-    out: ScoresOption = "scores",
-    score_size: Annotated[int | None, typer.Option(help="Pixels a side to score at, below the model's own.")] = None,
-    score_patch_dropout: Annotated[float, typer.Option(help="Share of a ViT's patches left out.")] = 0.0,
-    embeddings: Annotated[bool, typer.Option(help="Image-text: store both embeddings too (float16).")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples a forward pass.")] = 128,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
-    max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the job.")] = "1%",
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with shards as they land, until Ctrl-C.")] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks for new shards, with --follow.")] = 10.0,
+    given: dict[str, Any],
     config: ConfigOption = None,
     beam_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="As Beam has them.")
+        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for Beam, as Beam spells them.")
     ] = None,
 ) -> None:
     """Run a reference model over a whole data set once and write its losses as a score table.
 
-    The same command again does only what is missing.
+    The same command again scores only what is missing.
 
     Example: curate score-reference --dataset cifar10n --reference runs/reference
     """
-    from dataclasses import replace
-
     from .datasets.spec import find_dataset, load_config
-    from .pipelines.score_reference import ScoreOptions
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
-    from .scoring.settings import Coarse
 
     known = load_config(config)
-    spec = find_dataset(dataset, known)
-    model = find_model(reference, task=spec.task, num_classes=spec.num_classes, config=known)
-    coarse = Coarse(size=score_size, patch_dropout=score_patch_dropout)
-    summary = run_scoring(
-        ScoreOptions(
-            dataset=spec,
-            reference=replace(model, coarse=coarse.to_dict()) if coarse else model,
-            out=out,
-            embeddings=embeddings,
-            batch_size=batch_size,
-            precision=precision,  # type: ignore[arg-type]
-            max_failures=parse_share(max_failures, "--max-failures"),
-            runner_options=tuple(beam_options or ()),
-            follow=every if follow else None,
-        ),
-        report,
-    )
+    dataset = find_dataset(given["dataset"], known)
+    reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
+    beam = tuple(beam_options or ())
+    options = ScoreOptions.of(**{**given, "dataset": dataset, "reference": reference}, runner_options=beam)
+    summary = run_scoring(options, report)
     report(summary.line())
     typer.echo(summary.folder)
 
 
 @cli.command()
 def status(
-    table: Annotated[str, typer.Argument(help="A score table's folder or URL, or one above that holds exactly one.")],
-    every: Annotated[bool, typer.Option("--all", help="List every shard, not only those that want a look.")] = False,
-    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    table: Annotated[
+        str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
+    ],
+    show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
+    format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is: done, missing, failed and unreadable shards. Reads its files only.
+    """Say how far a score table is: done, missing, failed and unreadable shards. Reads only the table's files.
 
     Example: curate status scores
     """
     from .datasets.spec import load_config
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, every=every)
+    write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
+@takes(RUN, also={"dataset": "--train-data"})
 def train(
-    context: typer.Context,
-    dataset: Annotated[
-        str, typer.Option("--dataset", "--train-data", help="A name in curate.toml, or shards: 'path/{000..099}.tar'.")
-    ],
-    learner: Annotated[str, typer.Option(help="A model of curate.toml, of timm or open_clip, or a run folder.")],
-    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "uniform",
-    online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
-    reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The model that the table must come from; checked.")] = None,
-    budget_flops: Annotated[str | None, typer.Option(help="Stop when this is spent: 2e13, 20TF, 1EF.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Stop after so many trained on, instead of a budget.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps, instead of a budget.")] = None,
-    train_num_samples: Annotated[int | None, typer.Option(help="As open_clip: of an epoch, for --examples.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of --train-num-samples.")] = 1,
-    charge_reference: Annotated[bool, typer.Option(help="Take the reference's cost off the budget too.")] = False,
-    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
-    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
-    score_scale: Annotated[float | None, typer.Option(help="Of the losses in the score. [1; dot products 20]")] = None,
-    sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
-    chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
-    joint_loss: Annotated[str | None, typer.Option(help="sigmoid or softmax. [sigmoid if both have a bias]")] = None,
-    score_size: Annotated[int | None, typer.Option(help="Pixels a side to score at. [as the table's]")] = None,
-    score_patch_dropout: Annotated[
-        float | None, typer.Option(help="Patches a ViT scores without. [the table's]")
+    given: dict[str, Any],
+    train_num_samples: Annotated[
+        int | None,
+        typer.Option(help="Count this many examples as an epoch, as open_clip does.", rich_help_panel="Budget"),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
-    lr: Annotated[float | None, typer.Option(help="Peak; ends at zero. [2e-3; image-text 5e-4]")] = None,
-    online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
-    warmup: Annotated[float, typer.Option(help="Share of the steps.")] = 0.05,
-    label_smoothing: Annotated[float, typer.Option(help="In the training loss only, never in scores.")] = 0.0,
-    augment: Annotated[str | None, typer.Option(help="none, flip or crop-flip (classification's default).")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
-    compile: Annotated[bool | None, typer.Option(help="torch.compile; on by default on GPUs.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order, selection and augmentation.")] = 0,
-    on_missing: Annotated[str, typer.Option(help="An example without a score: error, score or skip.")] = "error",
-    max_failures: Annotated[str, typer.Option(help="Share of bad examples that ends the run.")] = "1%",
-    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 20,
-    selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 1,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps; otherwise every 30 seconds.")] = None,
-    evaluate: Annotated[bool, typer.Option(help="Measure quality on the test split at the end.")] = True,
-    out: RunsOption = "runs",
-    name: Annotated[str | None, typer.Option(help="Of the run's folder.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run, bit for bit.")] = False,
+    epochs: Annotated[
+        int, typer.Option(help="Stop after this many epochs of --train-num-samples.", rich_help_panel="Budget")
+    ] = 1,
+    resume: Annotated[bool, typer.Option(show_default=False, help="Resume an interrupted run, bit for bit.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Train a learner under a FLOP budget, choosing what it sees.
+    """Train a learner under a FLOP budget on examples that a policy chooses.
+
+    Give exactly one of --budget-flops, --examples and --steps.
 
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
     from .datasets.spec import load_config
-    from .training import RunOptions
     from .training import train as run_training
 
-    # Every other parameter is a field of RunOptions under its own name.
-    other = ("config", "resume", "train_num_samples", "epochs")
-    given = {name: value for name, value in context.params.items() if name not in other}
     if train_num_samples is not None:
-        if examples is not None:
+        if given["examples"] is not None:
             raise SpecError("--train-num-samples and --examples are both given; drop one")
+        if epochs < 1:
+            raise SpecError(f"--epochs is {epochs}, expected at least 1")
         given["examples"] = epochs * train_num_samples
-    given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
-    given["max_failures"] = parse_share(max_failures, "--max-failures")
     options = RunOptions.of(**given)
     summary = run_training(options, config=load_config(config), resume=resume, report=report)
-    typer.echo(f"{out.rstrip('/')}/{summary['run']}")
+    typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
 
 
 @cli.command()
+@takes(PLAN, PROBE)
 def plan(
-    context: typer.Context,
-    ratio: Annotated[str | None, typer.Option(help="F_online / F_learner, such as 1/49, instead of models.")] = None,
-    learner: Annotated[str | None, typer.Option(help="A model of curate.toml, of timm or open_clip, or a run.")] = None,
-    online: Annotated[str | None, typer.Option(help="The small model that would train beside the learner.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A name in curate.toml, or shards; with --learner.")] = None,
-    budget_flops: Annotated[str | None, typer.Option(help="With --learner: 2e13, 20TF, 1EF.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The model that scores once; otherwise the online's.")] = None,
-    reference_scores: Annotated[str | None, typer.Option(help="A score table that knows its own cost.")] = None,
-    reference_steps: Annotated[int | None, typer.Option(help="Of --batch-size, that training it takes.")] = None,
-    data_size: Annotated[int | None, typer.Option(help="Examples that the reference scores once.")] = None,
-    runs: Annotated[int, typer.Option(help="How many runs share the reference and its table.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
-    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
-    expected_saving: Annotated[str | None, typer.Option(help="Learner updates you hope to save, such as 25%.")] = None,
-    probe: Annotated[str | None, typer.Option(help="Measure it by short runs of this share of the budget: 1%.")] = None,
-    seeds: Annotated[int, typer.Option(help="Of the probe.")] = 2,
-    lr: Annotated[float | None, typer.Option(help="Of the probe's runs, as of train.")] = None,
-    online_lr: Annotated[float | None, typer.Option(help="Of the probe's online model, where it differs.")] = None,
-    temperature: Annotated[float, typer.Option(help="Of the probe's selection.")] = 1.0,
-    jobs: Annotated[int, typer.Option(help="Probing runs at a time, each on its share of the cores.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the probe's runs.")] = "probe",
-    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    given: dict[str, Any],
+    probing: dict[str, Any],
+    format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save.
+    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
     """
-    from dataclasses import replace
-
     from .datasets.spec import load_config
     from .reports.plan import check_format, write_plan
     from .reports.probe import read_probe
-    from .studies.plan import PlanOptions, make_plan
-    from .studies.probe import ProbeOptions, run_probe
+    from .studies.plan import make_plan
+    from .studies.probe import run_probe
 
-    given = {name: value for name, value in context.params.items() if name in PlanOptions.__dataclass_fields__}
-    given["ratio"] = None if ratio is None else parse_ratio(ratio)
-    given["budget_flops"] = None if budget_flops is None else parse_flops(budget_flops)
-    given["expected_saving"] = None if expected_saving is None else parse_share(expected_saving, "--expected-saving")
-    options = PlanOptions(**given)
+    options = PlanOptions.of(**given)
     check_format(format)
     known, measured = load_config(config), None
     made = make_plan(options, known)
-    if probe is not None:
-        runs_of = {name: context.params[name] for name in ("seeds", "lr", "online_lr", "temperature", "jobs", "out")}
-        probing = ProbeOptions(plan=options, share=parse_share(probe, "--probe"), **runs_of)
-        measured = read_probe(out, run_probe(probing, config=known, report=report))
+    if probing["probe"] is not None:
+        probe = ProbeOptions(plan=options, **probing)
+        measured = read_probe(probe.out, run_probe(probe, config=known, report=report))
         made = replace(made, expected_saving=measured.expected_saving)
     write_plan(made.to_dict(), format, probe=measured)
 
 
 @cli.command()
-def compare(
-    context: typer.Context,
-    dataset: Annotated[str, typer.Option(help="A name in curate.toml with a test split.")],
-    learner: Annotated[str, typer.Option(help="A model entry of curate.toml, a timm or open_clip name, or a run.")],
-    budget_flops: Annotated[str, typer.Option(help="What 1x stands for: 2e13, 20TF, 1EF.")],
-    policies: Annotated[str, typer.Option(help="Separated by commas; uniform must be one.")] = "uniform,learnability",
-    budgets: Annotated[str, typer.Option(help="Multiples of --budget-flops, every one a complete run.")] = "0.5x,1x,2x",
-    ladder: Annotated[str, typer.Option(help="More of uniform's: savings are read up to its largest.")] = "4x",
-    seeds: Annotated[int, typer.Option(help="Runs of every point, seeds 0, 1, ...")] = 3,
-    online: Annotated[str | None, typer.Option(help="The small model that trains beside the learner.")] = None,
-    reference_scores: Annotated[str | None, typer.Option(help="The score table to join.")] = None,
-    search_lr: Annotated[str | None, typer.Option(help="Rates for uniform to try at 1x; all use its best.")] = None,
-    lr: Annotated[float | None, typer.Option(help="As of train, where it is not searched.")] = None,
-    online_lr: Annotated[float | None, typer.Option(help="The online model's, where it differs.")] = None,
-    batch_size: Annotated[int, typer.Option(help="b: examples the learner trains on a step.")] = 128,
-    filter_ratio: Annotated[float, typer.Option(help="Share of the super-batch that is dropped.")] = 0.5,
-    temperature: Annotated[float, typer.Option(help="Of the softmax that selects.")] = 1.0,
-    sampler: Annotated[str, typer.Option(help="softmax or topk.")] = "softmax",
-    chunks: Annotated[int, typer.Option(help="In which jest and acid draw the sub-batch.")] = 16,
-    score_scale: Annotated[float | None, typer.Option(help="As of train.")] = None,
-    score_size: Annotated[int | None, typer.Option(help="As of train.")] = None,
-    score_patch_dropout: Annotated[float | None, typer.Option(help="As of train.")] = None,
-    optimizer: Annotated[str, typer.Option(help="Any of timm's.")] = "adamw",
-    weight_decay: Annotated[float, typer.Option(help="Not applied to biases and norms.")] = 0.05,
-    selections_every: Annotated[int, typer.Option(help="Steps between records of the whole super-batch.")] = 5,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, each on its share of the cores.")] = 1,
-    out: Annotated[str, typer.Option(help="Folder of the comparison.")] = "comparison",
-    config: ConfigOption = None,
-) -> None:
+@takes(COMPARED, options_of(CompareOptions))
+def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = None) -> None:
     """Compare policies at equal updates, FLOPs and seconds, every run's schedule ending at its own budget.
 
     Writes comparison.json, points.parquet, plots and index.html. The same command again runs only what is missing.
@@ -324,34 +236,23 @@ def compare(
     """
     from .datasets.spec import analysis_files, find_dataset, load_config
     from .reports.comparison import write_folder
-    from .studies.comparison import CompareOptions, compare_runs
-    from .training import RunOptions
+    from .studies.comparison import compare_runs
 
     known = load_config(config)
-    shared = {name: value for name, value in context.params.items() if name in RunOptions.options()}
-    base = RunOptions.of(**{**shared, "budget_flops": parse_flops(budget_flops), "out": "runs"})
-    options = CompareOptions(
-        base=base,
-        policies=tuple(name.strip() for name in policies.split(",")),
-        budgets=parse_numbers(budgets, "--budgets"),
-        ladder=parse_numbers(ladder, "--ladder"),
-        seeds=seeds,
-        learning_rates=parse_numbers(search_lr, "--search-lr") if search_lr else (),
-        jobs=jobs,
-        out=out,
-    )
+    options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)
-    typer.echo(write_folder(out, compared, find_dataset(dataset, known), analysis_files(known), report=report))
+    dataset = find_dataset(options.base.dataset, known)
+    typer.echo(write_folder(options.out, compared, dataset, analysis_files(known), report=report))
 
 
 @cli.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, or any other model that train would take.")],
-    dataset: Annotated[str, typer.Option(help="A name in curate.toml with a test split.")],
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; otherwise what the hardware gains by.")] = None,
+    model: Annotated[str, typer.Argument(help="Measure this model: a run's folder, or any that train would take.")],
+    dataset: Annotated[str, typer.Option(help="Measure on the test split of this data set, a name in curate.toml.")],
+    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help=RUN["precision"].help)] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Measure a model on a test split: top-1, or retrieval both ways and, where classes are named, zero-shot. JSON.
+    """Measure a model on a test split and print JSON: top-1, or retrieval both ways and zero-shot where classes are named.
 
     Example: curate evaluate runs/icons-jest-learner-seed0 --dataset emoji
     """
@@ -363,11 +264,13 @@ def evaluate(
 
 @cli.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="A SELECT over scores, failures, runs, metrics, selections, analysis.")],
+    query: Annotated[
+        str, typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections and analysis.")
+    ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
-    format: Annotated[str, typer.Option(help="table, csv, json or parquet.")] = "table",
-    output: Annotated[str | None, typer.Option(help="File to write to, instead of standard output.")] = None,
+    format: Annotated[str, typer.Option(metavar="table|csv|json|parquet", help="Write in this format.")] = "table",
+    output: Annotated[str | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Ask SQL (DuckDB, read-only) over score tables and runs.
@@ -384,12 +287,18 @@ def sql(
 
 @cli.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where its data, scores and runs go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Write data, scores and runs to this folder.")] = Path("demo"),
 ) -> None:
-    """The whole way on real data: CIFAR-10 with people's wrong labels. Run again, it reuses what is done.
+    """Run every step on real data, CIFAR-10 with labels that people got wrong. Run it again to reuse what is done.
 
     Example: curate demo
     """
     from .reports.demo import demo as run_demo
 
     run_demo(folder)
+
+
+@cli.command("docs-cli", hidden=True)
+def docs_cli() -> None:
+    """Print docs/cli.md."""
+    typer.echo(reference_page(cli), nl=False)

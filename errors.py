@@ -1,4 +1,21 @@
-"""Every error that a user can cause, in one tree. The command line prints its one line and exits with 1."""
+"""Every error that a user can cause, in one tree. The command line prints its one line and exits with 1.
+
+    CurateError
+        SpecError         an entry of curate.toml, or an option
+        ShardError        a whole shard is missing, cut or damaged
+        ExampleError      one example is bad; becomes a row of the failures table
+        StorageError      a file system or an object store did not do what it was asked
+            ReadError     it cannot be read or listed
+            WriteError    it cannot be written: full, not allowed, out of reach
+        ModelError        a model
+        TableError        a score table
+            JoinError     a training example and its stored score
+        RunError          a run folder
+        BudgetError  FailuresError  BusyError  WorkerError  FetchError  QueryError
+
+Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
+--out, catches a WriteError and raises an error of its own that adds it.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +40,16 @@ class ShardError(CurateError):
     """A whole shard cannot be read: missing, cut, or with a key twice."""
 
 
-class StorageError(ShardError):
-    """Where a shard lies does not answer; another attempt, later, may succeed."""
+class StorageError(CurateError):
+    """A file system or an object store did not do what it was asked, or nothing opens this kind of URL."""
+
+
+class ReadError(StorageError):
+    """A file cannot be read, or a folder cannot be listed. Another attempt, later, may succeed."""
+
+
+class WriteError(StorageError):
+    """A file or folder cannot be written or removed: the disk is full, this user may not, or the store is out of reach."""
 
 
 class ModelError(CurateError):

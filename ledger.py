@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .errors import BudgetError
+from .units import format_flops
 
 LINES = {
     "learner_train": "learner train",
@@ -28,7 +32,7 @@ BASELINE = "uniform"
 class StepCost:
     """FLOPs of one step: training the learner on b, scoring B with the online model, training that on b."""
 
-    learner_train: float
+    learner_train: float = 0.0
     online_score: float = 0.0
     online_train: float = 0.0
 
@@ -87,3 +91,15 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in (*LINES, "outside"):
             setattr(self, name, state[name])
+
+
+def steps_within(budget: float, flops_per_step: float, charged: float = 0.0) -> int:
+    """Whole steps that `budget` pays for after `charged`. Raises BudgetError where it is not even one."""
+    steps = math.floor((budget - charged) / flops_per_step)
+    if steps < 1:
+        already = f" after {format_flops(charged)} for the reference" if charged else ""
+        raise BudgetError(
+            f"the budget of {format_flops(budget)}{already} is smaller than one step ({format_flops(flops_per_step)}); "
+            "raise it, or lower --batch-size or the model's size"
+        )
+    return steps

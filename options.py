@@ -1,7 +1,7 @@
 """Options once: one field of a frozen dataclass is one option, and the string below the field is its help text.
 
 A class may nest its options by concern, one dataclass for each. Every option's name is there once, so that all of them can
-be given flat.
+be given flat. `command.py` makes a command line of them.
 """
 
 from __future__ import annotations
@@ -9,88 +9,158 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+import types
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
-from typing import Any, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from .errors import SpecError
+from .units import format_bytes, parse_bytes, parse_flops, parse_numbers, parse_ratio, parse_share
+
+
+@dataclass(frozen=True)
+class Text:
+    """How people write a value. `parse` takes the text and the option's spelling, and raises a CurateError; `show` is its
+    inverse, for defaults."""
+
+    parse: Callable[[str, str], Any]
+    show: Callable[[Any], str]
+    metavar: str
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values of an option mean, by value: part of its help."""
+
+    meaning: Mapping[str, str]
+
+
+Flops = Annotated[float, Text(lambda text, _: parse_flops(text), "{:g}".format, "<flops>")]
+Bytes = Annotated[int, Text(parse_bytes, format_bytes, "<bytes>")]
+Share = Annotated[float, Text(parse_share, lambda share: f"{share * 100:g}%", "<share>")]
+Ratio = Annotated[float, Text(lambda text, _: parse_ratio(text), "{:g}".format, "<ratio>")]
+Numbers = Annotated[tuple[float, ...], Text(parse_numbers, lambda all: ",".join(f"{x:g}" for x in all), "<numbers>")]
+Multiples = Annotated[
+    tuple[float, ...], Text(parse_numbers, lambda all: ",".join(f"{x:g}x" for x in all), "<multiples>")
+]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option. `kind` is its type, `concern` the field that holds it (empty where the class itself does)."""
+    """One option. `kind` is its type without None, `concern` the field that holds it (empty where the class itself does).
+
+    `text` is there where people write it otherwise than Python does, `values` where only some are known.
+    """
 
     name: str
     kind: Any
     default: Any
     help: str
-    concern: str
+    concern: str = ""
+    text: Text | None = None
+    values: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
         return self.default is MISSING
 
 
+class Concern:
+    """Base of a frozen dataclass that holds the options of one concern, for another class to nest."""
+
+
 class Options:
     """Base of a frozen dataclass whose options can be given flat, whatever concern holds them."""
 
     @classmethod
-    def options(cls) -> Mapping[str, Option]:
-        """Every option by its name, in the order of the fields."""
-        return options_of(cls)  # type: ignore[arg-type]
-
-    @classmethod
     def of(cls, **flat: Any) -> Self:
         """Built of options by their names. Raises SpecError for an unknown name, and whatever the class checks."""
-        return cls(**_grouped(cls, flat, None))
+        own, inner = _grouped(cls, flat)
+        return cls(**own, **{concern: kind(**inner.get(concern, {})) for concern, kind in _concerns(cls).items()})
 
     def but(self, **flat: Any) -> Self:
         """The same with other values, by their names. Raises as `of` does."""
-        return replace(self, **_grouped(type(self), flat, self))  # type: ignore[type-var]
+        own, inner = _grouped(type(self), flat)
+        changed = {concern: replace(getattr(self, concern), **values) for concern, values in inner.items()}
+        return replace(self, **own, **changed)  # type: ignore[type-var]
 
     def to_dict(self) -> dict[str, Any]:
         """All options, flat."""
-        return {
-            o.name: getattr(getattr(self, o.concern) if o.concern else self, o.name) for o in self.options().values()
-        }
+        all = options_of(type(self)).values()
+        return {o.name: getattr(getattr(self, o.concern) if o.concern else self, o.name) for o in all}
+
+
+def options_of(cls: Any) -> dict[str, Option]:
+    """The options of a dataclass and of its concerns, by name, in their order. Other `Options` in it keep theirs."""
+    return _options_of(cls)
 
 
 @cache
-def options_of(cls: type) -> Mapping[str, Option]:
-    """The options of a dataclass, those of the concerns that it nests among them."""
+def _options_of(cls: Any) -> dict[str, Option]:
+    concerns = _concerns(cls)
     found: dict[str, Option] = {}
-    for name, (kind, default, text) in _fields(cls).items():
-        nested = {"": {name: (kind, default, text)}} if not _is_concern(kind) else {name: _fields(kind)}
-        for concern, inner in nested.items():
-            for option, (inner_kind, inner_default, inner_text) in inner.items():
-                assert option not in found, f"{cls.__name__} has two options '{option}'"
-                found[option] = Option(option, inner_kind, inner_default, inner_text, concern)
+    for name, option in _fields(cls).items():
+        for inner in _fields(concerns[name]).values() if name in concerns else (option,):
+            assert inner.name not in found, f"{cls.__name__} has two options '{inner.name}'"
+            if not _is(inner.kind, Options):
+                found[inner.name] = replace(inner, concern=name if name in concerns else "")
     return found
 
 
-def _is_concern(kind: Any) -> bool:
-    return isinstance(kind, type) and is_dataclass(kind)
+def _is(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
 
 
-def _fields(cls: type) -> dict[str, tuple[Any, Any, str]]:
-    """Type, default and help of every field, by name."""
-    kinds, texts = get_type_hints(cls, include_extras=True), docs_of(cls)
-    return {f.name: (kinds[f.name], f.default, texts.get(f.name, "")) for f in fields(cls)}
+def _concerns(cls: type) -> dict[str, type]:
+    return {option.name: option.kind for option in _fields(cls).values() if _is(option.kind, Concern)}
+
+
+@cache
+def _fields(cls: Any) -> Mapping[str, Option]:
+    """Every field as an option."""
+    texts, names = docs_of(cls), vars(sys.modules[cls.__module__])
+    found = {}
+    for field in fields(cls):
+        try:
+            kind = eval(field.type, names) if isinstance(field.type, str) else field.type
+        except NameError:  # a type that is there for type checkers alone: the command line takes a name
+            kind = str
+        kind, known = _unwrapped(kind)
+        text = next((k for k in known if isinstance(k, Text)), None)
+        meanings = [
+            f"{value}: {meaning}." for k in known if isinstance(k, Values) for value, meaning in k.meaning.items()
+        ]
+        values = get_args(kind) if get_origin(kind) is Literal else ()
+        help = "\n\n".join([texts.get(field.name, ""), *meanings])
+        found[field.name] = Option(field.name, kind, field.default, help, text=text, values=values)
+    return found
+
+
+def _unwrapped(kind: Any) -> tuple[Any, Collection[Any]]:
+    """A type without None and without what it is annotated with, and the latter."""
+    if get_origin(kind) is Annotated:
+        bare, *known = get_args(kind)
+        kind, others = _unwrapped(bare)
+        return kind, (*known, *others)
+    inner = [k for k in get_args(kind) if k is not types.NoneType]
+    if get_origin(kind) in (Union, types.UnionType) and len(inner) == 1:
+        return _unwrapped(inner[0])
+    return kind, ()
 
 
 def docs_of(cls: type) -> dict[str, str]:
     """The string below each field, in one line, by the field's name; none where the source is not installed."""
     try:
-        module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+        module = _source(cls.__module__)
     except (OSError, TypeError):
         return {}
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    bodies = (node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(body)
+        for field, text in pairwise(next(bodies, []))
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
@@ -99,8 +169,13 @@ def docs_of(cls: type) -> dict[str, str]:
     }
 
 
-def _grouped(cls: type, flat: Mapping[str, Any], old: Any) -> dict[str, Any]:
-    """The fields of `cls` that `flat` sets: its own, and every concern anew (with `old`, those that change)."""
+@cache
+def _source(module: str) -> ast.Module:
+    return ast.parse(inspect.getsource(sys.modules[module]))
+
+
+def _grouped(cls: type, flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What `flat` sets: the class's own fields, and those of each concern."""
     known = options_of(cls)
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
@@ -109,10 +184,7 @@ def _grouped(cls: type, flat: Mapping[str, Any], old: Any) -> dict[str, Any]:
             near = get_close_matches(name, known, 1)
             raise SpecError(f"there is no option '{name}'" + (f"; the nearest is '{near[0]}'" if near else ""))
         (inner.setdefault(known[name].concern, {}) if known[name].concern else own)[name] = value
-    if old is not None:
-        return own | {concern: replace(getattr(old, concern), **values) for concern, values in inner.items()}
-    concerns = {name: kind for name, (kind, _, _) in _fields(cls).items() if _is_concern(kind)}
-    return own | {concern: kind(**inner.get(concern, {})) for concern, kind in concerns.items()}
+    return own, inner
 
 
 def flag(option: str) -> str:
@@ -128,9 +200,8 @@ def check_least(options: Any, least: float, *names: str) -> None:
             raise SpecError(f"{flag(name)} is {value}, expected at least {least}")
 
 
-def check_choice(options: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raises SpecError where an option is none of `choices`; None is left alone."""
-    value = getattr(options, name)
-    if value is not None and value not in choices:
-        *first, last = choices
-        raise SpecError(f"{flag(name)} is '{value}', expected {', '.join(first)} or {last}")
+def check_choice(options: Any, name: str) -> None:
+    """Raises SpecError where an option is none of the values that its type names; None is left alone."""
+    value, values = getattr(options, name), options_of(type(options))[name].values
+    if value is not None and value not in values:
+        raise SpecError(f"{flag(name)} is '{value}', expected {', '.join(values[:-1])} or {values[-1]}")

@@ -1,4 +1,4 @@
-"""Figures as people write them and read them: FLOPs, shares, ratios, lists of numbers. And how progress is reported."""
+"""Figures as people write them and read them: FLOPs, bytes, shares, ratios, lists. And how progress is reported."""
 
 from __future__ import annotations
 
@@ -32,6 +32,27 @@ def format_flops(flops: float) -> str:
         if unit and flops >= size:
             return f"{flops / size:.3g} {unit}"
     return f"{flops:.3g}"
+
+
+BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Bytes from `1GiB`, `1.5 GB` or `1000000`. Raises SpecError."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)?\s*", text, re.IGNORECASE)
+    if not found:
+        raise SpecError(f"{option} is '{text}', expected a number of bytes such as 512MiB or 2GiB")
+    return int(float(found[1]) * BYTES[(found[2] or "").upper()])
+
+
+def format_bytes(count: int) -> str:
+    """Bytes that `parse_bytes` reads back exactly: `2GiB`, or the plain number."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        size = BYTES[unit.upper()]
+        if count and count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
 
 
 def parse_share(text: str, option: str) -> float:
@@ -74,3 +95,11 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
     except ValueError:
         raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """Names from `uniform,learnability`. Raises SpecError where there is none."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise SpecError(f"{option} is '{text}', expected names separated by commas")
+    return names

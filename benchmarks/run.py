@@ -17,13 +17,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from curate.datasets.writing import write_whole
 from measuring import Benchmark, Figure, surroundings
 from rich.console import Console
 from rich.table import Table
 
 NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "joint", "memory", "precision")
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
-MORE_NAMES = ("against_clip_retrieval", "against_run_inference", "data_size", "big_table")
+MORE_NAMES = ("against_commit", "against_clip_retrieval", "against_run_inference", "data_size", "big_table")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"
@@ -72,9 +73,7 @@ def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], sec
     }
     path = RESULTS / f"{about['date']}-{benchmark.name}.json"
     RESULTS.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def show(console: Console, figures: list[Figure]) -> None:

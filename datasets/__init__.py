@@ -1,10 +1,34 @@
-"""What an example is and where it comes from: data-set specs, shard readers, decoding, preparers."""
+"""What an example is and where it comes from: data-set specs, shard readers, decoding, preparers.
 
-from .decoding import Geometry, decode
-from .readers import Example, Failure, hash_target, read_shard
-from .shards import Shard, list_shards
-from .spec import Config, DatasetSpec, find_dataset, load_config
+Names are imported when they are first used, so that options and help texts read no image library.
+"""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decoding import Geometry, decode
+    from .readers import Example, Failure, read_shard
+    from .shards import Shard, list_shards
+    from .spec import Config, DatasetSpec, find_dataset, load_config
+    from .targets import hash_target
+
+_HOMES = {
+    "Config": "spec",
+    "DatasetSpec": "spec",
+    "Example": "readers",
+    "Failure": "readers",
+    "Geometry": "decoding",
+    "Shard": "shards",
+    "decode": "decoding",
+    "find_dataset": "spec",
+    "hash_target": "readers",
+    "list_shards": "shards",
+    "load_config": "spec",
+    "read_shard": "readers",
+}
 __all__ = [
     "Config",
     "DatasetSpec",
@@ -19,3 +43,9 @@ __all__ = [
     "load_config",
     "read_shard",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from ..errors import ShardError, SpecError
+from ..errors import ShardError, SpecError, StorageError
 from .shards import Shard, expand_braces, has_wildcard, row_group_shards, short_names
 from .spec import DatasetSpec
-from .storage import answer, filesystem, is_local, written_at
+from .storage import Entry, full_url, glob, list_entries, written_at
 
-Listing = dict[str, dict[str, Any]]
+Listing = dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def landed_files(spec: DatasetSpec) -> list[LandedFile]:
 
     Shards that a pattern names and that are not there yet are left out. Every folder is listed once, however many files
     of it are named. Raises SpecError for an image folder, whose pictures move between shards as it grows; ShardError
-    where two shards would share a name, or the storage does not answer.
+    where two shards would share a name; StorageError where the storage fails.
     """
     check_lands(spec)
     listings: dict[str, Listing] = {}
@@ -51,7 +50,7 @@ def check_lands(spec: DatasetSpec) -> None:
 
 
 def shards_of_file(spec: DatasetSpec, file: Shard) -> list[Shard]:
-    """The shards of one file. Raises ShardError for a Parquet file that is not whole."""
+    """The shards of one file. Raises ShardError for a Parquet file that is not whole, StorageError as storage fails."""
     return row_group_shards(file, spec) if spec.format == "parquet" else [file]
 
 
@@ -65,32 +64,24 @@ def landed_shards(spec: DatasetSpec) -> list[Shard]:
 def _split_or_whole(spec: DatasetSpec, file: Shard) -> Sequence[Shard]:
     try:
         return shards_of_file(spec, file)
-    except ShardError:
+    except (ShardError, StorageError):
         return [file]
 
 
 def _matches(url: str, listings: dict[str, Listing]) -> Listing:
     """Path or URL, and what the storage says of it, of every file that a pattern without braces matches."""
-    fs, path = filesystem(url)
-    try:
-        if has_wildcard(path):
-            fs.invalidate_cache()
-            entries: Listing = answer(url, partial(fs.glob, path, detail=True))
-        else:
-            folder = path.rpartition("/")[0]
-            kept = f"{fs.protocol} {folder}"
-            if kept not in listings:
-                fs.invalidate_cache()
-                listings[kept] = {str(e["name"]): e for e in answer(url, partial(fs.ls, folder, detail=True))}
-            entries = {path: listings[kept][path]} if path in listings[kept] else {}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    local = is_local(url)
-    files = {p: entries[p] for p in sorted(entries) if entries[p].get("type") != "directory"}
-    return {p if local else fs.unstrip_protocol(p): entry for p, entry in files.items()}
+    if has_wildcard(url):
+        found = glob(url)
+    else:
+        url = full_url(url)
+        folder = url.rpartition("/")[0]
+        if folder not in listings:
+            listings[folder] = list_entries(folder)
+        found = {url: listings[folder][url]} if url in listings[folder] else {}
+    return {url: entry for url, entry in found.items() if entry.get("type") != "directory"}
 
 
-def _landed(name: str, url: str, entry: dict[str, Any]) -> LandedFile:
+def _landed(name: str, url: str, entry: Entry) -> LandedFile:
     size = int(entry["size"] or 0)
     version = f"{size} {written_at(entry)} {entry.get('ETag', '')}"
-    return LandedFile(Shard(name=name, url=url, size=size), version)
+    return LandedFile(Shard(name=name, url=url, size=size, bytes=size), version)

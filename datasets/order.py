@@ -82,7 +82,10 @@ def shuffled(seed: int, epoch: int, lane: int, window: int, count: int) -> np.nd
     return np.random.default_rng((seed, epoch, lane, window)).permutation(count)
 
 
-def order_digest(names_and_sizes: Sequence[tuple[str, int]], *settings: object) -> str:
-    """16 hex digits of all that the order follows from: whether a stored position means the same examples now."""
-    lines = [f"{name} {size}" for name, size in names_and_sizes] + [repr(setting) for setting in settings]
+def order_digest(shards: Sequence[tuple[str, int, int]], *settings: object) -> str:
+    """16 hex digits of all that the order follows from: whether a stored position means the same examples now.
+
+    Of each shard it takes the name, the size and the bytes.
+    """
+    lines = [f"{name} {size} {in_memory}" for name, size, in_memory in shards] + [repr(setting) for setting in settings]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

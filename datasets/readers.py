@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import re
 import tarfile
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 from ..errors import ExampleError, ShardError, printable
 from .shards import Shard
 from .spec import DatasetSpec
-from .storage import filesystem, open_read, read_bytes
+from .storage import Reader, filesystem, open_read, read_bytes
+from .targets import hash_target
 
 TAR_END_BYTES = 1024
 # Below this a job has seen too little to call the whole data set bad: one shard may hold all the bad ones together.
@@ -55,16 +55,12 @@ def too_many_failures(failures: int, read: int, allowed: float) -> bool:
     return read >= MIN_JUDGED and failures > allowed * read
 
 
-def hash_target(stored: bytes) -> int:
-    """64 bits of BLAKE2b of a label or caption as stored: what proves a join."""
-    return int.from_bytes(hashlib.blake2b(stored, digest_size=8).digest(), "little")
-
-
 def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
     """Stream one shard. Rows count every example, bad ones too.
 
     Raises ShardError for what no single example can be blamed for: a missing, cut or unreadable file, a key twice,
-    a column that is not there. All that was yielded before stays valid, and must not be committed.
+    a column that is not there. Raises StorageError where the storage fails. All that was yielded before stays valid, and
+    must not be committed.
     """
     if spec.format == "webdataset":
         records = _read_tar(spec, shard)
@@ -86,6 +82,13 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
             yield Failure(shard.name, row, key, e.stage, e.reason)
 
 
+def _open(shard: Shard) -> Reader:
+    try:
+        return open_read(shard.url)
+    except FileNotFoundError:
+        raise ShardError(f"{shard.url}: no such file") from None
+
+
 def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
     """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name."""
     from webdataset.tariterators import base_plus_ext  # imports torch, which those who only read specs can do without
@@ -95,7 +98,7 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
     image: bytes | None = None
     target: bytes | None = None
     endings: set[str] = set()
-    with open_read(shard.url) as file:
+    with _open(shard) as file:
         # tarfile's own decompressor takes a cut file for a normal end; gzip's does not.
         tail = _Tail(gzip.GzipFile(fileobj=file) if shard.url.split("?")[0].endswith("gz") else file)
         try:
@@ -156,9 +159,8 @@ class _Tail:
 
 def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
     target_column = spec.target_field
-    fs, path = filesystem(shard.url)
     try:
-        with fs.open(path, "rb") as file:
+        with _open(shard) as file:
             parquet = pq.ParquetFile(file)
             names = parquet.schema_arrow.names
             image_column = next((c for c in spec.image if c in names), None)
@@ -179,8 +181,6 @@ def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes 
                     data = image.get("bytes") if isinstance(image, dict) else image
                     yield str(key), data, None if target is None else str(target).encode()
                 row += batch.num_rows
-    except FileNotFoundError:
-        raise ShardError(f"{shard.url}: no such file") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
 

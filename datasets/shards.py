@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from ..errors import ShardError, SpecError
+from ..errors import ShardError, SpecError, StorageError
 from .spec import DatasetSpec
-from .storage import answer, filesystem, is_local, patiently
+from .storage import glob, is_folder, list_below, list_entries, open_read, size_of
 
 Split = Literal["train", "test"]
 ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
@@ -27,15 +25,16 @@ ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
 class Shard:
     """One unit of reading, scoring and committing.
 
-    `name` is its identity in score tables; `size` is in bytes (files, for an image folder's bucket) and tells a
-    changed shard from the one that was scored. `row_groups` is the half-open range of a big Parquet file;
-    `members` are an image folder's files; `rows` is how many examples it has, None where that is not known without
-    reading it.
+    `name` is its identity in score tables; `size` tells a changed shard from the one that was scored: the bytes of the
+    whole file, the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
+    images are decoded. `row_groups` is the half-open range of a big Parquet file; `members` are an image folder's files;
+    `rows` is how many examples it has, None where that is not known without reading it.
     """
 
     name: str
     url: str
     size: int
+    bytes: int
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
     rows: int | None = None
@@ -45,7 +44,7 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     """All shards of a split, in the order of the patterns.
 
     Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
-    missing, or two shards would share a name.
+    missing, or two shards would share a name; StorageError where the storage fails.
     """
     patterns = spec.train if split == "train" else spec.test
     if not patterns:
@@ -57,7 +56,7 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     if repeated:
         raise ShardError(f"data set '{spec.name}': {repeated[0]} is matched twice; make the patterns disjoint")
     names = short_names([url for url, _ in files])
-    shards = [Shard(name=n, url=url, size=size) for n, (url, size) in zip(names, files, strict=True)]
+    shards = [Shard(name=n, url=url, size=size, bytes=size) for n, (url, size) in zip(names, files, strict=True)]
     if spec.format == "parquet":
         with ThreadPoolExecutor(16) as pool:
             shards = [part for parts in pool.map(lambda s: row_group_shards(s, spec), shards) for part in parts]
@@ -71,13 +70,10 @@ def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
         return _named_files(dataset, urls)
     found: list[tuple[str, int]] = []
     for url in urls:
-        fs, path = filesystem(url)
-        fs.invalidate_cache()
-        matches = answer(url, partial(fs.glob, path, detail=True))
+        matches = glob(url)
         if not matches:
             raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
-        local = is_local(url)
-        found += [(p if local else fs.unstrip_protocol(p), int(matches[p]["size"] or 0)) for p in sorted(matches)]
+        found += [(match, int(entry["size"] or 0)) for match, entry in matches.items()]
     return found
 
 
@@ -96,10 +92,7 @@ def has_wildcard(pattern: str) -> bool:
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     def size(url: str) -> int | None:
         try:
-            if "://" not in url:
-                return os.stat(url).st_size
-            fs, path = filesystem(url)
-            return int(answer(url, lambda: fs.info(path))["size"])
+            return size_of(url)
         except FileNotFoundError:
             return None
 
@@ -145,60 +138,56 @@ def path_of(url: str) -> str:
 def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
     """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows.
 
-    Raises ShardError where it is not a whole Parquet file.
+    Raises ShardError where it is not a whole Parquet file, ReadError where its storage fails.
     """
-    fs, path = filesystem(shard.url)
-
-    def read() -> pq.FileMetaData:
-        with fs.open(path, "rb") as file:
-            return pq.ParquetFile(file).metadata
-
     try:
-        metadata = patiently(read)
+        with open_read(shard.url) as file:
+            metadata = pq.ParquetFile(file).metadata
+    except StorageError:
+        raise
+    except FileNotFoundError:
+        raise ShardError(f"{shard.url}: no such file") from None
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
-    ranges: list[tuple[int, int, int]] = []
-    start = rows = 0
-    for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        if rows >= spec.rows_per_shard or group == metadata.num_row_groups - 1:
-            ranges.append((start, group + 1, rows))
-            start, rows = group + 1, 0
-    one = len(ranges) <= 1
-    return [
-        replace(shard, name=shard.name if one else f"{shard.name}.rg{a:05d}-{b:05d}", row_groups=(a, b), rows=number)
-        for a, b, number in ranges
-    ]
+    parts: list[Shard] = []
+    start = rows = size = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, size = rows + group.num_rows, size + group.total_byte_size
+        if rows >= spec.rows_per_shard or number == metadata.num_row_groups - 1:
+            name = f"{shard.name}.rg{start:05d}-{number + 1:05d}"
+            parts.append(replace(shard, name=name, bytes=size, row_groups=(start, number + 1), rows=rows))
+            start, rows, size = number + 1, 0, 0
+    return parts if len(parts) > 1 else [replace(part, name=shard.name) for part in parts]
 
 
 def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     """Spread a folder's pictures over buckets by a hash of their path, so that every bucket mixes the classes."""
-    files: list[tuple[str, str]] = []
+    files: list[tuple[str, str, int]] = []
     for root in (url for pattern in roots for url in braceexpand(pattern)):
-        fs, path = filesystem(root)
-        if not fs.isdir(path):
+        if not is_folder(root):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
-        prefix = len(path.rstrip("/")) + 1
-        paths = sorted(p for p in answer(root, partial(fs.find, path)) if p.rsplit(".", 1)[-1].lower() in spec.image)
-        files += [(p[prefix:], p if is_local(root) else fs.unstrip_protocol(p)) for p in paths]
+        below = ((key, url, int(entry["size"] or 0)) for key, (url, entry) in list_below(root).items())
+        files += [file for file in below if file[0].rsplit(".", 1)[-1].lower() in spec.image]
     if not files:
         raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
-    repeated = [key for key, count in Counter(key for key, _ in files).items() if count > 1]
+    repeated = [key for key, count in Counter(key for key, _, _ in files).items() if count > 1]
     if repeated:
         raise ShardError(f"data set '{spec.name}': '{repeated[0]}' is in two of the folders; rename one")
     # A power of two, so that a growing folder keeps its buckets until it has doubled.
     count = 1
     while count * spec.rows_per_shard < len(files):
         count *= 2
-    buckets: list[list[str]] = [[] for _ in range(count)]
-    for key, url in files:
-        buckets[zlib.crc32(key.encode()) % count].append(url)
+    buckets: list[list[tuple[str, int]]] = [[] for _ in range(count)]
+    for key, url, size in files:
+        buckets[zlib.crc32(key.encode()) % count].append((url, size))
     return [
         Shard(
             name=f"bucket-{i:05d}-of-{count:05d}",
             url=roots[0],
             size=len(members),
-            members=tuple(members),
+            bytes=sum(size for _, size in members),
+            members=tuple(url for url, _ in members),
             rows=len(members),
         )
         for i, members in enumerate(buckets)
@@ -208,8 +197,5 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
 
 def class_folders(root: str) -> tuple[str, ...]:
     """The class names of an image folder: its sub-folders, sorted."""
-    fs, path = filesystem(root)
-    if not fs.isdir(path):
-        return ()
-    entries: list[dict[str, Any]] = fs.ls(path, detail=True)
-    return tuple(sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory"))
+    entries = list_entries(root) if is_folder(root) else {}
+    return tuple(sorted(url.rstrip("/").rsplit("/", 1)[-1] for url, e in entries.items() if e["type"] == "directory"))

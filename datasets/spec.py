@@ -15,6 +15,7 @@ import tomlkit
 
 from ..errors import SpecError
 from .targets import TARGETS, Target, default_task, task_of_path
+from .writing import write_whole
 
 CONFIG_NAME = "curate.toml"
 FORMATS = ("webdataset", "parquet", "folder")
@@ -225,9 +226,7 @@ def _add_entry(config_path: Path, room: str, name: str, table: Mapping[str, Any]
     for key, value in table.items():
         entry.add(key, list(value) if isinstance(value, tuple) else value)
     cast(Any, document[room])[name] = entry
-    partial = config_path.with_name(config_path.name + ".partial")
-    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
-    os.replace(partial, config_path)
+    write_whole(config_path, tomlkit.dumps(document).encode())
 
 
 def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:

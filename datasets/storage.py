@@ -1,49 +1,40 @@
-"""Files wherever fsspec reaches: listing, whole reads, and writes that appear whole or not at all."""
+"""Files wherever fsspec reaches: listing and reading. What is written is in writing.py.
+
+No other modules call fsspec. Whatever a file system raises (botocore, aiohttp and gcsfs have kinds that are no OSError)
+is tried again, and in the end becomes a StorageError of one line. That nothing is there is no failure of the storage: it
+is a FileNotFoundError.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import ShardError, StorageError, TableError
+from ..errors import CurateError, ReadError, StorageError
 
 T = TypeVar("T")
+Entry = dict[str, Any]
+"""What a file system says of a file: its own `size`, `type` and times."""
+
 PAUSES = (0.1, 1.0)
 # What another attempt a second later would not change.
-LASTING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def patiently(do: Callable[[], T]) -> T:
-    """What a store fails at now and then is tried three times; whatever does it must be safe to do twice."""
-    for pause in PAUSES:
-        try:
-            return do()
-        except LASTING:
-            raise
-        except OSError as e:
-            if e.errno in FULL:
-                raise
-            time.sleep(pause)
-    return do()
+LASTING = (CurateError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL and the path in it."""
     try:
         fs, path = url_to_fs(url)
-    except (ImportError, ValueError) as e:
-        raise ShardError(f"{url}: cannot open this kind of URL: {e}") from None
+    except Exception as e:  # an unknown protocol, a package that is missing, credentials that are
+        raise StorageError(f"{url}: cannot open this kind of URL: {e}") from e
     return fs, str(path)
 
 
@@ -55,63 +46,176 @@ def join_url(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
-def open_read(url: str) -> Any:
-    """A binary file object for sequential reading. Raises ShardError where the file is not there."""
-    try:
-        return answer(url, lambda: fsspec.open(url, "rb").open())
-    except FileNotFoundError:
-        raise ShardError(f"{url}: no such file") from None
+def full_url(url: str) -> str:
+    """The URL as listings give it; of a local file its absolute path."""
+    fs, path = filesystem(url)
+    return _url(fs, path)
 
 
-def answer(url: str, ask: Callable[[], T]) -> T:
-    """Ask a store, patiently. Raises StorageError where it fails, FileNotFoundError where nothing is there."""
+def _url(fs: Any, path: str) -> str:
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def attempt(do: Callable[[], T]) -> T:
+    """Do what may fail now and then, three times at most. It must be safe to do twice."""
+    for pause in PAUSES:
+        try:
+            return do()
+        except LASTING:
+            raise
+        except Exception as e:
+            if getattr(e, "errno", None) in (*FULL, errno.EROFS):
+                raise
+            time.sleep(pause)
+    return do()
+
+
+def reason(error: Exception) -> str:
+    """What happened, in the system's own words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
+def _read(url: str, ask: Callable[[], T]) -> T:
+    """Ask a file system. Raises ReadError where it fails, FileNotFoundError where nothing is there."""
     try:
-        return patiently(ask)
-    except (FileNotFoundError, NotADirectoryError):
+        return attempt(ask)
+    except (CurateError, FileNotFoundError):
         raise
-    except OSError as e:
-        raise StorageError(f"{url}: cannot be read ({e.strerror or e}); run again when its storage answers") from None
+    except NotADirectoryError as e:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from e
+    except Exception as e:
+        if isinstance(e, PermissionError):
+            way_out = "allow this user to read it"
+        elif isinstance(e, IsADirectoryError):
+            way_out = "name a file"
+        else:
+            way_out = "run again when its storage answers"
+        raise ReadError(f"{url}: cannot be read ({reason(e)}); {way_out}") from e
+
+
+class Reader:
+    """An open file, read as patiently as it was opened. Its reads raise ReadError."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        self._url, self._file = url, file
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._file.tell()
+
+        def again() -> bytes:
+            if self._file.tell() != start:
+                self._file.seek(start)
+            return bytes(self._file.read(size))
+
+        return _read(self._url, again)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def open_read(url: str) -> Reader:
+    """A binary file for reading. Raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    return Reader(url, _read(url, lambda: fs.open(path, "rb")))
 
 
 def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     fs, path = filesystem(url)
-    return bytes(answer(url, lambda: fs.cat_file(path)))
+    return bytes(_read(url, lambda: fs.cat_file(path)))
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file. Raises FileNotFoundError."""
+    if "://" not in url:
+        return _read(url, lambda: os.stat(url).st_size)
+    fs, path = filesystem(url)
+    return int(_read(url, lambda: fs.info(path))["size"])
 
 
 def exists(url: str) -> bool:
-    """Whether a file is there; a store that does not answer is no answer."""
+    """Whether a file is there. Storage that does not answer is no answer: raises ReadError."""
     fs, path = filesystem(url)
     try:
-        answer(url, lambda: fs.info(path))
-    except (FileNotFoundError, NotADirectoryError):
+        _read(url, lambda: fs.info(path))
+    except FileNotFoundError:
         return False
     return True
 
 
+def is_folder(url: str) -> bool:
+    fs, path = filesystem(url)
+    return bool(_read(url, lambda: fs.isdir(path)))
+
+
 def list_names(folder: str) -> list[str]:
     """Base names in a folder, sorted; empty where there is none. Cached listings are never used."""
-    fs, path = filesystem(folder)
-    fs.invalidate_cache()
-    try:
-        entries = answer(folder, lambda: fs.ls(path, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(os.path.basename(str(entry).rstrip("/")) for entry in entries)
+    return sorted(_base_name(str(path)) for path in _list(folder, detail=False))
 
 
 def list_times(folder: str) -> dict[str, float | None]:
     """Base names in a folder with the seconds (since 1970) at which they were written; None where nobody keeps that."""
+    return {_base_name(str(entry["name"])): written_at(entry) for entry in _list(folder, detail=True)}
+
+
+def list_entries(folder: str) -> dict[str, Entry]:
+    """What lies in a folder, by full URL, sorted; empty where there is none."""
+    fs, _ = filesystem(folder)
+    found = {_url(fs, str(entry["name"])): entry for entry in _list(folder, detail=True)}
+    return dict(sorted(found.items()))
+
+
+def _list(folder: str, *, detail: bool) -> list[Any]:
     fs, path = filesystem(folder)
     fs.invalidate_cache()
     try:
-        entries = answer(folder, lambda: fs.ls(path, detail=True))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    return {os.path.basename(str(entry["name"]).rstrip("/")): written_at(entry) for entry in entries}
+        return list(_read(folder, lambda: fs.ls(path, detail=detail)))
+    except FileNotFoundError:
+        return []
 
 
-def written_at(entry: dict[str, Any]) -> float | None:
+def _base_name(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))
+
+
+def glob(pattern: str) -> dict[str, Entry]:
+    """What a pattern with wildcards matches, by full URL, sorted."""
+    fs, path = filesystem(pattern)
+    fs.invalidate_cache()
+    found = _read(pattern, lambda: fs.glob(path, detail=True))
+    return {_url(fs, p): found[p] for p in sorted(found)}
+
+
+def list_below(folder: str) -> dict[str, tuple[str, Entry]]:
+    """Every file below a folder: by its path from there, sorted, its full URL and its entry."""
+    fs, path = filesystem(folder)
+    start = len(path.rstrip("/")) + 1
+    found = _read(folder, lambda: fs.find(path, detail=True))
+    return {p[start:]: (_url(fs, p), found[p]) for p in sorted(found)}
+
+
+def written_at(entry: Entry) -> float | None:
     """When a listed file was written, in seconds since 1970. Every filesystem of fsspec has its own name for it."""
     found = next(
         (entry[k] for k in ("mtime", "LastModified", "last_modified", "updated", "created") if k in entry), None
@@ -119,59 +223,3 @@ def written_at(entry: dict[str, Any]) -> float | None:
     if isinstance(found, datetime):
         return found.timestamp()
     return float(found) if isinstance(found, int | float) else None
-
-
-def make_folder(folder: str) -> None:
-    """Create a folder and prove that it can be written. Raises TableError where it cannot."""
-    fs, path = filesystem(folder)
-    probe = f"{path.rstrip('/')}/.writable-{uuid.uuid4().hex}"
-    try:
-        patiently(lambda: fs.makedirs(path, exist_ok=True))
-        patiently(lambda: fs.pipe_file(probe, b""))
-        remove(probe if is_local(folder) else fs.unstrip_protocol(probe))
-    except OSError as e:
-        raise TableError(f"{folder}: cannot be written ({e.strerror or e}); choose another --out") from None
-
-
-def write_atomically(url: str, content: bytes) -> None:
-    """The file appears whole or not at all: temporary name and rename on local disks, one put on object stores."""
-    fs, path = filesystem(url)
-    local = isinstance(fs, LocalFileSystem)
-    try:
-        patiently(lambda: _write_and_rename(path, content) if local else fs.pipe_file(path, content))
-    except OSError as e:
-        raise TableError(f"{url}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
-
-
-def _write_and_rename(path: str, content: bytes) -> None:
-    partial = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)
-
-
-def remove_partials(folder: str) -> None:
-    """Delete what killed writers left of their unfinished files, in a local folder and those below it."""
-    for path, _, names in os.walk(folder):
-        for name in names:
-            if name.startswith(".") and name.endswith(".partial"):
-                with suppress(FileNotFoundError):  # its writer lives, and was done just now
-                    os.unlink(os.path.join(path, name))
-
-
-def remove(url: str) -> None:
-    """Delete a file where it is there. Raises TableError where that cannot be done."""
-    fs, path = filesystem(url)
-    try:
-        patiently(lambda: fs.rm_file(path))
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # not there is what was wanted
-    except OSError as e:
-        raise TableError(f"{url}: cannot be removed ({e.strerror or e}); run again when its storage answers") from None

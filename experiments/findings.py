@@ -312,7 +312,9 @@ def relabelled(config: Config, source: str, column: str) -> Any:
             yield {"__key__": example.key, "png": example.image, "cls": str(labels[example.key]).encode()}
 
 
-quiet: Callable[[str], None] = lambda line: None  # noqa: E731
+def quiet(line: str) -> None:
+    """Prints nothing."""
+
 
 if __name__ == "__main__":
     main()

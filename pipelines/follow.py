@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..datasets.spec import DatasetSpec
 from ..errors import ShardError, StorageError, WorkerError
 from ..scoring.tables.read import error_names, finished_shards
 from ..scoring.tables.write import clear_error, note_error
+from ..units import Report
 
 # A file, when it was seen, and whether it could not be read before.
 Looked = tuple[LandedFile, float, bool]
@@ -123,7 +124,7 @@ class Open(beam.DoFn):
     def process(self, file: LandedFile) -> Iterator[Shard]:
         try:
             shards = shards_of_file(self._dataset, file.shard)
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             note_error(self._folder, file.shard, str(e))
             return
         if len(shards) > 1:
@@ -146,7 +147,7 @@ def children_ignore_interrupts() -> AbstractContextManager[None]:
     return _handled(signal.SIGINT, signal.SIG_IGN)
 
 
-def until_stopped(result: Any, report: Callable[[str], None]) -> None:
+def until_stopped(result: Any, report: Report) -> None:
     """Wait until somebody stops the job, by Ctrl-C or SIGTERM, or it fails.
 
     Raises what it failed with; WorkerError where the engine itself is gone.

@@ -16,7 +16,7 @@ from ..datasets.readers import too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
-from ..errors import FailuresError, ModelError, ShardError
+from ..errors import FailuresError, ModelError, ShardError, StorageError
 from ..scoring.forward import best_device
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
@@ -31,7 +31,7 @@ STAGES = ("read", "decode", "forward", "write")
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What every worker is told. `folder` is the table's; `processes` share a machine's cores."""
 
     dataset: DatasetSpec
@@ -50,7 +50,7 @@ class Job:
 class ScoreShard(beam.DoFn):
     """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScoringJob) -> None:
         self._job = job
         self._shared = shared.Shared()
         self._examples = Metrics.counter("curate", "examples")
@@ -90,7 +90,7 @@ class ScoreShard(beam.DoFn):
                 forward_flops=job.forward_flops,
                 kept=self._kept,
             )
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return

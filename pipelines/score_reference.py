@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,17 +16,18 @@ import torch
 from apache_beam.options.pipeline_options import DirectOptions
 
 from .. import errors
-from ..datasets.landed import check_lands, landed_shards
+from ..datasets.landed import landed_shards
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import filesystem, is_local, make_folder
-from ..errors import CurateError, ShardError, SpecError, TableError
+from ..datasets.storage import filesystem, is_local
+from ..datasets.writing import make_folder
+from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import load_model
-from ..scoring.models import Model, ModelSpec
-from ..scoring.settings import Precision, check_precision
+from ..scoring.models import Model
+from ..scoring.settings import Precision
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.read import finished_shards, read_manifest
 from ..scoring.tables.run_costs import recorded_train_flops
@@ -35,35 +37,11 @@ from ..units import Report
 from .committed import watch, watch_landing
 from .finish import check_size, finish
 from .follow import LandingShards, children_ignore_interrupts, until_stopped
-from .job import Job, ScoreShard
+from .job import ScoreShard, ScoringJob
+from .options import ScoreOptions
 from .runner import release, runner_of
 
 COUNTS_COME_FROM_THE_TABLE = "counts below come from the table itself"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What to score and how. `max_failures` is a share of the examples read; `runner_options` are Beam's own.
-
-    `follow`: go on with the shards that land later, looking for them every so many seconds, until stopped.
-    """
-
-    dataset: DatasetSpec
-    reference: ModelSpec
-    out: str = "scores"
-    embeddings: bool = False
-    batch_size: int = 128
-    precision: Precision | None = None
-    max_failures: float = 0.01
-    runner_options: tuple[str, ...] = ()
-    follow: float | None = None
-
-    def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.follow is not None:
-            check_lands(self.dataset)
-            if not self.follow > 0:
-                raise SpecError(f"--every is {self.follow:g}, expected seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -99,17 +77,16 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     end for shards that could not be read and for more failures than allowed. Committed shards stay.
     """
     started = time.perf_counter()
-    following = options.follow is not None
+    following = options.follow
     shards = landed_shards(options.dataset) if following else list_shards(options.dataset)
-    model = load_model(options.reference, trained=True)
+    model = load_model(options.model, trained=True)
     fingerprint = model.fingerprint()
     flops = forward_flops(model)
-    folder = table_folder(options.out, options.dataset, options.reference.name, fingerprint)
-    report(
-        f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.reference.name}' {fingerprint[:8]}"
-    )
-    make_folder(folder)
-    with writing(folder):
+    folder = table_folder(options.out, options.dataset, options.model.name, fingerprint)
+    report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.model.name}' {fingerprint[:8]}")
+    with _or_another_out():
+        make_folder(folder)
+    with _or_another_out(), writing(folder):
         done = _check_existing(folder, options, shards)
         todo = [shard for shard in shards if shard.name not in done]
         report(f"{folder}: {len(done):,} shards done, {len(todo):,} to do")
@@ -134,6 +111,15 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         )
 
 
+@contextmanager
+def _or_another_out() -> Iterator[None]:
+    """What cannot be written here may be written under another --out."""
+    try:
+        yield
+    except WriteError as e:
+        raise TableError(f"{e}, or choose another --out") from e
+
+
 def _run(
     options: ScoreOptions,
     folder: str,
@@ -144,10 +130,10 @@ def _run(
     precision: Precision,
     report: Report,
 ) -> dict[str, float]:
-    runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow is not None)
-    job = Job(
+    runner, pipeline_options = runner_of(options.runner_options, len(todo), follow=options.follow)
+    job = ScoringJob(
         dataset=options.dataset,
-        reference=options.reference,
+        reference=options.model,
         fingerprint=fingerprint,
         folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may stand elsewhere
         embeddings=options.embeddings,
@@ -164,11 +150,11 @@ def _run(
         },
     )
     stop = threading.Event()
-    if options.follow is None:
+    if not options.follow:
         source: beam.PTransform = beam.Create(todo)
         watcher = threading.Thread(target=watch, args=(folder, todo, report, stop), daemon=True)
     else:
-        source = LandingShards(options.dataset, job.folder, options.follow)
+        source = LandingShards(options.dataset, job.folder, options.every)
         watcher = threading.Thread(target=watch_landing, args=(folder, done, report, stop), daemon=True)
     watcher.start()
     result: Any = None
@@ -176,7 +162,7 @@ def _run(
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
-        if options.follow is None:
+        if not options.follow:
             result = pipeline.run()
             result.wait_until_finish()
         else:
@@ -256,12 +242,13 @@ def _check_first_examples(dataset: DatasetSpec, todo: Sequence[Shard]) -> None:
 
     One bad shard is left to its worker, which notes it and lets the others go on.
     """
+    error: CurateError
     for shard in {todo[0].name: todo[0], todo[-1].name: todo[-1]}.values():
         try:
             if list(islice(read_shard(dataset, shard), 1)) or dataset.format != "webdataset":
                 return
             error = ShardError(f"{shard.url}: no example in it; expected members such as KEY.{dataset.image[0]}")
-        except ShardError as e:
+        except (ShardError, StorageError) as e:
             error = e
     raise error
 
@@ -287,14 +274,14 @@ def _manifest(
         "scale": float(scale.detach().exp()) if scale is not None else None,
         "bias": float(bias.detach()) if bias is not None else None,
         "reference": {
-            "name": options.reference.name,
+            "name": options.model.name,
             "fingerprint": fingerprint,
-            "model": options.reference.to_dict(),
+            "model": options.model.to_dict(),
             "preprocessing": model.preprocessing.to_dict(),
         },
         "flops": {
             "forward_per_example": flops.per_example,
             "uncounted_operators": list(flops.uncounted),
-            "reference_train": recorded_train_flops(options.reference.name),
+            "reference_train": recorded_train_flops(options.model.name),
         },
     }

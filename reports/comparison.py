@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..datasets.spec import DatasetSpec
-from ..datasets.storage import write_atomically
-from ..errors import RunError
+from ..datasets.writing import whole_file, write_whole
+from ..errors import RunError, WriteError
 from ..units import Report
 from .analysis import analyse
 from .contact_sheet import contact_sheets, sheets_html
@@ -77,9 +77,9 @@ def write_folder(
         write_comparison(comparison, root / "comparison.json")
         sheets = contact_sheets(root, found, compared.budget_flops, dataset)
         text = page(comparison, draw(comparison, found, root / "plots"), sheets_html(sheets))
-        write_atomically(str(index), text.encode())
-    except OSError as e:
-        raise RunError(f"{root}: cannot be written ({e.strerror or e}); free space or choose another --out") from None
+        write_whole(index, text.encode())
+    except WriteError as e:
+        raise RunError(f"{e}, or choose another --out") from e
     report(comparison.verdict)
     return str(index)
 
@@ -112,10 +112,9 @@ def _made(root: Path, found: Sequence[Point]) -> Made:
 
 def write_points(found: Sequence[Point], path: Path) -> None:
     """All points as Parquet."""
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist([point.to_dict() for point in found]), partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist([point.to_dict() for point in found]), partial)
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    write_atomically(str(path), (json.dumps(comparison.to_dict(), indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(comparison.to_dict(), indent=2) + "\n").encode())

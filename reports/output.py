@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from decimal import Decimal
 from typing import IO, Any
 
@@ -17,9 +14,8 @@ import duckdb
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
+from ..datasets.writing import whole_file
 from ..errors import QueryError
 from .sql import error_line
 from .terminal import print_table
@@ -31,14 +27,14 @@ def write(result: pa.RecordBatchReader, format: str = "table", file: str | None 
     `file` is a path or fsspec URL, which appears whole or not at all; None is standard output. Batches are written
     as they come, so memory does not grow with the rows. A table stops at 50 rows and says how many there are.
     Raises QueryError where the format is unknown, Parquet would go to a terminal, a column's type cannot be written,
-    or the query fails on the way.
+    or the query fails on the way; StorageError where the file cannot be written.
     """
     writer = WRITERS.get(format)
     if writer is None:
         raise QueryError(f"unknown format '{format}'; known are {', '.join(FORMATS)}")
     try:
         if file is not None:
-            with _whole_file(file) as binary:
+            with whole_file(file) as partial, open(partial, "wb") as binary:
                 return writer(result, binary)
         if format == "parquet" and sys.stdout.isatty():
             raise QueryError("Parquet cannot be shown on a terminal; give --output FILE or use a pipe")
@@ -53,7 +49,7 @@ def write(result: pa.RecordBatchReader, format: str = "table", file: str | None 
     except (pa.ArrowException, duckdb.Error) as e:
         raise QueryError(error_line(e)) from None
     except OSError as e:
-        raise QueryError(f"{file or 'standard output'}: cannot be written: {error_line(e)}") from None
+        raise QueryError(f"standard output: cannot be written: {error_line(e)}") from None
 
 
 def _write_table(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
@@ -142,31 +138,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return value if value is None or isinstance(value, str | int | bool) else str(value)
-
-
-@contextmanager
-def _whole_file(file: str) -> Iterator[IO[bytes]]:
-    """A file to write that takes its place under its name only once it is complete."""
-    try:
-        fs, path = url_to_fs(file)
-    except (ImportError, ValueError) as e:
-        raise QueryError(f"{file}: cannot open this kind of URL: {error_line(e)}") from None
-    local = isinstance(fs, LocalFileSystem)
-    folder = os.path.dirname(path) if local else None
-    if folder:
-        os.makedirs(folder, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=".", suffix=".partial", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as binary:
-            yield binary
-        if local:
-            # mkstemp's file is its owner's alone; one that others expect to read follows the umask.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(partial, 0o666 & ~mask)
-            os.replace(partial, path)
-        else:
-            fs.put_file(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.unlink(partial)

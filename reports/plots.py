@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from ..datasets.storage import write_atomically
+from ..datasets.writing import whole_file, write_whole
 from ..ledger import BASELINE, LINES
 from ..scoring.policies import POLICIES
 from ..units import format_flops
@@ -59,7 +59,6 @@ def draw(comparison: Comparison, found: Sequence[Point], folder: Path) -> dict[s
         "wrong_labels": lambda: _wrong_labels(comparison.selection, policies),
         "distributions": lambda: _distributions(comparison.selection, policies),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     with mpl.rc_context(STYLE):
         for name, plot in plots.items():
@@ -70,8 +69,9 @@ def draw(comparison: Comparison, found: Sequence[Point], folder: Path) -> dict[s
                 continue
             FigureCanvasAgg(figure)
             drawn[name] = svg_text(figure)
-            write_atomically(str(folder / f"{name}.svg"), drawn[name].encode())
-            figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+            write_whole(folder / f"{name}.svg", drawn[name].encode())
+            with whole_file(folder / f"{name}.png") as partial:
+                figure.savefig(partial, format="png", dpi=160, metadata={"Software": None})
     return drawn
 
 

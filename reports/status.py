@@ -122,9 +122,9 @@ def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
 
 
 def write_status(
-    status: TableStatus, format: str = "table", *, every: bool = False, file: IO[str] | None = None
+    status: TableStatus, format: str = "table", *, show_all: bool = False, file: IO[str] | None = None
 ) -> None:
-    """Print totals, and the shards with failures or not done (`every`: all). Raises SpecError for an unknown format."""
+    """Print totals, and the shards with failures or not done (`show_all`: all). Raises SpecError for an unknown format."""
     file = file or sys.stdout
     if format not in FORMATS:
         raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
@@ -150,10 +150,10 @@ def write_status(
         )
     elif not status.complete:
         console.print("run the same score-reference command again; it scores only the missing shards")
-    listed = [s for s in status.shards if every or s.state != "done" or s.failures]
+    listed = [s for s in status.shards if show_all or s.state != "done" or s.failures]
     if listed:
-        console.print(_shards(listed if every else listed[:MAX_LISTED]))
-    if len(listed) > MAX_LISTED and not every:
+        console.print(_shards(listed if show_all else listed[:MAX_LISTED]))
+    if len(listed) > MAX_LISTED and not show_all:
         console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
 
 

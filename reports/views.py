@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import duckdb
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
+from ..datasets.storage import filesystem, is_local
 from ..errors import QueryError
 from .runs import METRICS_COLUMNS, metrics_sql, runs_sql
 from .sql import Columns, empty_sql, error_line, literal, parquet_sql
@@ -66,7 +65,8 @@ def connect(
     `datasets` are the [datasets.NAME] tables of curate.toml: files of their `analysis` settings fill the view `analysis`
     (paths are relative to the working folder). FLOPs columns are FLOPs, seconds columns are seconds.
 
-    Raises QueryError where a root cannot be listed or an analysis file cannot be read.
+    Raises QueryError where a root cannot be listed or an analysis file cannot be read, StorageError where nothing opens
+    such a URL.
     """
     connection = duckdb.connect()
     # Otherwise a misspelt table name could resolve to one of our Python variables instead of raising an error.
@@ -93,15 +93,15 @@ def connect(
 
 def _open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
     """The root as DuckDB reads it, with its glob characters escaped. Registers the file system of an fsspec URL."""
+    fs, path = filesystem(root)
+    if is_local(root):
+        return glob.escape(path.rstrip("/"))
     try:
-        fs, path = url_to_fs(root)
-        if isinstance(fs, LocalFileSystem):
-            return glob.escape(str(path).rstrip("/"))
         fs.invalidate_cache()
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         if not connection.filesystem_is_registered(protocol):
             connection.register_filesystem(fs)
-    except (ImportError, ValueError, OSError, duckdb.Error) as e:
+    except (ValueError, duckdb.Error) as e:
         raise QueryError(f"{root}: cannot open this kind of URL: {error_line(e)}") from None
     return glob.escape(root.rstrip("/"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..ledger import StepCost
+from ..errors import SpecError
+from ..ledger import Ledger, StepCost, steps_within
+from ..units import parse_flops
 from .models import Model
+from .tables.lookup import ScoreTable
 
 # Views and bookkeeping do no arithmetic; listing them would hide what matters.
 NO_ARITHMETIC = frozenset(
@@ -126,3 +129,53 @@ def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, to
     images = torch.empty(batch_size, 3, size, size, device="meta")
     one = model.targets([model.task.blank()])
     return module, images, torch.empty(batch_size, *one.shape[1:], dtype=one.dtype, device="meta")
+
+
+class ComputeLedger(Ledger):
+    """A ledger for a loop of your own: measures each part of a step once, adds up steps, and stops a budget.
+
+    ledger = ComputeLedger()
+    ledger.measure("online_score", lambda: losses(online, batch))
+    ledger.measure("learner_train", lambda: criterion(learner(images), labels).backward())
+    for step in range(ledger.steps_within("20TF")):
+        ...
+        ledger.add_step()
+    """
+
+    def __init__(self, table: ScoreTable | None = None) -> None:
+        """Begins with what the reference cost, where a score `table` knows it."""
+        flops = table.manifest["flops"] if table is not None else {}
+        super().__init__(
+            reference_score=flops.get("reference_score") or 0.0, reference_train=flops.get("reference_train", 0.0)
+        )
+        self.cost = StepCost()
+        self.uncounted: tuple[str, ...] = ()
+
+    def measure(self, line: str, run: Callable[[], Any], times_per_step: float = 1.0) -> float:
+        """Call `run` once, on shapes as large as a step's, and count its FLOPs; returns them.
+
+        `line` is one that a step spends: learner_train, online_score or online_train. Parts of one line add up.
+        `times_per_step` multiplies a part that runs more than once. Operators without a formula are listed in
+        `uncounted`. Raises SpecError for another line.
+        """
+        if line not in STEP_LINES:
+            raise SpecError(f"a step has no line '{line}'; expected {', '.join(STEP_LINES)}")
+        counted = count(run, 1)
+        self.uncounted = tuple(sorted({*self.uncounted, *counted.uncounted}))
+        flops = counted.total * times_per_step
+        self.cost = replace(self.cost, **{line: getattr(self.cost, line) + flops})
+        return flops
+
+    def add_step(self, cost: StepCost | None = None) -> None:
+        """Add a step's FLOPs: what was measured, or `cost`."""
+        super().add_step(cost or self.cost)
+
+    def steps_within(self, budget: float | str) -> int:
+        """Whole steps that a budget pays for, such as "20TF" or 2e13. Raises BudgetError where it is not even one."""
+        flops = parse_flops(budget) if isinstance(budget, str) else budget
+        if not self.cost.total:
+            raise SpecError("nothing was measured; call measure for each part of a step first")
+        return steps_within(flops, self.cost.total)
+
+
+STEP_LINES = tuple(field.name for field in fields(StepCost))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch import nn
 
 from ..datasets.spec import Config, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
+from ..datasets.writing import whole_file
 from ..errors import ModelError
 from .coarse import coarsened
 from .models import Model, ModelSpec, Task
@@ -83,10 +83,10 @@ def load_weights(module: nn.Module, url: str) -> None:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a .safetensors file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    safetensors.torch.save_file({k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}, partial)
-    os.replace(partial, path)
+    """Write a .safetensors file that appears whole or not at all. Raises WriteError."""
+    state = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+    with whole_file(path) as partial:
+        safetensors.torch.save_file(state, partial)
 
 
 def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:

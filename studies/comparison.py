@@ -15,55 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, WriteError
 from ..ledger import BASELINE
-from ..scoring.policies import find_policy
+from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """One comparison. `base` is the run that all share: data set, models, table, filter ratio, `budget_flops` = 1x.
-
-    `budgets` are multiples of that; uniform also runs at those of `ladder`: the others' savings are read on it, so it
-    has to reach further up. `learning_rates` are tried by uniform at 1x (seed 0, three runs as a rule) and the best
-    is used by *every* policy: the baseline gets its own best one, the others take what suits it. `jobs` runs go on at
-    a time, each on its share of the cores.
-    """
-
-    base: RunOptions
-    policies: tuple[str, ...]
-    budgets: tuple[float, ...]
-    ladder: tuple[float, ...] = ()
-    seeds: int = 3
-    learning_rates: tuple[float, ...] = ()
-    jobs: int = 1
-    out: str = "comparisons/default"
-
-    def __post_init__(self) -> None:
-        if BASELINE not in self.policies:
-            raise SpecError(f"--policies must name {BASELINE}: without it nothing can be said of savings")
-        if len(set(self.policies)) != len(self.policies):
-            raise SpecError(f"--policies names one twice: {', '.join(self.policies)}")
-        if 1.0 not in self.budgets:
-            raise SpecError("--budgets must name 1x, the budget that --budget-flops gives")
-        if not all(x > 0 for x in self.budgets + self.ladder):
-            raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
-        for option, value in (("--seeds", self.seeds), ("--jobs", self.jobs)):
-            if value < 1:
-                raise SpecError(f"{option} is {value}, expected at least 1")
-        if self.base.budget.budget_flops is None:
-            raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
-        for policy in self.policies:
-            self.base.but(policy=policy)  # raises where a policy lacks its online model or its table
-
-    @property
-    def runs(self) -> Path:
-        return Path(self.out, "runs")
+from .options import CompareOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +82,12 @@ def planned(options: CompareOptions, learning_rate: float) -> list[RunOptions]:
     for multiple in sorted({*options.budgets, *options.ladder}):
         for seed in range(options.seeds):
             for policy in options.policies:
-                if multiple in options.budgets or policy == BASELINE:
+                if multiple in options.budgets or str(policy) == BASELINE:
                     points.append(_point(options, policy, multiple, seed, learning_rate))
     return points
 
 
-def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr: float) -> RunOptions:
+def _point(options: CompareOptions, policy: str | Policy, multiple: float, seed: int, lr: float) -> RunOptions:
     base = options.base
     assert base.budget.budget_flops is not None
     chosen = find_policy(policy)
@@ -140,23 +100,21 @@ def _point(options: CompareOptions, policy: str, multiple: float, seed: int, lr:
         lr=lr,
         evaluate=True,
         out=str(options.runs),
-        name=f"{policy}-{multiple:g}x-seed{seed}",
+        name=f"{chosen.name}-{multiple:g}x-seed{seed}",
     )
 
 
 def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> tuple[tuple[float, float], ...]:
     """Uniform at 1x with every learning rate. These runs are no points of the comparison, but for the best one's twin."""
-    if not options.learning_rates:
+    if not options.search_lr:
         return ()
     tried = [
         _point(options, BASELINE, 1.0, 0, lr).but(name=f"lr{lr:g}", out=str(Path(options.out, "search")))
-        for lr in options.learning_rates
+        for lr in options.search_lr
     ]
-    report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.learning_rates)}")
+    report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.search_lr)}")
     run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
-    return tuple(
-        (lr, float(_summary(t)["quality"][quality])) for lr, t in zip(options.learning_rates, tried, strict=True)
-    )
+    return tuple((lr, float(_summary(t)["quality"][quality])) for lr, t in zip(options.search_lr, tried, strict=True))
 
 
 def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
@@ -236,7 +194,7 @@ def _refuse_other_settings(options: CompareOptions) -> None:
     """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
     path = Path(options.out, "settings.json")
     free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
-    rates: list[float | None] = list(options.learning_rates) or [options.base.optimization.lr]
+    rates: list[float | None] = list(options.search_lr) or [options.base.optimization.lr]
     if path.exists():
         before = read_document(path)
         changed = options.base.changed_since(before, free)
@@ -246,10 +204,9 @@ def _refuse_other_settings(options: CompareOptions) -> None:
             raise RunError(f"{options.out}: was made with {changed[0]}; use another --out")
     now = {k: v for k, v in options.base.to_dict().items() if k not in free} | {"learning_rates": rates}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, now)
-    except OSError as e:
-        raise RunError(f"{options.out}: cannot be written ({e.strerror or e}); choose another --out") from None
+    except WriteError as e:
+        raise RunError(f"{e}, or choose another --out") from e
 
 
 def _folder(options: RunOptions) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import SpecError, TableError
-from ..ledger import REGIMES, Ledger, StepCost
+from ..ledger import REGIMES, Ledger, StepCost, steps_within
+from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost, train_flops
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
@@ -16,64 +17,11 @@ from ..scoring.settings import super_batch_size
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
-from ..training.budget import steps_within
+from ..training.startup import coarse_of
+from .options import PlanOptions
 
 # The paper's ladder of scorers for ViT-L is B 1/3.5, S 1/13, Ti 1/49: two sizes are a factor of 49 / 3.5 = 14.
 SIZE_STEP = math.sqrt(14)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """What is to be planned: either `ratio` alone, or `learner`, `online` and `dataset` with `budget_flops`.
-
-    `filter_ratio` is the share dropped. `runs` share one reference. `reference_steps` are the steps of `batch_size`
-    that training the reference took. `expected_saving` is a share of the learner's updates.
-    """
-
-    ratio: float | None = None
-    learner: str | None = None
-    online: str | None = None
-    reference: str | None = None
-    reference_scores: str | None = None
-    dataset: str | None = None
-    data_size: int | None = None
-    budget_flops: float | None = None
-    reference_steps: int | None = None
-    batch_size: int = 128
-    filter_ratio: float = 0.5
-    runs: int = 1
-    expected_saving: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.ratio is None and self.learner is None:
-            raise SpecError("nothing to plan; give --ratio 1/49, or --learner NAME with --online and --dataset")
-        if self.ratio is not None:
-            if not 0 < self.ratio < math.inf:
-                raise SpecError(f"--ratio is {self.ratio:g}, expected more than 0, such as 1/49")
-            models_only = "learner online reference reference_scores dataset data_size budget_flops reference_steps"
-            for option in models_only.split():
-                if getattr(self, option) is not None:
-                    raise SpecError(
-                        f"--ratio and {_flag(option)} are both given; a bare ratio takes no models, drop one"
-                    )
-        else:
-            for option in ("online", "dataset", "budget_flops"):
-                if getattr(self, option) is None:
-                    raise SpecError(f"--learner is given without {_flag(option)}; add it")
-        if self.reference_scores is not None:
-            for option in ("reference", "data_size"):
-                if getattr(self, option) is not None:
-                    raise SpecError(
-                        f"--reference-scores and {_flag(option)} are both given; the table knows it, drop one"
-                    )
-        if not 0 <= self.filter_ratio < 1:
-            raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
-        for option, least in (("runs", 1), ("data_size", 1), ("reference_steps", 0)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise SpecError(f"{_flag(option)} is {value}, expected at least {least}")
-        if self.expected_saving is not None and not 0 < self.expected_saving < 1:
-            raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +162,11 @@ def plan_from_ratio(options: PlanOptions) -> Plan:
     """
     r = options.ratio
     assert r is not None
-    score = r / (3 * (1 - options.filter_ratio))
+    score = r / (3 * (1 - options.selection.filter_ratio))
     step = StepCost(learner_train=1.0, online_score=score, online_train=r)
     return Plan(
         ratio=r,
-        filter_ratio=options.filter_ratio,
+        filter_ratio=options.selection.filter_ratio,
         step=step,
         uniform_steps=1.0,
         steps=1 / step.total,
@@ -241,21 +189,26 @@ _AS_LONG_AS_UNIFORM = "reference training: not known, taken as long as the unifo
 
 def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     """In FLOPs, measured as `curate train` measures them."""
-    assert options.learner and options.online and options.dataset and options.budget_flops
+    assert options.dataset
     dataset = find_dataset(options.dataset, config)
-    b, B = options.batch_size, super_batch_size(options.batch_size, options.filter_ratio)
-    table = _open_table(options.reference_scores, dataset) if options.reference_scores else None
+    selection, b = options.selection, options.optimization.batch_size
+    assert options.learner and selection.online and options.budget_flops
+    B = super_batch_size(b, selection.filter_ratio)
+    table = _open_table(selection.reference_scores, dataset) if selection.reference_scores else None
+    coarse = coarse_of(selection, table)
     reference_spec = _reference_spec(options, table, dataset, config)
 
     learner = _build(_find(options.learner, dataset, config))
-    online = _build(_find(options.online, dataset, config))
+    online = _build(_find(selection.online, dataset, config))
     reference = _build(reference_spec) if reference_spec else online
-    cost, uncounted = step_cost(learner, online, online, sub_batch=b, super_batch=B)
+    scorer, scoring_reference = (coarsened(model, coarse) if coarse else model for model in (online, reference))
+    smoothing = options.optimization.label_smoothing
+    cost, uncounted = step_cost(learner, online, scorer, sub_batch=b, super_batch=B, label_smoothing=smoothing)
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 
     notes = [] if reference_spec else ["reference: not given, taken as large as the online model"]
-    score_one = forward_flops(reference).per_example
+    score_one = forward_flops(scoring_reference).per_example
     score_once = score_each = 0.0
     if table is not None:
         score_once = float(table.manifest["flops"]["reference_score"])
@@ -272,7 +225,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         notes.append(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     return Plan(
         ratio=cost.online_score / B / forward_flops(learner).per_example,
-        filter_ratio=options.filter_ratio,
+        filter_ratio=selection.filter_ratio,
         step=cost,
         uniform_steps=uniform_steps,
         steps=steps,
@@ -290,16 +243,16 @@ def _reference_training(
     options: PlanOptions, table: ScoreTable | None, reference: Model, uniform_steps: int
 ) -> tuple[float, str]:
     """(FLOPs of training the reference, where the figure comes from)."""
-    steps = options.reference_steps
-    note = f"reference training: {steps:,} steps of {options.batch_size}" if steps is not None else _AS_LONG_AS_UNIFORM
+    steps, b = options.reference_steps, options.optimization.batch_size
+    note = f"reference training: {steps:,} steps of {b}" if steps is not None else _AS_LONG_AS_UNIFORM
     if steps is None:
-        recorded = recorded_train_flops(options.reference) if options.reference else None
+        recorded = recorded_train_flops(options.selection.reference) if options.selection.reference else None
         if table is not None:
             recorded = table.manifest["flops"]["reference_train"]
         if recorded is not None:
             return recorded, "reference training: as recorded by the run that made it"
         steps = uniform_steps
-    training = train_flops(reference, reference.task.training_loss(reference), options.batch_size)
+    training = train_flops(reference, reference.task.training_loss(reference), b)
     return float(training.total * steps), note
 
 
@@ -310,9 +263,9 @@ def _reference_spec(
     if table is not None:
         spec = ModelSpec(**table.manifest["reference"]["model"])
         recorded = table.manifest["flops"]["reference_train"]
-    elif options.reference is not None:
-        spec = _find(options.reference, dataset, config)
-        recorded = recorded_train_flops(options.reference)
+    elif options.selection.reference is not None:
+        spec = _find(options.selection.reference, dataset, config)
+        recorded = recorded_train_flops(options.selection.reference)
     else:
         return None
     if spec.weights == "published" and recorded is None and options.reference_steps is None:
@@ -345,9 +298,5 @@ def _find(name: str, dataset: DatasetSpec, config: Config) -> ModelSpec:
 
 
 def _build(spec: ModelSpec) -> Model:
-    """The model without its weights: shapes decide the FLOPs, so nothing is fetched for a plan."""
-    return load_model(find_task(spec.task).without_weights(spec))
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
+    """The model at full size without its weights: shapes decide the FLOPs, so nothing is fetched for a plan."""
+    return load_model(replace(find_task(spec.task).without_weights(spec), coarse={}))

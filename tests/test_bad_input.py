@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import IN_MEMORY, curate, read_tar, replace_member, start_curate, tree, write_tar
-from curate.datasets.readers import hash_target
+from curate.datasets.targets import hash_target
 from curate.scoring.tables.lookup import open_scores
 from curate.scoring.tables.write import writing
 

@@ -1,14 +1,13 @@
 """Checkpoints that appear whole or not at all, and bring a run back bit for bit on the same device.
 
-A checkpoint is a folder `checkpoints/resume-STEP/`: written under a temporary name, then renamed. Older ones go only
-after it stands. Rules of resuming: what was logged after the checkpoint's step is cut away; loader position, random
-states, optimizers and the ledger come back as they were; the schedule is the same function of the step.
+A checkpoint is a folder `checkpoints/resume-STEP/`, on the disk before the older ones are removed. Rules of resuming:
+what was logged after the checkpoint's step is cut away; loader position, random states, optimizers and the ledger come
+back as they were; the schedule is the same function of the step.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..datasets.writing import remove_partials, whole_folder
 from ..errors import RunError
 from ..scoring.loading import load_weights, save_weights
 from .trainee import Trainee
@@ -36,27 +36,20 @@ def save(
     generators: dict[str, torch.Generator],
     state: dict[str, Any],
 ) -> None:
-    """Write the checkpoint of having done `step` steps. `state` must be JSON-able."""
+    """Write the checkpoint of having done `step` steps. `state` must be JSON-able. Raises WriteError."""
     folder = run / "checkpoints" / f"resume-{step:09d}"
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, trainee in trainees.items():
-        save_weights(trainee.module, partial / f"{name}.safetensors")
     tensors = {
         "optimizers": {name: trainee.optimizer.state_dict() for name, trainee in trainees.items()},
         "generators": {name: generator.get_state() for name, generator in generators.items()},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    torch.save(tensors, partial / "optimizers.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-    for file in partial.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        for name, trainee in trainees.items():
+            save_weights(trainee.module, partial / f"{name}.safetensors")
+        with (partial / "optimizers.pt").open("wb") as file:  # by its path, torch would hide why it cannot be written
+            torch.save(tensors, file)
+        (partial / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
     for old in _checkpoints(run):
         if old != folder:
             shutil.rmtree(old)
@@ -95,8 +88,9 @@ def exists(run: Path) -> bool:
 
 def remove_all(run: Path) -> None:
     """Also what a kill in the middle of a save left."""
-    for folder in (*_checkpoints(run), *(run / "checkpoints").glob(".resume-*.partial")):
+    for folder in _checkpoints(run):
         shutil.rmtree(folder)
+    remove_partials(run / "checkpoints")
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -77,7 +77,7 @@ class ShardLoader:
         self._cache: dict[int, LoadedShard] = {}
         self._room, self._image_bytes = cache_bytes, image_bytes
         self._keeps_decoded: set[str] = set()
-        self.keeps_all = sum(shard.size for shard in self.shards) <= host_bytes
+        self.keeps_all = sum(shard.bytes for shard in self.shards) <= host_bytes
         self._lock = threading.Lock()
 
     def keeps(self, row: Row) -> bool:
@@ -170,6 +170,17 @@ class Lane:
             self.position = LanePosition(at.epoch, at.window if more else at.window + 1, end if more else 0)
         return found
 
+    def holds(self, count: int) -> bool:
+        """Whether so many examples can be taken without reading."""
+        at = self.position
+        if not count:
+            return True
+        return (
+            self._loaded is not None
+            and self._loaded[:2] == (at.epoch, at.window)
+            and at.offset + count <= len(self._loaded[2])
+        )
+
     def next_epoch(self) -> None:
         self.position = LanePosition(self.position.epoch + 1)
 
@@ -177,7 +188,7 @@ class Lane:
         if self._windows is None or self._windows[0] != epoch:
             shards = self.loader.shards
             segments = lane_segments(self.seed, epoch, self.lanes, len(shards), self.rows)[self.number]
-            sizes = [shards[s.shard].size * self._share(s) for s in segments]
+            sizes = [shards[s.shard].bytes * self._share(s) for s in segments]
             self._windows = (epoch, windows(segments, sizes, self.room))
         return self._windows[1]
 

@@ -16,9 +16,9 @@ import torch
 from ..errors import DivergedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
-from .budget import learning_rate
 from .pace import Pace
 from .records import RunRecords
+from .schedule import learning_rate
 from .sub import SubBatch, SubBatches
 from .timing import Stages
 from .trainee import Trainee, augment_views

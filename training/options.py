@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from ..errors import SpecError
 from ..ledger import BASELINE
-from ..options import Options, check_choice, check_least, flag
-from ..scoring.policies import Policy, find_policy
+from ..options import Bytes, Concern, Flops, Options, Share, Values, check_choice, check_least, flag, options_of
+from ..scoring.policies import POLICIES, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
     Coarse,
@@ -23,27 +23,28 @@ from ..scoring.settings import (
     Precision,
     Sampler,
     check_precision,
-    sub_batch_size,
     super_batch_size,
 )
 
 Augment = Literal["none", "flip", "crop-flip"]
+# A policy by its name, or your own.
+Chosen = Annotated[str | Policy, Values({policy.name: policy.help for policy in POLICIES.values()})]
 # Options that had another name in the config.json of an earlier version.
 RENAMED = {"shuffle_bytes": "host_bytes"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetOptions:
+class BudgetOptions(Concern):
     """When the run ends: exactly one of `budget_flops`, `examples` and `steps` says it."""
 
-    budget_flops: float | None = None
-    """Stop when this many FLOPs are spent: 2e13, 20TF, 1EF."""
+    budget_flops: Flops | None = None
+    """Stop before more than this many FLOPs are spent, such as 2e13, 20TF or 1EF."""
     examples: int | None = None
-    """Stop when the learner has trained on this many examples."""
+    """Stop when the learner has trained on this many examples, counting repeats."""
     steps: int | None = None
     """Stop after this many steps."""
     charge_reference: bool = False
-    """Take what the reference cost (its training and its scores) off the budget."""
+    """Let the budget also pay for the reference: its training and its scores."""
 
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.budget_flops, self.examples, self.steps)) != 1:
@@ -54,35 +55,35 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionOptions:
+class SelectionOptions(Concern):
     """How the b of B examples are chosen, and what their scores come from."""
 
-    policy: str | Policy = BASELINE
-    """Choose examples by this policy. A policy of your own is module:NAME, imported from the working folder."""
+    policy: Chosen = BASELINE
+    """Choose examples by this policy. Your own policy is module:NAME, imported from the working folder."""
     online: str | None = None
-    """Train this small model beside the learner, and score every super-batch with it."""
+    """Train this small model along with the learner and score every super-batch with it."""
     reference_scores: str | None = None
-    """Read the reference's losses from this score table (a folder or URL that score-reference wrote)."""
+    """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
     reference: str | None = None
-    """Refuse a score table that comes from any other model than this one."""
+    """Check that the score table comes from this model. Default: the model that the table names."""
     filter_ratio: float = 0.5
-    """Drop this share of every super-batch: it holds batch-size / (1 - filter-ratio) examples."""
+    """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
     temperature: float = 1.0
-    """Divide scores by this before the softmax; lower values choose more strictly."""
+    """Divide scores by this before the softmax. Lower values choose more strictly."""
     score_scale: float | None = None
-    """Multiply losses by this in the score. Default: 1, and 20 where image-text pairs are scored one by one."""
+    """Multiply losses by this in the score. Default: 1; 20 where image-text pairs are scored one by one."""
     sampler: Sampler = "softmax"
-    """Draw with probability softmax(score), or take the highest scores (topk)."""
+    """Draw examples with probability softmax(score), or take those with the highest scores (topk)."""
     chunks: int = N_CHUNKS
-    """Draw the sub-batch in this many chunks where the policy chooses pairs jointly (jest, acid)."""
+    """Draw the sub-batch in this many chunks, where the policy chooses pairs jointly."""
     joint_loss: ContrastiveLoss | None = None
-    """Score pairs jointly by this contrastive loss. Default: sigmoid where both models have a bias, else softmax."""
+    """Score pairs jointly by this contrastive loss. Default: sigmoid if both models have a bias, else softmax."""
     score_size: int | None = None
     """Score images at this many pixels a side, below the model's own size. Default: as the score table was made."""
     score_patch_dropout: float | None = None
-    """Leave this share of a vision transformer's patches out when scoring. Default: as the score table was made."""
+    """Score a vision transformer without this share of its patches. Default: as the score table was made."""
     on_missing: OnMissing = "error"
-    """Where the table lacks an example: stop with an error, score it in the run, or skip it."""
+    """Stop with an error where the table lacks an example, score it during the run, or skip it."""
 
     def __post_init__(self) -> None:
         policy = self.chosen_policy
@@ -92,6 +93,8 @@ class SelectionOptions:
             raise SpecError(
                 f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
             )
+        if not 0 <= self.filter_ratio < 1:
+            raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
         check_least(self, 1, "chunks")
         if not self.temperature > 0:
             raise SpecError(
@@ -99,9 +102,9 @@ class SelectionOptions:
             )
         if self.score_scale is not None and not 0 < self.score_scale < math.inf:
             raise SpecError(f"--score-scale is {self.score_scale:g}, expected a number above 0")
-        check_choice(self, "sampler", get_args(Sampler))
-        check_choice(self, "joint_loss", get_args(ContrastiveLoss))
-        check_choice(self, "on_missing", get_args(OnMissing))
+        check_choice(self, "sampler")
+        check_choice(self, "joint_loss")
+        check_choice(self, "on_missing")
         _ = self.coarse
 
     @property
@@ -122,31 +125,31 @@ class SelectionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizationOptions:
+class OptimizationOptions(Concern):
     """How the models are trained on what was chosen."""
 
     batch_size: int = 128
-    """Train on this many examples at each step (b of the paper)."""
+    """Train on this many examples at each step."""
     optimizer: str = "adamw"
-    """Train with this optimizer, any of timm's."""
+    """Train with this optimizer. Any of timm's works."""
     lr: float | None = None
-    """Peak of the learning rate, which ends at zero. Default: 2e-3 for classification, 5e-4 for image-text."""
+    """Raise the learning rate to this peak, from which it falls to zero. Default: 0.002; 0.0005 for image-text."""
     online_lr: float | None = None
-    """Peak of the online model's learning rate. Default: the learner's."""
+    """Use this peak for the online model. Default: the learner's."""
     weight_decay: float = 0.05
-    """Weight decay. Biases and norms have none."""
+    """Decay weights by this much. Biases and norms do not decay."""
     warmup: float = 0.05
     """Raise the learning rate linearly over this share of the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
     augment: Augment | None = None
-    """Change training images at random. Default: crop-flip for classification, none for image-text."""
+    """Crop and flip training images at random. Default: crop-flip; none for image-text."""
     precision: Precision | None = None
-    """Number format of the forward passes. Default: bf16 where the hardware is faster with it, else fp32."""
+    """Compute in this number format. Default: bf16 if the hardware gains by it, else fp32."""
     compile: bool | None = None
-    """Compile the models with torch.compile. Default: on GPUs only."""
+    """Compile the models with torch.compile. Default: only on a GPU."""
     micro_batch: int = 2048
-    """Score this many examples in one forward pass; fewer need less memory."""
+    """Score this many examples in one forward pass. Fewer need less memory."""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "micro_batch")
@@ -156,22 +159,22 @@ class OptimizationOptions:
             if value is not None and not 0 <= value <= most:
                 expected = "0 or more" if most > 1 else "0 to 1"
                 raise SpecError(f"{flag(option)} is {value:g}, expected {expected}")
-        check_choice(self, "augment", get_args(Augment))
+        check_choice(self, "augment")
         check_precision(self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(Concern):
     """How the data set is read."""
 
-    max_failures: float = 0.01
-    """End the run when more than this share of the examples is bad."""
+    max_failures: Share = 0.01
+    """Stop with an error when more than this share of the examples is bad."""
     lanes: int | None = None
-    """Read this many shards at the same time; every super-batch draws from all of them. Default: 32, or all shards."""
-    host_bytes: int = 1 << 30
-    """Hold this many bytes of shards in memory, to draw from them in random order."""
-    cache_bytes: int = 2 << 30
-    """Keep decoded images in memory up to this many bytes, so that a small data set is decoded once."""
+    """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
+    host_bytes: Bytes = 1 << 30
+    """Hold up to this much of the shards in memory, to draw examples in random order."""
+    cache_bytes: Bytes = 2 << 30
+    """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_failures <= 1:
@@ -181,21 +184,21 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordOptions:
+class RecordOptions(Concern):
     """What the run writes, where, and how often."""
 
     out: str = "runs"
-    """Write the run's folder under this one."""
+    """Write the run's folder under this folder."""
     name: str | None = None
-    """Name of the run's folder. Default: dataset-policy-learner-seed0."""
+    """Name the run's folder. Default: DATASET-POLICY-LEARNER-seedSEED."""
     log_every: int = 20
-    """Write a line of metrics.jsonl every so many steps."""
+    """Leave this many steps between two lines of metrics.jsonl."""
     selections_every: int = 1
-    """Write the whole super-batch, with what was chosen of it, every so many steps."""
+    """Leave this many steps between two records of a super-batch and what was chosen of it."""
     checkpoint_every: int | None = None
-    """Write a checkpoint every so many steps. Default: every 30 seconds."""
+    """Leave this many steps between two checkpoints. Default: 30 seconds."""
     evaluate: bool = True
-    """Measure the learner on the test split at the end."""
+    """Measure the learner on the test split when the run ends."""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "log_every", "selections_every", "checkpoint_every")
@@ -208,20 +211,14 @@ class RunOptions(Options):
     dataset: str
     """Train on this data set: a name in curate.toml, or shards such as 'path/{000..099}.tar'."""
     learner: str
-    """Train this model: a name in curate.toml, of timm or of open_clip, or a run's folder."""
+    """Train this model: a name in curate.toml, a timm or open_clip name, or a run's folder."""
     seed: int = 0
-    """Seed of weights, order, selection and augmentation."""
+    """Draw weights, order, selection and augmentation from this seed."""
     budget: BudgetOptions
     selection: SelectionOptions = field(default_factory=SelectionOptions)
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
-
-    def __post_init__(self) -> None:
-        try:
-            sub_batch_size(self.super_batch_size, self.selection.filter_ratio if self.selection.selects else 0.0)
-        except ValueError as e:
-            raise SpecError(f"--filter-ratio: {e}") from None
 
     @property
     def super_batch_size(self) -> int:
@@ -243,7 +240,9 @@ class RunOptions(Options):
         An option that it does not know, since it is older, had its default.
         """
         now = json.loads(json.dumps(self.to_dict()))
-        known = {o.name: o.default for o in self.options().values() if o.default is not MISSING} | _renamed(before)
+        known = {o.name: o.default for o in options_of(type(self)).values() if o.default is not MISSING} | _renamed(
+            before
+        )
         return [f"{k} = {known.get(k)}, now {now[k]}" for k in now if k not in free and now[k] != known.get(k)]
 
 

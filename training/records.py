@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..datasets.storage import write_atomically
+from ..datasets.writing import whole_file, write_errors, write_whole
 from ..errors import RunError, SpecError
 from ..scoring.selection import Selection
 from ..units import Report
@@ -84,9 +84,8 @@ class SelectionLog:
         table = pa.Table.from_batches(self._held)
         first, last = table["step"][0].as_py(), table["step"][-1].as_py()
         path = self.folder / f"{first:09d}-{last:09d}.parquet"
-        partial = path.with_name(f".{path.name}.partial")
-        pq.write_table(table, partial, compression="zstd")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            pq.write_table(table, partial, compression="zstd")
         self._held, self._rows = [], 0
 
     def cut_after(self, step: int) -> None:
@@ -110,18 +109,21 @@ class RunRecords:
         if metrics.exists():
             lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_atomically(str(metrics), "".join(f"{line}\n" for line in kept).encode())
+            write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
 
     def metric(self, values: dict[str, Any]) -> None:
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        self._append("metrics.jsonl", json.dumps(values))
 
     def log(self, text: str) -> None:
-        """A line for people: to log.txt with the time, and to the terminal."""
-        with (self.run / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        """A line for people: to the terminal, and to log.txt with the time."""
         self._echo(text)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
+    def _append(self, name: str, line: str) -> None:
+        path = self.run / name
+        with write_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def selection(self, step: int, sub: SubBatch) -> None:
         self._selections.write(step, sub.drawn, sub.selection)
@@ -131,7 +133,7 @@ class RunRecords:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_atomically(str(path), (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_document(path: Path) -> dict[str, Any]:

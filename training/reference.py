@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +20,7 @@ from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
+from ..units import Report
 from .options import RunOptions
 
 # What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
@@ -42,7 +43,7 @@ def open_reference(
     dataset: DatasetSpec,
     shards: Sequence[Shard],
     device: torch.device,
-    log: Callable[[str], None],
+    log: Report,
 ) -> Reference:
     """The table that a policy needs, checked over all its rows and against its reference; and the reference.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import CurateError
+from ..errors import CurateError, WriteError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.forward import best_device, best_precision
@@ -60,7 +61,8 @@ def train(
             # Refused before anything was trained: leave no folder that the next attempt would trip over.
             shutil.rmtree(run, ignore_errors=True)
         else:
-            records.log(f"stopped: {type(e).__name__}: {e}; --resume continues from the last checkpoint")
+            with suppress(WriteError):  # a full disk may be what stopped it
+                records.log(f"stopped: {type(e).__name__}: {e}; --resume continues from the last checkpoint")
         raise
     finally:
         startup.LOCKS.pop(str(run)).close()
@@ -169,11 +171,10 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         timing=timing,
     )
     startup.check_disk(run, list(trained.values()), options, steps)
-    write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
-    write_json(
-        run / "manifest.json",
-        startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted),
-    )
+    if not (run / "config.json").exists():  # a resumed run keeps what it began with
+        manifest = startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted)
+        write_json(run / "manifest.json", manifest)
+        write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
     records.log(
         f"{run}: {selector.policy}, {steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} lanes), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
@@ -222,7 +223,7 @@ def _models(
 
     asked = None if policy.online == "none" else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
-    coarse = startup.coarse_of(options, opened.table)
+    coarse = startup.coarse_of(options.selection, opened.table)
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module

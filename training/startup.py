@@ -18,8 +18,9 @@ import torch
 from .. import __version__
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
+from ..datasets.writing import remove_partials
 from ..errors import BusyError, RunError, SpecError, TableError
-from ..ledger import Ledger, StepCost
+from ..ledger import Ledger, StepCost, steps_within
 from ..scoring.flops import forward_flops
 from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
@@ -27,8 +28,7 @@ from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
-from .budget import steps_within
-from .options import RunOptions
+from .options import RunOptions, SelectionOptions
 from .records import read_document
 
 # What a run that was killed before it wrote its config.json may have left.
@@ -70,6 +70,7 @@ def open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] 
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         _lock(run)
+        remove_partials(run)
     except OSError as e:
         raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
     return None
@@ -133,9 +134,9 @@ def charged_to(options: RunOptions, ledger: Ledger, table: ScoreTable | None) ->
     return ledger.reference_score + ledger.reference_train
 
 
-def coarse_of(options: RunOptions, table: ScoreTable | None) -> Coarse:
+def coarse_of(selection: SelectionOptions, table: ScoreTable | None) -> Coarse:
     """How the run's own model scores: as the reference did, or as the user says where there is none to agree with."""
-    asked = options.selection.coarse
+    asked = selection.coarse
     if table is None:
         return asked
     stored = Coarse.from_dict(table.manifest["reference"]["model"].get("coarse", {}))

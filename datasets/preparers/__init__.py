@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...errors import BusyError, FetchError, SpecError
+from ...units import Report
 from ..spec import add_dataset
+from ..writing import whole_folder
 
 PREPARERS: dict[str, str] = {
     "cifar10n": "CIFAR-10 with the labels people gave it, 40 % of them wrong, and a clean part for references",
@@ -31,7 +32,7 @@ def prepare(
     config_path: Path,
     *,
     force: bool = False,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> None:
     """Write the known data set `name` under `data_dir`/`name` and enter it in the curate.toml at `config_path`.
 
@@ -39,7 +40,7 @@ def prepare(
     the first time. `report` gets lines of progress.
 
     Raises SpecError for an unknown name or a folder that is somebody else's, FetchError where a package cannot be
-    had, BusyError where another job prepares into `data_dir`.
+    had, WriteError where the data cannot be written, BusyError where another job prepares into `data_dir`.
     """
     if name not in PREPARERS:
         raise SpecError(f"unknown data set to prepare '{name}'; known are {', '.join(PREPARERS)}")
@@ -60,25 +61,15 @@ def prepare(
             report(f"{name}: [datasets.{entry}] is in {config_path}")
 
 
-def _write(preparer: Any, name: str, folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
-    partial = folder.with_name(f".{name}.partial")
-    replaced = folder.with_name(f".{name}.replaced")
-    for leftover in (partial, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+def _write(preparer: Any, name: str, folder: Path, report: Report) -> dict[str, Any]:
     try:
-        mark: dict[str, Any] = {"name": name, "version": preparer.VERSION, **preparer.build(partial, report)}
-        (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(partial, folder)
+        with whole_folder(folder) as partial:
+            mark: dict[str, Any] = {"name": name, "version": preparer.VERSION, **preparer.build(partial, report)}
+            (partial / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     except ModuleNotFoundError as e:
         raise FetchError(f"{name}: preparing it needs {e.name}; run pip install 'curate[prepare]'") from None
-    except OSError as e:
+    except OSError as e:  # data that cannot be read
         raise FetchError(f"{name}: {e}; nothing of it was left in {folder.parent}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
     for split, count in mark["counts"].items():
         report(f"{name}: {split} has {count['examples']:,} examples in {count['shards']} shards")
     return mark

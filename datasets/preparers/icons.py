@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...units import Report
 from ..targets import CAPTION
 from .clipart import CLIP_ART_NAMES, CLIP_ART_PICTURES, STAMPS, Captioned, read_clip_art, read_stamps
 from .emoji import VENDORS, concept_of, held_out_concepts, written
@@ -28,7 +29,7 @@ NAME_ONLY_EMOJI = ("noto-v1", "emojione", "emojione-v1", "fxemoji", "streamline-
 LONGEST_KEY = 80
 
 
-def build(folder: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def build(folder: Path, report: Report) -> dict[str, Any]:
     """Render and write train and test into `folder`; returns what prepared.json keeps, skipped pictures among it."""
     packages: list[Package] = [ICONS, EMOJIBASE, CLIP_ART_PICTURES, CLIP_ART_NAMES, STAMPS]
     paths = {package: fetch(package, report) for package in packages}

@@ -6,7 +6,7 @@ import io
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...units import Report
 from .writer import PROGRESS_EVERY, encode_png
 
 SIZE = 64
@@ -40,9 +41,7 @@ class Rendered:
     blank: bool
 
 
-def render_all(
-    drawings: Sequence[Drawing], report: Callable[[str], None], skipped: list[tuple[str, str]]
-) -> Iterator[Rendered]:
+def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[str, str]]) -> Iterator[Rendered]:
     """Render in order, one process a core; those that cannot be are put into `skipped` as (key, reason).
 
     Reports examples/s every 10,000. Memory holds a few chunks beside the input.

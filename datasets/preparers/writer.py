@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from webdataset.writer import TarWriter
+
+from ...units import Report
 
 PROGRESS_EVERY = 10_000
 
@@ -29,7 +31,7 @@ def write_shards(
     examples: Iterable[Mapping[str, Any]],
     *,
     per_shard: int = 1000,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> tuple[Count, list[tuple[str, str]]]:
     """Write `folder`/00000.tar, 00001.tar... and return the count with every example's (shard, key), in order.
 

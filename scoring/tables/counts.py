@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...datasets.readers import to_bytes
-from ...datasets.storage import join_url, list_times, read_bytes, write_atomically
+from ...datasets.storage import join_url, list_times, read_bytes
+from ...datasets.writing import write_whole
 from .read import ShardCounts, shard_counts
 from .schema import ENDING
 
@@ -67,4 +68,4 @@ def _write(folder: str, times: Mapping[str, float | None], found: Mapping[str, S
         table = pa.Table.from_arrays(
             [pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA
         )
-        write_atomically(join_url(folder, *KEPT), to_bytes(table, compression="zstd"))
+        write_whole(join_url(folder, *KEPT), to_bytes(table, compression="zstd"))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...datasets.storage import exists, filesystem, is_local, join_url, read_bytes
-from ...errors import TableError
+from ...datasets.storage import exists, glob, join_url, read_bytes
+from ...datasets.targets import TARGETS, hash_target
+from ...errors import JoinError, SpecError, TableError
 from .read import finished_shards, read_about, read_manifest
 from .schema import ENDING, FAILURES, MANIFEST
+
+if TYPE_CHECKING:
+    import torch
+
+# Shards whose scores `lookup` keeps: two for each lane.
+RECENT = 64
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,12 @@ class ShardScores:
     image_embedding: np.ndarray | None
     text_embedding: np.ndarray | None
     failed_keys: frozenset[str]
+    label: np.ndarray | None = None
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each key is."""
+        return {key: i for i, key in enumerate(self.keys)}
 
 
 class ScoreTable:
@@ -73,6 +86,8 @@ class ScoreTable:
     def shard(self, name: str, *, embeddings: bool = False) -> ShardScores:
         """One shard's scores. Raises TableError where the file is missing, damaged, or of another reference."""
         columns = ["key", "row", "target_hash", "loss"]
+        if self._has_labels:
+            columns.append("label")
         if embeddings:
             columns += ["image_embedding", "text_embedding"]
         table, about = self._read_file(name, columns)
@@ -93,7 +108,59 @@ class ScoreTable:
             image_embedding=_vectors(table["image_embedding"]) if embeddings else None,
             text_embedding=_vectors(table["text_embedding"]) if embeddings else None,
             failed_keys=failed,
+            label=table["label"].to_numpy() if self._has_labels else None,
         )
+
+    @property
+    def _has_labels(self) -> bool:
+        """Whether targets are class numbers; text is known by its hash alone."""
+        target = TARGETS.get(self.manifest.get("task", ""))
+        return target is not None and target.has_classes
+
+    def lookup(
+        self,
+        shards: Sequence[str],
+        keys: Sequence[str],
+        *,
+        targets: torch.Tensor | Sequence[int | str],
+        on_missing: Literal["error", "nan"] = "error",
+    ) -> torch.Tensor:
+        """The stored losses of B examples, float32 [B], each proven by its target: its label, or its caption.
+
+        The same verified join as training's. An example is known by (shard, key). `targets` are labels int64 [B] (or class
+        names as they are stored), or captions, with or without the white space around them. With `on_missing="nan"` an
+        example that was not scored is NaN. Raises JoinError that names shard, key and both values where the target is not
+        the one that was scored, and where a score is missing; TableError where a shard's file is damaged.
+        """
+        import torch
+
+        if on_missing not in ("error", "nan"):
+            raise SpecError(f"on_missing is '{on_missing}', expected error or nan")
+        given = targets.tolist() if isinstance(targets, torch.Tensor) else list(targets)
+        if not len(shards) == len(keys) == len(given):
+            raise SpecError(
+                f"{len(shards)} shards, {len(keys)} keys and {len(given)} targets are given, expected as many"
+            )
+        found = []
+        for shard, key, target in zip(shards, keys, given, strict=True):
+            scores = self._recent(shard) if self.holds(shard) else None
+            place = scores.places.get(key) if scores is not None else None
+            if scores is None or place is None:
+                if on_missing == "nan":
+                    found.append(float("nan"))
+                    continue
+                raise JoinError(
+                    f"shard '{shard}', key '{key}': expected a score, found none in {self.folder}; run score-reference "
+                    "again, or look up with on_missing='nan'"
+                )
+            _check_target(scores, place, target)
+            found.append(float(scores.loss[place]))
+        return torch.tensor(found, dtype=torch.float32)
+
+    @cached_property
+    def _recent(self) -> Callable[[str], ShardScores]:
+        """Shards read lately stay open: examples of a batch come from some dozens of them."""
+        return lru_cache(maxsize=RECENT)(self.shard)
 
     def check(self, workers: int = 8) -> tuple[int, int]:
         """Read every file's keys, rows and losses. Returns (examples, failures).
@@ -144,13 +211,11 @@ def open_scores(path: str) -> ScoreTable:
     if exists(join_url(path, MANIFEST)):
         folder = path.rstrip("/")
     else:
-        fs, root = filesystem(path)
-        found = [str(p) for depth in ("*", "*/*") for p in fs.glob(f"{root.rstrip('/')}/{depth}/{MANIFEST}")]
+        found = [url for depth in ("*", "*/*") for url in glob(join_url(path, depth, MANIFEST))]
         if len(found) != 1:
             choices = ": " + ", ".join(sorted(f.removesuffix("/" + MANIFEST) for f in found)) if found else ""
             raise TableError(f"{path}: {len(found)} score tables there, expected one{choices}; give a table's folder")
         folder = found[0].removesuffix("/" + MANIFEST)
-        folder = folder if is_local(path) else fs.unstrip_protocol(folder)
     manifest = read_manifest(folder)
     assert manifest is not None
     return ScoreTable(folder, manifest)
@@ -160,3 +225,24 @@ def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     """A fixed-size-list column as one [N, D] float16 array, without a Python loop over rows."""
     array = column.combine_chunks()
     return np.asarray(array.flatten().to_numpy(zero_copy_only=False)).reshape(len(array), array.type.list_size)
+
+
+def _check_target(scores: ShardScores, place: int, target: int | str) -> None:
+    """Raises JoinError where a target is not the one that was scored."""
+    if not isinstance(target, str):
+        stored = None if scores.label is None else int(scores.label[place])
+        if stored != int(target):
+            raise JoinError(
+                f"shard '{scores.shard}', key '{scores.keys[place]}': the label is {int(target)}, the score table has "
+                f"{stored if stored is not None else 'captions'}; labels changed since scoring: run score-reference into a "
+                "new --out"
+            )
+        return
+    stored_hash, bare = int(scores.target_hash[place]), target.strip()
+    # The hash is of the stored bytes; readers of captions often strip the line break that a text file ends with.
+    if stored_hash not in {hash_target(text.encode()) for text in (target, bare, f"{bare}\n", f"{bare}\r\n")}:
+        raise JoinError(
+            f"shard '{scores.shard}', key '{scores.keys[place]}': the hash of {target[:60]!r} is "
+            f"{hash_target(target.encode()):016x}, the score table has {stored_hash:016x}; labels or captions changed since "
+            "scoring: run score-reference into a new --out"
+        )

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from ...datasets.storage import filesystem, join_url, list_names, patiently, read_bytes
-from ...errors import TableError
+from ...datasets.storage import join_url, list_names, open_read, read_bytes
+from ...errors import ReadError, TableError
 from .schema import ENDING, ERRORS, FORMAT_VERSION, MANIFEST
 
 
@@ -24,13 +24,8 @@ def row_count(folder: str, name: str) -> int:
 
 def _footer(folder: str, name: str) -> pq.FileMetaData:
     """A score file's own metadata, without reading the rest of it."""
-    fs, path = filesystem(join_url(folder, name + ENDING))
-
-    def read() -> pq.FileMetaData:
-        with fs.open(path, "rb") as file:
-            return pq.read_metadata(file)
-
-    return patiently(read)
+    with open_read(join_url(folder, name + ENDING)) as file:
+        return pq.read_metadata(file)
 
 
 class ShardCounts(NamedTuple):
@@ -52,14 +47,14 @@ def read_about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def shard_counts(folder: str, name: str) -> ShardCounts:
-    """A score file's own metadata, without its rows. Raises TableError where it is damaged."""
+    """A score file's own metadata, without its rows. Raises TableError where it is missing or damaged, ReadError."""
     try:
         about = read_about(_footer(folder, name).metadata)
+    except ReadError:
+        raise
+    except FileNotFoundError:
+        raise TableError(f"{folder}/{name}{ENDING}: is no longer there; run the same command again") from None
     except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
-        if isinstance(e, OSError) and e.errno:  # pyarrow's own OSErrors have no number
-            raise TableError(
-                f"{folder}/{name}{ENDING}: cannot be read ({e.strerror}); run the same command again"
-            ) from e
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
     return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
 

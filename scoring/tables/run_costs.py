@@ -11,7 +11,7 @@ def recorded_train_flops(reference: str) -> float | None:
     """FLOPs of everything that the run folder `reference` spent on training it; None where it is no run folder."""
     try:
         summary = json.loads(read_bytes(join_url(reference, "summary.json")))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
     nothing_amortised: float | None = summary["regimes"]["nothing_amortised"]
     return nothing_amortised

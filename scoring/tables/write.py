@@ -14,7 +14,8 @@ import pyarrow as pa
 from ... import __version__
 from ...datasets.readers import Failure, to_bytes
 from ...datasets.shards import Shard
-from ...datasets.storage import filesystem, is_local, join_url, remove, remove_partials, write_atomically
+from ...datasets.storage import filesystem, is_local, join_url
+from ...datasets.writing import remove, remove_partials, write_errors, write_whole
 from ...errors import BusyError
 from .schema import ENDING, ERRORS, FAILURE_SCHEMA, FAILURES, FORMAT_VERSION, MANIFEST
 
@@ -27,7 +28,7 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
     if failures:
         columns = {name: [getattr(f, name) for f in failures] for name in FAILURE_SCHEMA.names}
         content = to_bytes(pa.Table.from_pydict(columns, schema=FAILURE_SCHEMA), compression="zstd")
-        write_atomically(failures_url, content)
+        write_whole(failures_url, content)
         written += len(content)
     else:
         remove(failures_url)  # of an attempt at other data, killed before its scores
@@ -39,7 +40,7 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         use_dictionary=["shard"],
         write_page_checksum=True,
     )
-    write_atomically(join_url(folder, shard.name + ENDING), content)
+    write_whole(join_url(folder, shard.name + ENDING), content)
     return written + len(content)
 
 
@@ -50,7 +51,7 @@ def _leaf_columns(schema: pa.Schema) -> list[str]:
 def note_error(folder: str, shard: Shard, message: str) -> None:
     """Leave word of a shard that could not be read, for the job's end and for whoever looks at the folder."""
     content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()
-    write_atomically(join_url(folder, ERRORS, shard.name + ".json"), content)
+    write_whole(join_url(folder, ERRORS, shard.name + ".json"), content)
 
 
 def clear_error(folder: str, name: str) -> None:
@@ -59,7 +60,7 @@ def clear_error(folder: str, name: str) -> None:
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
     content = {"format": FORMAT_VERSION, "code_version": __version__, **manifest}
-    write_atomically(join_url(folder, MANIFEST), json.dumps(content, indent=2, sort_keys=True).encode())
+    write_whole(join_url(folder, MANIFEST), json.dumps(content, indent=2, sort_keys=True).encode())
 
 
 @contextmanager
@@ -74,7 +75,9 @@ def writing(folder: str) -> Iterator[None]:
         yield
         return
     path = os.path.join(filesystem(folder)[1], ".lock")
-    with open(path, "a+", encoding="utf-8") as file:
+    with write_errors(path):
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

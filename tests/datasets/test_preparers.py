@@ -12,7 +12,7 @@ import webdataset as wds
 from curate.datasets import find_dataset, load_config
 from curate.datasets.preparers import PREPARERS, cifar10n, digits, fetch, prepare
 from curate.datasets.preparers.writer import encode_png, seeded_order, shard_pattern, stratified_split, write_shards
-from curate.errors import BusyError, FetchError, SpecError
+from curate.errors import BusyError, SpecError, WriteError
 
 
 def read_all(pattern):
@@ -94,7 +94,7 @@ def test_force_and_a_newer_version_write_again(tmp_path, monkeypatch):
 
 
 def test_a_failure_leaves_nothing_and_the_rest_of_a_kill_is_removed(tmp_path, monkeypatch):
-    killed = tmp_path / ".digits.partial"
+    killed = tmp_path / ".digits.0a1b2c3d.partial"
     (killed / "train").mkdir(parents=True)
 
     def build(folder, report):
@@ -103,7 +103,7 @@ def test_a_failure_leaves_nothing_and_the_rest_of_a_kill_is_removed(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(digits, "build", build)
-    with pytest.raises(FetchError, match="No space left"):
+    with pytest.raises(WriteError, match=r"digits: cannot be written \(No space left on device\); free space"):
         prepare("digits", tmp_path, tmp_path / "curate.toml", report=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 

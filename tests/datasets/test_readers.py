@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from conftest import write_tar
-from curate.datasets.readers import Example, Failure, hash_target, read_shard
+from curate.datasets.readers import Example, Failure, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
+from curate.datasets.targets import hash_target
 from curate.errors import ShardError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -139,6 +140,37 @@ def test_a_folders_buckets_hold_every_picture_once(tmp_path):
     members = [m for s in shards for m in s.members]
     assert sorted(members) == sorted(str(tmp_path / f) for f in files)
     assert [s.size for s in shards] == [len(s.members) for s in shards]
+
+
+@pytest.mark.parametrize("root", ["memory://bytes", ""])
+def test_a_shards_bytes_are_what_it_takes_in_memory_in_every_format(tmp_path, root):
+    """A window of shards is filled by them; a whole file's size, or a number of files, would fill it wrongly."""
+    image, sizes = np.random.default_rng(0), {}
+    touch(tmp_path, "0.tar", size=700)
+    touch(tmp_path, "1.tar", size=900)
+    images = [image.bytes(1000 * (i + 1)) for i in range(6)]
+    table, plain = pa.table({"image": images, "label": ["0"] * 6}), {"use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=2, **plain)
+    for i in range(40):
+        sizes[f"cat/{i}.png"] = i
+        touch(tmp_path, f"folder/cat/{i}.png", size=i)
+    touch(tmp_path, "folder/cat/1.txt", size=10_000)
+    if root:
+        fsspec.filesystem("memory").put(f"{tmp_path}/", "/bytes/", recursive=True)
+    base = root or str(tmp_path)
+    assert [(s.bytes, s.size) for s in shards_of(tmp_path, f"{base}/[01].tar")] == [(700, 700), (900, 900)]
+    assert [(s.bytes, s.size) for s in shards_of(tmp_path, f"{base}/{{0..1}}.tar")] == [(700, 700), (900, 900)]
+    file_size = (tmp_path / "p.parquet").stat().st_size
+    parts = shards_of(tmp_path, f"{base}/p.parquet", rows_per_shard=2)
+    assert [s.size for s in parts] == [file_size] * 3
+    assert [s.bytes for s in parts] == [pytest.approx(bytes, abs=300) for bytes in (3000, 7000, 11_000)]
+    (whole,) = shards_of(tmp_path, f"{base}/p.parquet")
+    assert whole.bytes == sum(s.bytes for s in parts)
+    buckets = shards_of(tmp_path, f"{base}/folder", rows_per_shard=20)
+    assert len(buckets) > 1
+    for bucket in buckets:
+        assert bucket.bytes == sum(sizes[m.split("/folder/")[1]] for m in bucket.members)
+        assert bucket.size == len(bucket.members)
 
 
 def test_a_folders_buckets_stay_while_it_grows_and_split_when_it_doubles(tmp_path):

@@ -32,7 +32,7 @@ MEMORY = fsspec.filesystem("memory")
 READ_AS = [
     (
         spec_from_table("d", {"train": f"memory://fuzz/0{ending}", "image": ["png", "image"], "classes": 10}),
-        Shard(name="0", url=f"memory://fuzz/0{ending}", size=0),
+        Shard(name="0", url=f"memory://fuzz/0{ending}", size=0, bytes=0),
     )
     for ending in ENDINGS
 ]

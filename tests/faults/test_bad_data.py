@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import IN_MEMORY, curate
-from curate.datasets.readers import hash_target
 from curate.datasets.spec import add_dataset
+from curate.datasets.targets import hash_target
 from curate.scoring.tables.lookup import open_scores
 from faults.support import TOLERANCE, failures
 from PIL import Image

@@ -14,7 +14,7 @@ from curate.pipelines.follow import Look, Settled, check_name
 from curate.pipelines.runner import runner_of
 from curate.pipelines.score_reference import _from_worker
 
-A, B = (Shard(name=name, url=f"/inbox/{name}.tar", size=7) for name in "ab")
+A, B = (Shard(name=name, url=f"/inbox/{name}.tar", size=7, bytes=7) for name in "ab")
 FAILED = True
 A1, A2, B1 = LandedFile(A, "1"), LandedFile(A, "2"), LandedFile(B, "1")
 
@@ -87,9 +87,9 @@ def test_looks_that_piled_up_are_one(tmp_path):
 
 
 def test_a_shard_that_would_get_another_name_is_an_error_before_it_is_scored_again():
-    check_name(Shard(name="x--a", url="/x/a.tar", size=1), {"x--a", "b"})
+    check_name(Shard(name="x--a", url="/x/a.tar", size=1, bytes=1), {"x--a", "b"})
     with pytest.raises(ShardError, match=r"/x/a\.tar: another folder has a file of this name too.*'x--a', and 'a' is"):
-        check_name(Shard(name="x--a", url="/x/a.tar", size=1), {"a"})
+        check_name(Shard(name="x--a", url="/x/a.tar", size=1, bytes=1), {"a"})
 
 
 def test_engines_that_follow():

@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import read_tar, replace_member, reshard, silent, start_curate, tree
 from curate.datasets import list_shards, read_shard
-from curate.datasets.readers import hash_target
 from curate.datasets.spec import add_dataset, find_dataset, load_config
+from curate.datasets.targets import hash_target
 from curate.errors import CurateError, ShardError, TableError
 from curate.pipelines import job
 from curate.pipelines.score_reference import score_reference

@@ -12,7 +12,7 @@ import duckdb
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from curate.errors import QueryError
+from curate.errors import QueryError, StorageError
 from curate.reports import connect, query, write
 
 TYPES_SQL = """
@@ -87,7 +87,7 @@ def test_parquet_is_kept_from_a_terminal(monkeypatch):
 
 @pytest.mark.parametrize("file", ["nowhere://x/out.csv", "/dev/null/out.csv"])
 def test_output_that_cannot_be_written_is_named(file):
-    with pytest.raises(QueryError, match=file):
+    with pytest.raises(StorageError, match=file):
         write(query(connect(), "SELECT 1"), "csv", file)
 
 

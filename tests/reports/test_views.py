@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from curate.errors import QueryError
+from curate.errors import QueryError, StorageError
 from curate.reports import connect, query
 from fsspec.implementations.memory import MemoryFileSystem
 from support.report_folders import CONFIG, SUMMARY, commit, put, put_table, rows, write_runs, write_scores
@@ -191,7 +191,7 @@ def test_connecting_opens_no_file_and_a_condition_opens_only_its_partition():
 @pytest.mark.parametrize("root", ["nowhere://x", "memory://x"])
 def test_a_root_that_cannot_be_opened_is_named(root):
     if root.startswith("nowhere"):
-        with pytest.raises(QueryError, match=root):
+        with pytest.raises(StorageError, match=root):
             connect(scores=root)
     else:
         assert rows(connect(scores=root, runs=root), "FROM scores") == []

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
-from curate.studies.comparison import CompareOptions, compare_runs, planned
+from curate.studies.comparison import compare_runs, planned
+from curate.studies.options import CompareOptions
 from curate.training import RunOptions, train
 from safetensors.torch import load_file
 
@@ -82,7 +83,7 @@ def test_a_point_is_the_run_that_train_makes(options, digits, tmp_path):
 
 
 def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):
-    searched = replace(options, learning_rates=(1e-6, 1e-2), seeds=1)
+    searched = replace(options, search_lr=(1e-6, 1e-2), seeds=1)
     compared = compare_runs(searched, config=digits.config, report=silent)
     tried = dict(compared.search)
     assert tried[1e-2] > tried[1e-6]

@@ -6,7 +6,8 @@ from conftest import curate
 from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
 from curate.scoring.tables.lookup import open_scores
-from curate.studies.plan import PlanOptions, make_plan, sizes_down
+from curate.studies.options import PlanOptions
+from curate.studies.plan import make_plan, sizes_down
 from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,14 +26,14 @@ LINES = ("learner_train", "online_score", "online_train", "reference_score", "re
 
 
 def bare(ratio, **changes):
-    return make_plan(PlanOptions(ratio=ratio, **changes), NOBODY)
+    return make_plan(PlanOptions.of(ratio=ratio, **changes), NOBODY)
 
 
 def real(digits, config=None, **changes):
     options = dict(
         dataset="digits", learner="learner", online="scorer", batch_size=16, budget_flops=4.2e9, data_size=1000
     )
-    return make_plan(PlanOptions(**{**options, **changes}), config or digits.config)
+    return make_plan(PlanOptions.of(**{**options, **changes}), config or digits.config)
 
 
 # Percentages as published, to the digits given; 21.7 % stands there as 21 %.
@@ -213,14 +214,14 @@ def test_what_is_no_ratio_is_refused(text):
 )
 def test_bad_options(options, words):
     with pytest.raises(SpecError, match=words):
-        PlanOptions(**options)
+        PlanOptions.of(**options)
 
 
 def test_a_table_and_what_it_knows_already():
     models = {"learner": "L", "online": "O", "dataset": "D", "budget_flops": 1e9, "reference_scores": "T"}
     for option, value in (("reference", "R"), ("data_size", 5)):
         with pytest.raises(SpecError, match="the table knows it"):
-            PlanOptions(**models, **{option: value})
+            PlanOptions.of(**models, **{option: value})
 
 
 def test_models_that_are_not_there(digits):

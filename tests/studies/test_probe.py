@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import silent
 from curate.errors import SpecError, TableError
-from curate.studies.plan import PlanOptions
-from curate.studies.probe import ProbeOptions, run_probe
+from curate.studies.options import PlanOptions, ProbeOptions
+from curate.studies.probe import run_probe
 
 PLAN = {"dataset": "digits", "learner": "learner", "online": "scorer", "budget_flops": 4e10, "batch_size": 16}
 
 
 def test_its_runs_are_pairs_at_a_share_of_the_budget(digits, tmp_path):
-    plan = PlanOptions(**PLAN, reference_scores=digits.scores, filter_ratio=0.75)
+    plan = PlanOptions.of(**PLAN, reference_scores=digits.scores, filter_ratio=0.75, lr=1e-3)
     lines = []
-    options = ProbeOptions(plan=plan, share=0.05, seeds=1, lr=1e-3, out=str(tmp_path / "probe"))
+    options = ProbeOptions(plan=plan, probe=0.05, seeds=1, out=str(tmp_path / "probe"))
     compared = run_probe(options, config=digits.config, report=lines.append)
     assert lines[0] == "probe: runs of 9 GF in all, 22.5% of the budget"
     configs = [json.loads(Path(options.out, "runs", name, "config.json").read_text()) for name in compared.runs]
@@ -44,11 +44,11 @@ def test_its_runs_are_pairs_at_a_share_of_the_budget(digits, tmp_path):
 )
 def test_what_it_cannot_do_is_said_first(plan, share, words):
     with pytest.raises(SpecError, match=words):
-        ProbeOptions(plan=PlanOptions(**plan), share=share)
+        ProbeOptions(plan=PlanOptions.of(**plan), probe=share)
 
 
 def test_a_table_that_is_not_there_leaves_no_half_run(digits, tmp_path):
-    plan = PlanOptions(**PLAN, reference_scores=str(tmp_path / "none"))
+    plan = PlanOptions.of(**PLAN, reference_scores=str(tmp_path / "none"))
     with pytest.raises(TableError, match="score tables there, expected one"):
-        run_probe(ProbeOptions(plan=plan, share=0.05, out=str(tmp_path / "probe")), config=digits.config, report=silent)
+        run_probe(ProbeOptions(plan=plan, probe=0.05, out=str(tmp_path / "probe")), config=digits.config, report=silent)
     assert not list(tmp_path.glob("probe/runs/*learnability*"))

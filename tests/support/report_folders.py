@@ -82,7 +82,7 @@ def commit(root, dataset, reference, shard, losses, task="classification", failu
     schema = score_schema(find_task(task), width)
     table = pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
     folder = f"{root}/dataset={dataset}/reference={reference}"
-    commit_shard(folder, Shard(name=shard, url="x", size=1), table, list(failures), META)
+    commit_shard(folder, Shard(name=shard, url="x", size=1, bytes=1), table, list(failures), META)
 
 
 def write_scores(root):

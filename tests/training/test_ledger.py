@@ -6,9 +6,9 @@ import json
 
 import pytest
 from curate.errors import BudgetError
-from curate.ledger import Ledger
+from curate.ledger import Ledger, steps_within
 from curate.training import RunOptions, train
-from curate.training.budget import learning_rate, steps_within
+from curate.training.schedule import learning_rate
 from curate.units import format_flops, parse_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -5,12 +5,15 @@ import os
 import random
 import signal
 import time
+from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import silent, start_curate
+from curate.errors import WriteError
 from curate.training import RunOptions, checkpoint, run, train
 from curate.training.loop import train_loop
+from support.disk import files_up_to
 
 STEPS = 80
 SECONDS = 60
@@ -215,7 +218,7 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
     monkeypatch.setattr(run, "train_loop", train_loop)
     checkpoints = tmp_path / "cut/run/checkpoints"
     (standing,) = checkpoints.glob("resume-*")
-    partial = checkpoints / ".resume-000000021.partial"
+    partial = checkpoints / ".resume-000000021.0a1b2c3d.partial"
     partial.mkdir()
     (partial / "state.json").write_text('{"step": 21')
     with (tmp_path / "cut/run/metrics.jsonl").open("a") as file:
@@ -226,6 +229,39 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
     assert left["metrics"] == left_by(tmp_path / "whole/run")["metrics"]
     # The weights are all that a finished run keeps of its checkpoints.
     assert set(left["weights"]) == {"learner.safetensors", "online.safetensors"}
+
+
+def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_run_resumes(digits, tmp_path, monkeypatch):
+    train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
+    save, told = checkpoint.save, []
+
+    def save_with_no_room(run, step, *state):
+        with files_up_to(4096) if step > 15 else nullcontext():
+            save(run, step, *state)
+
+    monkeypatch.setattr(checkpoint, "save", save_with_no_room)
+    with pytest.raises(WriteError, match=r"cannot be written \(File too large\); free space"):
+        train(options_for(digits, tmp_path / "cut"), config=digits.config, report=told.append)
+    assert told[-1].endswith("--resume continues from the last checkpoint")
+    assert [p.name for p in (tmp_path / "cut/run/checkpoints").iterdir()] == ["resume-000000015"]
+    monkeypatch.setattr(checkpoint, "save", save)
+    train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
+    assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
+
+
+def test_a_disk_that_is_full_at_the_last_step_hides_nothing(digits, tmp_path, monkeypatch):
+    """The log cannot be written either; what is told is what happened first."""
+    told = []
+
+    def fails(*state):
+        (tmp_path / "cut/run/log.txt").unlink()
+        (tmp_path / "cut/run/log.txt").mkdir()
+        raise WriteError("no room")
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    with pytest.raises(WriteError, match=r"^no room$"):
+        train(options_for(digits, tmp_path / "cut"), config=digits.config, report=told.append)
+    assert told[-1].startswith("stopped: WriteError: no room; --resume")
 
 
 def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know():

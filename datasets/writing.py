@@ -1,0 +1,203 @@
+"""Files and folders that appear whole or not at all, and are on the disk once they are there.
+
+What a killed writer leaves has a name that starts with `.` and ends with `.partial`; `remove_partials` finds it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fsspec.implementations.local import LocalFileSystem
+
+from ..errors import CurateError, WriteError
+from .storage import FULL, attempt, filesystem, join_url, reason
+
+
+def write_whole(url: str | Path, content: bytes) -> None:
+    """Write a file. On object stores it is one request, so that nobody reads half a file. Raises WriteError."""
+    fs, path = filesystem(str(url))
+
+    def write() -> None:
+        if not isinstance(fs, LocalFileSystem):
+            fs.pipe_file(path, content)
+            return
+        with _in_place_of(path) as partial:
+            partial.write_bytes(content)
+
+    _change(url, write)
+
+
+@contextmanager
+def whole_file(url: str | Path) -> Iterator[Path]:
+    """A local path to write a file to. It is put at `url` when the block ends; nothing is left of it where that fails.
+
+    The path has another ending than `url`. Raises WriteError where the file cannot be written; other errors pass.
+    """
+    fs, path = filesystem(str(url))
+    with write_errors(url):
+        if isinstance(fs, LocalFileSystem):
+            with _in_place_of(path) as partial:
+                yield partial
+            return
+        with TemporaryDirectory(prefix=".", suffix=".partial") as scratch:
+            partial = Path(scratch, "file")
+            yield partial
+            _change(url, lambda: fs.put_file(str(partial), path))
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A new, empty local folder to fill. It takes the place of `folder` as `whole_file` has it.
+
+    For one writer at a time: what a killed one left of this very folder is removed first.
+    """
+    target = Path(folder)
+    with write_errors(folder), _partial_of(target) as partial:
+        for name in os.listdir(target.parent):
+            if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.partial", name):
+                _delete(target.with_name(name))
+        partial.mkdir()
+        yield partial
+        for below, _, names in os.walk(partial):
+            for name in names:
+                _sync(os.path.join(below, name))
+            _sync(below)
+        with _partial_of(target) as replaced:
+            if target.exists():
+                os.replace(target, replaced)
+            try:
+                os.replace(partial, target)
+            except OSError:
+                if replaced.exists():
+                    os.replace(replaced, target)
+                raise
+            _sync(target.parent)
+
+
+@contextmanager
+def write_errors(url: str | Path) -> Iterator[None]:
+    """Turn what keeps the block from writing to `url` into a WriteError. Other errors pass."""
+    try:
+        yield
+    except CurateError:
+        raise
+    except Exception as e:
+        cause = _os_error(e)
+        if cause is None:
+            raise
+        raise _write_error(url, cause) from e
+
+
+def make_folder(folder: str) -> None:
+    """Create a folder and prove that it can be written. Raises WriteError where it cannot."""
+    fs, path = filesystem(folder)
+    probe = join_url(folder, f".writable.{uuid.uuid4().hex[:8]}.partial")
+    _change(folder, lambda: fs.makedirs(path, exist_ok=True))
+    _change(folder, lambda: fs.pipe_file(filesystem(probe)[1], b""))
+    remove(probe)
+
+
+def remove(url: str) -> None:
+    """Delete a file where it is there. Raises WriteError where that cannot be done."""
+    fs, path = filesystem(url)
+
+    def delete() -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):  # not there is what was wanted
+            fs.rm_file(path)
+
+    _change(url, delete, "removed")
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Delete what killed writers left of unfinished files and folders, in a local folder and those below it."""
+    for below, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            if _is_partial(name):
+                _delete(Path(below, name))
+        folders[:] = [name for name in folders if not _is_partial(name)]
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".partial")
+
+
+def _change(url: str | Path, do: Callable[[], object], what: str = "written") -> None:
+    """Have a file system do something. Raises WriteError whatever it fails with."""
+    try:
+        attempt(do)
+    except CurateError:
+        raise
+    except Exception as e:
+        raise _write_error(url, e, what) from e
+
+
+def _write_error(url: str | Path, error: Exception, what: str = "written") -> WriteError:
+    number = getattr(error, "errno", None)
+    if number in FULL:
+        way_out = "free space"
+    elif isinstance(error, PermissionError) or number == errno.EROFS:
+        way_out = "allow this user to write there"
+    elif isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        way_out = "move the file that is in its way"
+    elif isinstance(error, FileNotFoundError):
+        way_out = "make the folder or bucket that it is to lie in"
+    else:
+        way_out = "run again when its storage answers"
+    return WriteError(f"{url}: cannot be {what} ({reason(error)}); {way_out}")
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """The system's error that an error is or hides: torch raises another on top, safetensors tells the number alone."""
+    found = error.__context__ if isinstance(error, RuntimeError) else error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    # Pillow calls a damaged image an OSError; it has no number.
+    number = found.errno if isinstance(found, OSError) else told and int(told[1])
+    return OSError(number, os.strerror(number)) if number else None
+
+
+@contextmanager
+def _in_place_of(path: str) -> Iterator[Path]:
+    """A temporary name for a local file, renamed to `path` once what was written there is on the disk."""
+    with _partial_of(Path(path)) as partial:
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(os.path.dirname(path))
+
+
+@contextmanager
+def _partial_of(target: Path) -> Iterator[Path]:
+    """A name beside `target` that no other writer has. What is left there in the end is deleted."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+    finally:
+        _delete(partial)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)  # its writer may live, and be done just now
+
+
+def _sync(path: str | Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk and outlive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that sync no folders
+            raise
+    finally:
+        os.close(handle)

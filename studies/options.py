@@ -1,0 +1,186 @@
+"""What the user chose for a plan, a probe and a comparison, checked before anything is opened.
+
+The string below a field is its help text; the command line is made from these fields and from those of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from ..errors import SpecError
+from ..ledger import BASELINE
+from ..options import Flops, Multiples, Numbers, Options, Ratio, Share, Text, Values, check_least, flag
+from ..scoring.policies import LEARNABILITY, POLICIES, Policy
+from ..training.options import (
+    BudgetOptions,
+    DataOptions,
+    OptimizationOptions,
+    RecordOptions,
+    RunOptions,
+    SelectionOptions,
+)
+from ..units import parse_names
+
+Policies = Annotated[
+    tuple[str | Policy, ...],
+    Text(parse_names, ",".join, "<names>"),
+    Values({policy.name: policy.help for policy in POLICIES.values()}),
+]
+# Uniform's rungs, in budgets of the probe: savings are read between them, from a loss of half to a gain of half.
+PROBE_LADDER = (0.5, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Options):
+    """What is to be planned: either `ratio` alone, or a learner, an online model and a data set with `budget_flops`.
+
+    `runs` share one reference. The concerns are those of a run: they say what the plan's run and its probe would do.
+    """
+
+    ratio: Ratio | None = None
+    """Plan from this ratio of the models' FLOPs, online / learner, such as 1/49, instead of from models."""
+    learner: str | None = None
+    """Plan for this learner: a name in curate.toml, a timm or open_clip name, or a run's folder."""
+    dataset: str | None = None
+    """Plan for this data set: a name in curate.toml, or shards such as 'path/{000..099}.tar'."""
+    budget_flops: Flops | None = None
+    """Plan a run that spends this many FLOPs, such as 2e13, 20TF or 1EF."""
+    data_size: int | None = None
+    """Let the reference score this many examples once. Default: it scores every super-batch of every run."""
+    reference_steps: int | None = None
+    """Train the reference for this many steps of batch-size examples. Default: as recorded, or as long as uniform."""
+    runs: int = 1
+    """Share the reference and its score table among this many runs."""
+    expected_saving: Share | None = None
+    """Expect to save this share of the learner's updates, such as 25%, and say what that saves in all."""
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
+    optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    records: RecordOptions = field(default_factory=RecordOptions)
+
+    def __post_init__(self) -> None:
+        given = {name for name, value in self.to_dict().items() if value is not None}
+        if self.ratio is None and self.learner is None:
+            raise SpecError("nothing to plan; give --ratio 1/49, or --learner NAME with --online and --dataset")
+        if self.ratio is not None:
+            if not 0 < self.ratio < math.inf:
+                raise SpecError(f"--ratio is {self.ratio:g}, expected more than 0, such as 1/49")
+            models_only = "learner online reference reference_scores dataset data_size budget_flops reference_steps"
+            for option in (*models_only.split(), "score_size", "score_patch_dropout"):
+                if option in given:
+                    raise SpecError(
+                        f"--ratio and {flag(option)} are both given; a bare ratio takes no models, drop one"
+                    )
+        else:
+            for option in ("online", "dataset", "budget_flops"):
+                if option not in given:
+                    raise SpecError(f"--learner is given without {flag(option)}; add it")
+        if self.selection.reference_scores is not None:
+            for option in ("reference", "data_size"):
+                if option in given:
+                    raise SpecError(
+                        f"--reference-scores and {flag(option)} are both given; the table knows it, drop one"
+                    )
+        check_least(self, 1, "runs", "data_size")
+        check_least(self, 0, "reference_steps")
+        if self.expected_saving is not None and not 0 < self.expected_saving < 1:
+            raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """One comparison. `base` is the run that all share: data set, models, table, filter ratio, `budget_flops` = 1x.
+
+    Savings of the other policies are read on uniform's `ladder`, so it has to reach further up than `budgets`. Every
+    policy uses the best rate of `search_lr`: the baseline gets its own best one, the others take what suits it.
+    """
+
+    base: RunOptions
+    policies: Policies = (BASELINE, LEARNABILITY.name)
+    """Compare these policies, separated by commas. Uniform must be one of them."""
+    budgets: Multiples = (0.5, 1.0, 2.0)
+    """Run every policy at these multiples of the budget. Every one is a complete run."""
+    ladder: Multiples = (4.0,)
+    """Run uniform at these multiples as well. Savings are read up to its largest budget."""
+    seeds: int = 3
+    """Repeat every run with this many seeds: 0, 1, ..."""
+    search_lr: Numbers = ()
+    """Try these learning rates with uniform at 1x, seed 0. All policies use the best one."""
+    jobs: int = 1
+    """Make this many runs at a time, each on its share of the cores."""
+    out: str = "comparison"
+    """Write the comparison to this folder. The same folder again runs only what is missing."""
+
+    def __post_init__(self) -> None:
+        names = [str(policy) for policy in self.policies]
+        if BASELINE not in names:
+            raise SpecError(f"--policies must name {BASELINE}: without it nothing can be said of savings")
+        if len(set(names)) != len(names):
+            raise SpecError(f"--policies names one twice: {', '.join(names)}")
+        if 1.0 not in self.budgets:
+            raise SpecError("--budgets must name 1x, the budget that --budget-flops gives")
+        if not all(x > 0 for x in self.budgets + self.ladder):
+            raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
+        check_least(self, 1, "seeds", "jobs")
+        if self.base.budget.budget_flops is None:
+            raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
+        for policy in self.policies:
+            self.base.but(policy=policy)  # raises where a policy lacks its online model or its table
+
+    @property
+    def runs(self) -> Path:
+        return Path(self.out, "runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """Short runs that measure what a plan would save. How they train is what the plan's concerns say."""
+
+    plan: PlanOptions
+    probe: Share
+    """Measure the saving by short complete runs, each of which spends this share of the budget, such as 1%."""
+    seeds: int = 2
+    """Repeat every run of the probe with this many seeds: 0, 1, ..."""
+    jobs: int = 1
+    """Make this many runs of the probe at a time, each on its share of the cores."""
+    out: str = "probe"
+    """Write the probe's runs to this folder. The same folder again runs only what is missing."""
+
+    def __post_init__(self) -> None:
+        if self.plan.ratio is not None:
+            raise SpecError("--probe trains real models; give --learner, --online and --dataset instead of --ratio")
+        if self.plan.selection.reference_scores is None:
+            raise SpecError(
+                "--probe joins the reference's scores; run 'curate score-reference', then --reference-scores"
+            )
+        if self.plan.expected_saving is not None:
+            raise SpecError("--probe and --expected-saving are both given; the probe measures the saving, drop one")
+        if not 0 < self.probe <= 1:
+            raise SpecError(f"--probe is {self.probe:g}, expected a share of the budget above 0, such as 1%")
+
+    @property
+    def comparison(self) -> CompareOptions:
+        """Uniform at half, once and twice the probe's budget; learnability at once."""
+        plan = self.plan
+        assert plan.learner and plan.dataset and plan.budget_flops
+        base = RunOptions(
+            dataset=plan.dataset,
+            learner=plan.learner,
+            budget=BudgetOptions(budget_flops=self.probe * plan.budget_flops),
+            selection=plan.selection,
+            optimization=plan.optimization,
+            data=plan.data,
+            records=plan.records,
+        )
+        return CompareOptions(
+            base=base,
+            policies=(BASELINE, LEARNABILITY.name),
+            budgets=(1.0,),
+            ladder=PROBE_LADDER,
+            seeds=self.seeds,
+            jobs=self.jobs,
+            out=self.out,
+        )

@@ -1,0 +1,192 @@
+"""The command line: which options each command has, what its help says, and a policy of the user's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import typer
+from conftest import curate
+from curate.cli import cli
+from curate.command import reference_page
+from curate.scoring.policies import POLICIES
+from curate.training.options import RunOptions
+
+COMMANDS = {name: c for name, c in typer.main.get_command(cli).commands.items() if not c.hidden}
+SELECTION = """
+--online --reference-scores --reference --filter-ratio --temperature --score-scale --sampler --chunks --joint-loss
+--score-size --score-patch-dropout --on-missing
+"""
+TRAINING = """
+--batch-size --optimizer --lr --online-lr --weight-decay --warmup --label-smoothing --augment --precision --compile
+--no-compile --micro-batch --max-failures --lanes --host-bytes --cache-bytes --log-every --selections-every
+--checkpoint-every
+"""
+# Scripts spell these; none may be lost.
+OPTIONS = {
+    "prepare": "name --data --config --force --no-force",
+    "score-reference": """
+        --dataset --reference --out --score-size --score-patch-dropout --embeddings --no-embeddings --batch-size
+        --precision --max-failures --follow --every --config beam_options
+    """,
+    "status": "table --all --format --config",
+    "train": f"""
+        --dataset --train-data --learner --seed --policy {SELECTION} --budget-flops --examples --steps
+        --train-num-samples --epochs --charge-reference --no-charge-reference {TRAINING} --evaluate --no-evaluate --out
+        --name --resume --no-resume --config
+    """,
+    "plan": f"""
+        --ratio --learner --dataset --budget-flops --reference-steps --data-size --runs --expected-saving --probe
+        --seeds --jobs --out --format --config {SELECTION} {TRAINING}
+    """,
+    "compare": f"""
+        --dataset --learner --budget-flops --policies --budgets --ladder --seeds --search-lr --jobs --out --config
+        {SELECTION} {TRAINING}
+    """,
+    "evaluate": "model --dataset --precision --config",
+    "sql": "query --scores --runs --format --output --config",
+    "demo": "--folder",
+}
+
+
+def spellings(command):
+    return {spelling for p in COMMANDS[command].params for spelling in (*p.opts, *p.secondary_opts)}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_no_option_is_lost(command):
+    assert set(OPTIONS[command].split()) - spellings(command) == set()
+
+
+def test_a_comparison_does_not_offer_what_it_sets_itself():
+    for option in ("policy", "seed", "examples", "steps", "charge-reference", "name", "evaluate", "resume"):
+        assert f"--{option}" in spellings("train")
+        assert f"--{option}" not in spellings("compare")
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_help_has_an_example_of_options_that_are_there(command):
+    help = COMMANDS[command].help
+    assert help.count("Example: ") == 1
+    words = shlex.split(help.partition("Example: ")[2])
+    assert words[:2] == ["curate", command]
+    assert {word for word in words if word.startswith("--")} <= spellings(command)
+    required = {p.opts[0] for p in COMMANDS[command].params if p.required and p.opts[0].startswith("--")}
+    assert required <= set(words)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_help_is_a_sentence_and_is_shown_whole(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    shown = curate(command, "--help")
+    assert shown.code == 0
+    for parameter in COMMANDS[command].params:
+        assert parameter.help and parameter.help.rstrip().endswith("."), parameter.name
+        for line in parameter.help.split("\n\n"):
+            assert line in shown.out, parameter.name
+
+
+def test_the_help_explains_every_policy_by_its_row():
+    for command, option in (("train", "policy"), ("compare", "policies")):
+        (parameter,) = [p for p in COMMANDS[command].params if p.name == option]
+        for policy in POLICIES.values():
+            assert f"{policy.name}: {policy.help}." in parameter.help
+
+
+def test_the_reference_page_is_up_to_date():
+    page = Path(__file__).parent.parent / "docs" / "cli.md"
+    assert page.read_text(encoding="utf-8") == reference_page(cli), "run make docs"
+
+
+def test_text_becomes_what_the_option_holds(digits, tmp_path):
+    done = curate(
+        *("train", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--out", tmp_path),
+        *("--train-num-samples", 32, "--epochs", 2, "--batch-size", 16, "--max-failures", "2%", "--lanes", 2),
+        *("--host-bytes", "3MiB", "--cache-bytes", 0, "--no-compile", "--augment", "flip", "--no-evaluate"),
+        *("--precision", "fp32"),
+    )
+    assert done.code == 0, done.err
+    config = json.loads(Path(done.out.strip(), "config.json").read_text())
+    held = {"examples": 64, "max_failures": 0.02, "host_bytes": 3 << 20, "cache_bytes": 0, "compile": False, "lanes": 2}
+    assert {name: config[name] for name in held} == held
+    assert RunOptions.from_dict(config).optimization.augment == "flip"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--steps", 2, "--score-scale", 0), "--score-scale is 0"),
+        (("--steps", 2, "--host-bytes", "much"), "--host-bytes is 'much', expected a number of bytes"),
+        (("--train-num-samples", 5, "--epochs", 0), "--epochs is 0, expected at least 1"),
+    ],
+)
+def test_text_that_cannot_be_read(digits, options, told):
+    assert told in curate("train", "--config", digits.toml, "--dataset", "digits", "--learner", "L", *options).error
+
+
+MINE = """
+from curate.scoring import Policy
+
+
+def hardest(known):
+    return known.reference_B
+
+
+HARDEST = Policy("hardest", hardest, reference="loss", help="what the reference finds hard")
+NUMBER = 3
+"""
+
+
+def test_a_policy_of_your_own_from_the_working_folder(digits, tmp_path):
+    """Also where a file there has the name of a library's module."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "random.py").write_text("raise RuntimeError('this is not the random that libraries import')")
+    command = [
+        *(sys.executable, "-m", "curate", "train", "--config", digits.toml, "--dataset", "digits"),
+        *("--learner", "learner", "--policy", "mine:HARDEST", "--reference-scores", digits.scores, "--steps", "3"),
+        *("--batch-size", "16", "--sampler", "topk", "--precision", "fp32", "--no-evaluate"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "runs/digits-hardest-learner-seed0"
+    run = tmp_path / done.stdout.strip()
+    assert json.loads((run / "config.json").read_text())["policy"] == "mine:HARDEST"
+    assert json.loads((run / "summary.json").read_text())["policy"] == "hardest"
+    by_step = {}
+    for row in pq.read_table(run / "selections").to_pylist():
+        by_step.setdefault(row["step"], []).append((row["reference_loss"], row["selected"]))
+    assert len(by_step) == 3
+    for found in by_step.values():
+        assert len(found) == 32
+        chosen = sorted((loss for loss, selected in found if selected), reverse=True)
+        assert chosen == sorted((loss for loss, _ in found), reverse=True)[:16]
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("no_such_file:HARDEST", "No module named 'no_such_file'; it is imported from the working folder"),
+        ("my_policies:SOFTEST", "has no attribute 'SOFTEST'"),
+        ("my_policies:NUMBER", "is int, expected a curate.Policy"),
+        ("hardest", "unknown policy 'hardest'; known are uniform"),
+    ],
+)
+def test_a_policy_that_is_not_there(digits, tmp_path, monkeypatch, policy, told):
+    (tmp_path / "my_policies.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_policies", raising=False)
+    done = curate(
+        *("train", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--policy", policy),
+        *("--reference-scores", digits.scores, "--steps", 2),
+    )
+    assert done.code == 1
+    assert told in done.error
+    assert not (tmp_path / "runs").exists()
