@@ -25,6 +25,7 @@ LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.735, 0.155, 0.9
 FONT_SIZE = 11.5
 LINE_HEIGHT = 1.25 * FONT_SIZE
 LABEL_WIDTH = 21
+NO_BREAK = "\N{NO-BREAK SPACE}"
 # For arms that are no policy: they differ in what they train on, not in how they select.
 COLOURS = ("#332288", "#882255", "#999933")
 DASHES = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -57,8 +58,10 @@ def chart(points: Sequence[ArmPoint], *, quality: str, cost: str) -> str:
         figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
         axes = figure.add_subplot()
         arms = list(dict.fromkeys(point.arm for point in points))
-        ends = [_line(axes, i, arm, arms, [p for p in points if p.arm == arm]) for i, arm in enumerate(arms)]
         budgets = sorted({p.budget for p in points})
+        ends = [
+            _line(axes, i, arm, arms, [p for p in points if p.arm == arm], budgets[-1]) for i, arm in enumerate(arms)
+        ]
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(budgets))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -83,12 +86,13 @@ class _End:
     colour: str
 
 
-def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[ArmPoint]) -> _End:
+def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[ArmPoint], last_budget: float) -> _End:
     others = [other for other in arms if other not in POLICIES]
     known = arm in POLICIES
     shade = POLICIES[arm].colour if known else COLOURS[others.index(arm) % len(COLOURS)]
     dash = ("--" if arm == BASELINE else "-") if known else DASHES[others.index(arm) % len(DASHES)]
-    rungs = [[p for p in found if p.budget == budget] for budget in sorted({p.budget for p in found})]
+    budgets = sorted({p.budget for p in found})
+    rungs = [[p for p in found if p.budget == budget] for budget in budgets]
     xs = [Spread.of([p.flops for p in rung]).mean for rung in rungs]
     spreads = [Spread.of([p.quality for p in rung]) for rung in rungs]
     axes.fill_between(xs, [s.min for s in spreads], [s.max for s in spreads], color=shade, alpha=0.13, linewidth=0)
@@ -103,7 +107,10 @@ def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[Arm
         zorder=3,
     )
     axes.scatter([p.flops for p in found], [p.quality for p in found], s=11, color=shade, alpha=0.5, linewidths=0)
-    text = textwrap.fill(f"{arm} {accuracy(spreads[-1].mean)}".replace(" %", "\N{NO-BREAK SPACE}%"), LABEL_WIDTH)
+    value = accuracy(spreads[-1].mean)
+    if budgets[-1] < last_budget:
+        value += f" at {format_flops(budgets[-1])}"
+    text = textwrap.fill(f"{arm} {value.replace(' ', NO_BREAK)}", LABEL_WIDTH)
     return _End(xs[-1], spreads[-1].mean, text, shade)
 
 
