@@ -26,11 +26,11 @@ from curate.datasets.shards import Shard
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.scoring.settings import ContrastiveLoss
+from curate.scoring.tables.join import join_shard
 from curate.scoring.tables.lookup import ScoreTable, open_scores
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
-from curate.training.join import join_shard
 from curate.training.lanes import Row
 from curate.training.superbatch import stored_embeddings
 from measuring import Benchmark, Figure, Report

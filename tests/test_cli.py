@@ -70,6 +70,15 @@ def test_a_comparison_does_not_offer_what_it_sets_itself():
         assert f"--{option}" not in spellings("compare")
 
 
+def test_plan_and_compare_pass_the_options_of_train_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ("--dataset", "D", "--learner", "L", "--budget-flops", "1TF", "--augment", "rotate")
+    for command in ("plan", "compare"):
+        assert curate(command, *models).error == "--augment is 'rotate', expected none, flip or crop-flip"
+    defaults = {p.name: p.default for p in COMMANDS["compare"].params}
+    assert (defaults["selections_every"], defaults["label_smoothing"]) == (5, 0.0)
+
+
 @pytest.mark.parametrize("command", OPTIONS)
 def test_the_help_has_an_example_of_options_that_are_there(command):
     help = COMMANDS[command].help

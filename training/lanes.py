@@ -170,6 +170,17 @@ class Lane:
             self.position = LanePosition(at.epoch, at.window if more else at.window + 1, end if more else 0)
         return found
 
+    def holds(self, count: int) -> bool:
+        """Whether so many examples can be taken without reading."""
+        at = self.position
+        if not count:
+            return True
+        return (
+            self._loaded is not None
+            and self._loaded[:2] == (at.epoch, at.window)
+            and at.offset + count <= len(self._loaded[2])
+        )
+
     def next_epoch(self) -> None:
         self.position = LanePosition(self.position.epoch + 1)
 

@@ -37,7 +37,7 @@ FLAGS = (
 )
 
 
-BEFORE = Path(__file__).parent / "comparison-0.1.0"
+BEFORE = Path(__file__).parents[1] / "fixtures/v0.1/comparison"
 
 
 def lay_out(folder):

@@ -55,7 +55,7 @@ def test_what_is_missing_unreadable_and_damaged(table, digits):
     done = curate("status", table, "--config", digits.toml)
     assert done.code == 0 and done.err == ""
     assert "3 of 6 shards done: 450 examples scored, 0 failed (0.00%); 1 unreadable, 1 damaged, 1 missing" in done.out
-    assert "cut in the middle" in done.out and "does only what is missing" in done.out
+    assert "cut in the middle" in done.out and "it scores only the missing shards" in done.out
     assert "00000" not in done.out.replace(str(table), "")
     every = curate("status", table, "--config", digits.toml, "--all")
     assert all(f"0000{i}" in every.out for i in range(6))
@@ -75,7 +75,7 @@ def test_without_the_data_set_nothing_is_called_missing(table):
     folder.mkdir()
     (folder / "curate.toml").write_text("")
     done = curate("status", table, "--config", folder / "curate.toml")
-    assert "5 shards done" in done.out and "data set 'digits' is not known here" in done.out
+    assert "5 shards done" in done.out and "data set 'digits' is not in curate.toml" in done.out
 
 
 def test_json_and_failures(with_a_bad_picture, digits):

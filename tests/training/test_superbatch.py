@@ -196,9 +196,10 @@ def test_a_view_may_be_a_function_of_the_bytes_or_a_transform(digits):
         assert isinstance(data, bytes)
         return torch.tensor(len(data))
 
-    views = {"bytes": size_of, "transform": Compose([Resize(12), ToTensor()])}
+    views = {"bytes": size_of, "transform": Compose([Resize(12), ToTensor()]), "one": ToTensor()}
     batch = next(iter(SuperBatches(digits.dataset(), 32, views=views)))
     assert batch.views["bytes"].shape == (32,)
+    assert batch.views["one"].shape == (32, 3, 8, 8)
     assert batch.views["transform"].shape == (32, 3, 12, 12)
 
 
