@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import read_tar, replace_member, reshard, silent, start_curate, tree
 from curate.datasets import list_shards, read_shard
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.datasets.targets import hash_target
@@ -24,16 +23,12 @@ from curate.scoring.loading import load_model
 from curate.scoring.tables.lookup import open_scores
 from curate.scoring.tables.write import note_error
 from PIL import Image
+from support.commands import silent, start_curate
+from support.folders import tree
+from support.tables import rows, score_files
+from support.tars import read_tar, replace_member, reshard
 
 TOLERANCE = 1e-5
-
-
-def rows(folder):
-    return open_scores(str(folder)).read().to_pylist()
-
-
-def score_files(folder):
-    return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino, p.read_bytes()) for p in Path(folder).glob("*.parquet")}
 
 
 @pytest.fixture(scope="module")
