@@ -21,10 +21,10 @@ from .plots import MARKERS, STYLE, svg_text
 
 # Inches; as SVG 768 pixels wide. The labels take the right quarter.
 SIZE = (8.0, 4.7)
-LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.735, 0.155, 0.9
+LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.72, 0.155, 0.9
 FONT_SIZE = 11.5
 LINE_HEIGHT = 1.25 * FONT_SIZE
-LABEL_WIDTH = 21
+LABEL_WIDTH = 23
 NO_BREAK = "\N{NO-BREAK SPACE}"
 # For arms that are no policy: they differ in what they train on, not in how they select.
 COLOURS = ("#332288", "#882255", "#999933")
@@ -134,7 +134,7 @@ def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
             arrowprops={
                 "arrowstyle": "-",
                 "color": end.colour,
-                "linewidth": 0.8,
+                "linewidth": 0.7,
                 "alpha": 0.5,
                 "shrinkA": 2,
                 "shrinkB": 5,
