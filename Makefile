@@ -42,6 +42,7 @@ format: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/curate docs-cli > docs/cli.md
+	$(BIN)/python docs/generate.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -38,7 +38,7 @@ BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
 COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate") | {
     "budget_flops": replace(
-        RUN["budget_flops"], concern="", default=MISSING, help="Let 1x be this many FLOPs, such as 2e13, 20TF or 1EF."
+        RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
     ),
     "selections_every": replace(RUN["selections_every"], default=5),
 }
@@ -115,7 +115,8 @@ def score_reference(
     given: dict[str, Any],
     config: ConfigOption = None,
     beam_options: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for Beam, as Beam spells them.")
+        list[str] | None,
+        typer.Argument(metavar="[-- BEAM OPTIONS]", help="Pass these options to Beam, spelled as Beam spells them."),
     ] = None,
 ) -> None:
     """Run a reference model over a whole data set once and write its losses as a score table.

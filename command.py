@@ -87,7 +87,10 @@ def reference_page(cli: typer.Typer) -> str:
 
 
 def _row(parameter: Any) -> str:
-    spelled = ", ".join(f"`{spelling}`" for spelling in (*parameter.opts, *parameter.secondary_opts))
+    spellings = [*parameter.opts, *parameter.secondary_opts]
+    if not spellings[0].startswith("-") and parameter.metavar:
+        spellings = [parameter.metavar]
+    spelled = ", ".join(f"`{spelling}`" for spelling in spellings)
     help = (parameter.help or "").replace(r"\[", "[").replace("\n\n", "<br>").replace("|", r"\|")
     values = f" `{parameter.metavar}`" if "|" in (parameter.metavar or "") else ""
     default = parameter.default

@@ -130,7 +130,8 @@ def look(folder: Path, forget: Path | None) -> tuple[float, float]:
     if forget is not None:
         shutil.rmtree(forget, ignore_errors=True)
     code = (
-        "import sys, time\nfrom curate.scoring.counts import all_counts\nfrom curate.scoring.table import finished_shards\n"
+        "import sys, time\nfrom curate.scoring.tables.counts import all_counts\n"
+        "from curate.scoring.tables.read import finished_shards\n"
         "started = time.perf_counter()\ndone = finished_shards(sys.argv[1])\ncounts = all_counts(sys.argv[1], keep=True)\n"
         "assert len(counts) == len(done)\nsum(c.examples for c in counts.values())\n"
         f"print(time.perf_counter() - started)\n{PEAK}"

@@ -22,8 +22,8 @@ from curate.datasets.shards import list_shards
 from curate.datasets.spec import DatasetSpec
 from curate.scoring.loading import load_model
 from curate.scoring.models import ModelSpec
+from curate.scoring.tables.join import join_shard
 from curate.scoring.tables.lookup import open_scores
-from curate.training.join import join_shard
 from curate.training.superbatch import SuperBatches
 from data import part_of_cifar10n, reference_with_weights
 from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
@@ -58,11 +58,11 @@ def measure(work: Path, report: Report) -> list[Figure]:
 
 
 def epoch_seconds(spec: DatasetSpec, geometry: object, table: Path | None) -> float:
-    shards = list_shards(spec)
     started = time.perf_counter()
-    data = SuperBatches(spec, shards, SIZE, [geometry], scores=open_scores(str(table)) if table else None)
-    examples = sum(len(batch) for batch in islice(data.stream(), SHARDS * 1000 // SIZE))
+    data = SuperBatches(spec, SIZE, views={"learner": geometry}, scores=str(table) if table else None, verify=False)
+    examples = sum(len(batch) for batch in islice(data, SHARDS * 1000 // SIZE))
     seconds = time.perf_counter() - started
+    data.close()
     assert examples == SHARDS * 1000 // SIZE * SIZE
     return seconds
 

@@ -26,12 +26,13 @@ from curate.datasets.shards import Shard
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.scoring.settings import ContrastiveLoss
+from curate.scoring.tables.join import join_shard
 from curate.scoring.tables.lookup import ScoreTable, open_scores
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
-from curate.training.join import join_shard
-from curate.training.superbatch import Record, StoredEmbeddings
+from curate.training.lanes import Row
+from curate.training.superbatch import stored_embeddings
 from measuring import Benchmark, Figure, Report
 
 SHARDS, ROWS, WIDTH = 10, 10_000, 512
@@ -97,14 +98,14 @@ def join_rate(table: ScoreTable, examples: list[list[Example]], embeddings: bool
         stored = table.shard(of_shard[0].shard, embeddings=embeddings)
         joined = join_shard(of_shard, stored)
         rows = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
-        records += [Record(example, loss, stored, row) for example, loss, row in rows]
+        records += [Row(example, loss, stored, row) for example, loss, row in rows]
     order = np.random.default_rng(0).permutation(len(records))
-    pool = StoredEmbeddings(records, WIDTH) if embeddings else None
     for start in range(0, len(records) - B, B):
         chosen = order[start : start + B]
-        torch.tensor([records[i].reference_loss for i in chosen])
-        if pool:
-            pool.gather(chosen)
+        rows = [records[i] for i in chosen]
+        torch.tensor([row.reference_loss for row in rows])
+        if embeddings:
+            stored_embeddings(rows, WIDTH)
     return len(records) / (time.perf_counter() - started)
 
 

@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from curate.units import Report
+
 PACKAGES = ("torch", "apache-beam", "timm", "webdataset", "torchvision", "pyarrow", "pillow", "numpy")
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

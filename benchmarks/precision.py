@@ -15,10 +15,14 @@ from curate.datasets.spec import add_model
 from curate.scoring import open_scores
 from data import cifar10n
 from measuring import Benchmark, Figure, Report, curate
-from pairs import MODELS
 
 KEPT = 0.2
-RESNET = {"architecture": "small_resnet", "arguments": {"channels": [16, 32, 64], "layers": [1, 1]}}
+VISION = {"image_size": 32, "timm_model_name": "small_resnet_w8", "timm_pool": "avg", "timm_proj": ""}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
+MODELS = {
+    "resnet": {"architecture": "small_resnet", "arguments": {"channels": [16, 32, 64], "layers": [1, 1]}},
+    "reference": {"config": {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": TEXT}},
+}
 CASES = {
     "cross-entropy": ("cifar10n-curated", "cifar10n", "resnet", 300),
     "negative dot product": ("emoji", "emoji", "reference", 300),
@@ -29,7 +33,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     toml = work / "curate.toml"
     cifar10n(work, report)
     prepare("emoji", work / "data", toml, report=lambda line: None)
-    for name, entry in {**MODELS, "resnet": RESNET}.items():
+    for name, entry in MODELS.items():
         add_model(toml, name, entry)
     figures = []
     for loss, (curated, dataset, model, steps) in CASES.items():

@@ -21,16 +21,19 @@ from pathlib import Path
 
 import timm.optim
 import torch
-from curate.datasets.shards import list_shards
 from curate.ledger import Ledger, StepCost
 from curate.scoring.forward import autocast, best_device, best_precision
 from curate.scoring.loading import load_model
 from curate.scoring.models import Model, ModelSpec
-from curate.training import RunOptions, checkpoint
-from curate.training.loop import CHECKPOINT_SECONDS, Job, train_loop
+from curate.scoring.policies import UNIFORM
+from curate.scoring.selector import Selector
+from curate.training import checkpoint
+from curate.training.loop import TrainingJob, train_loop
+from curate.training.pace import CHECKPOINT_SECONDS, Pace
 from curate.training.records import RunRecords
-from curate.training.selecting import make_scorer
+from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
+from curate.training.timing import Stages
 from curate.training.trainee import Trainee
 from data import part_of_cifar10n
 from measuring import Benchmark, Figure, Report, in_turn, ratios
@@ -43,10 +46,11 @@ GOAL = 0.97
 
 def measure(work: Path, report: Report) -> list[Figure]:
     spec = part_of_cifar10n(work, "cifar10n-10-shards", SHARDS, report)
-    data = SuperBatches(spec, list_shards(spec), BATCH_SIZE, [new_model().geometry])
-    epoch = list(islice(data.stream(), SHARDS * 1000 // BATCH_SIZE))
-    pixels = torch.cat([batch.pixels[data.geometries[0]] for batch in epoch])
-    labels = torch.cat([batch.targets(new_model()) for batch in epoch])
+    data = SuperBatches(spec, BATCH_SIZE, views={"learner": new_model().geometry})
+    epoch = list(islice(data, SHARDS * 1000 // BATCH_SIZE))
+    data.close()
+    pixels = torch.cat([batch.views["learner"] for batch in epoch])
+    labels = torch.cat([batch.targets for batch in epoch])
     images = new_model().normalize(pixels)
     found = in_turn(
         ROUNDS,
@@ -77,33 +81,30 @@ def new_model() -> Model:
     return load_model(spec, seed=0)
 
 
+def new_trainee() -> Trainee:
+    device = best_device()
+    return Trainee(new_model(), lr=LR, device=device, precision=best_precision(device))
+
+
 def our_step(work: Path, data: SuperBatches) -> float:
     run = work / "runs" / "step"
     shutil.rmtree(run, ignore_errors=True)
     device = best_device()
-    options = RunOptions.of(
-        dataset="cifar10n-10-shards",
-        learner="learner",
-        lr=LR,
-        steps=STEPS,
-        batch_size=BATCH_SIZE,
-        augment="none",
-    )
-    trainee, precision = Trainee(new_model(), options, LR, device), best_precision(device)
-    job = Job(
-        options=options,
+    timing = Stages()
+    job = TrainingJob(
         run=run,
-        data=data,
-        learner=trainee,
+        subs=SubBatches(data, Selector(UNIFORM, BATCH_SIZE), device=device, timing=timing),
+        learner=new_trainee(),
         online=None,
-        scorer=make_scorer(options, trainee, None, None, None, precision),
-        reference_cost=0.0,
         steps=STEPS,
+        warmup=round(0.05 * STEPS),
+        augment="none",
+        augmenting=torch.Generator(),
         cost=StepCost(learner_train=1.0),
         ledger=Ledger(),
         records=RunRecords(run, lambda line: None),
-        device=device,
-        precision=precision,
+        pace=Pace(STEPS, BATCH_SIZE, log_every=20, checkpoint_every=None, report=lambda line: None),
+        timing=timing,
     )
     done = []
     train_loop(job, after_step=lambda step: done.append(time.perf_counter()))
@@ -111,12 +112,11 @@ def our_step(work: Path, data: SuperBatches) -> float:
 
 
 def checkpoint_seconds(work: Path) -> float:
-    options = RunOptions.of(dataset="cifar10n-10-shards", learner="learner", lr=LR, steps=STEPS)
-    trainee = Trainee(new_model(), options, LR, best_device())
+    trainee = new_trainee()
     size = trainee.model.geometry.size
     pixels = torch.zeros(BATCH_SIZE, size, size, 3, dtype=torch.uint8, device=best_device())
     labels = torch.zeros(BATCH_SIZE, dtype=torch.int64, device=best_device())
-    trainee.step(pixels, labels, LR, "fp32")  # until then the optimizer has no state to save
+    trainee.step(pixels, labels)  # until then the optimizer has no state to save
     run = work / "runs" / "checkpoint"
     shutil.rmtree(run, ignore_errors=True)
     started = time.perf_counter()

@@ -58,8 +58,10 @@ View = Geometry | Callable[[Any], Any]
 
 
 def takes_image(view: Callable[[Any], Any]) -> bool:
-    """Whether a transform is of torchvision's kind: a composition of transforms, or a module."""
-    return hasattr(view, "transforms") or any(kind.__module__.startswith("torch.nn") for kind in type(view).__mro__)
+    """Whether a transform is of torchvision's kind: one of its own, a composition, or a module."""
+    homes = tuple(kind.__module__.partition(".")[0] for kind in type(view).__mro__)
+    is_module = any(kind.__module__.startswith("torch.nn") for kind in type(view).__mro__)
+    return is_module or "torchvision" in homes or hasattr(view, "transforms")
 
 
 def look(data: bytes, view: View) -> Any:

@@ -36,7 +36,7 @@ from curate.scoring.loading import find_model, load_model
 from curate.studies.comparison import run_all
 from curate.training import RunOptions, train
 from findings_settings import BUDGET, DEFAULTS, LADDERS, LR, MODELS, SCORER_LR, SEEDS, TABLES, Reference, Row
-from measuring import command, curate
+from running import command, curate
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from curate.studies.comparison import run_all
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings import saved
-from measuring import curate
+from running import curate
 
 BUDGET, SEEDS, FILTER_RATIO = 5e12, 3, 0.8
 BUDGETS, LADDER, ACID_BUDGETS = (1.0, 2.0), (4.0,), (1.0,)

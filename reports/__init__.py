@@ -1,4 +1,4 @@
-"""What people look at: SQL views over scores and runs, comparisons, plots."""
+"""Reports for people: SQL views over score tables and runs, comparisons, plots."""
 
 from .output import FORMATS, write
 from .reading import query

@@ -1,4 +1,4 @@
-"""What a comparison's points say: quality at equal cost, savings at equal quality. Pure."""
+"""From a comparison's points to quality at equal cost and savings at equal quality. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Curves = Mapping[str, tuple[Rung, ...]]
 
 
 def analyse(found: Sequence[Point], quality: str, budget_flops: float) -> Analysis:
-    """`quality` names the measure, `budget_flops` is what 1x stands for.
+    """Analyse the points of one comparison. `quality` names the measure, `budget_flops` is the budget of 1x.
 
-    Every mean is over seeds and stands with its least and greatest value and n. Savings are read on uniform's ladder
-    of mean quality; their spread puts every seed's own quality on that same ladder.
+    Savings compare with uniform's mean quality at its budgets; the saving of one seed compares that seed's quality with
+    the same means. Raises RunError if there is no run of uniform.
     """
     curves = {
         policy: _curve([p for p in found if p.policy == policy]) for policy in dict.fromkeys(p.policy for p in found)
     }
     if BASELINE not in curves:
-        raise RunError(f"no run of policy {BASELINE} among the points: nothing to compare with")
+        raise RunError(f"no run of policy {BASELINE} among the points; compare again with {BASELINE} among --policies")
     return Analysis(
         quality=quality,
         budget_flops=budget_flops,
@@ -70,7 +70,7 @@ def _equal(curves: Curves, cost: str) -> tuple[EqualRow, ...]:
 
 
 def _quality_at(policy: str, curve: Sequence[Rung], rung: Rung, cost: str) -> SpreadAt | None:
-    """A policy's quality at what uniform's `rung` cost; None where that lies outside its own rungs."""
+    """A policy's quality at the cost of uniform's `rung`; None where that is outside the range of its own rungs."""
     same = next((r for r in curve if cost == "total_flops" and r.budget_flops == rung.budget_flops), None)
     if policy == BASELINE or same is not None:
         spread = (same or rung).quality
@@ -85,7 +85,7 @@ def _quality_at(policy: str, curve: Sequence[Rung], rung: Rung, cost: str) -> Sp
 
 
 def _savings(found: Sequence[Point], curves: Curves) -> tuple[SavingsRow, ...]:
-    """One row a policy and budget; none where uniform has no ladder to read them on."""
+    """One row for each policy and budget; no rows where uniform has a single budget."""
     if len(curves[BASELINE]) < 2:
         return ()
     return tuple(

@@ -1,4 +1,4 @@
-"""One chart of quality over total FLOPs, for a README: every line's name stands at its end, and no legend."""
+"""One chart of quality over total FLOPs, for a README. Each line is labelled at its end instead of in a legend."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from ..units import accuracy, format_flops
 from .content import Spread
 from .plots import MARKERS, STYLE, svg_text
 
-# Inches, and a quarter of the width for the names. As SVG that is 768 pixels.
+# Inches; as SVG 768 pixels wide. The labels take the right quarter.
 SIZE = (8.0, 4.7)
-LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.735, 0.155, 0.9
+LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.72, 0.155, 0.9
 FONT_SIZE = 11.5
 LINE_HEIGHT = 1.25 * FONT_SIZE
-LABEL_WIDTH = 21
-# Of arms that are no policy: what they train on differs, not what they choose by.
+LABEL_WIDTH = 23
+NO_BREAK = "\N{NO-BREAK SPACE}"
+# For arms that are no policy: they differ in what they train on, not in how they select.
 COLOURS = ("#332288", "#882255", "#999933")
 DASHES = ((0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmPoint:
-    """One run of an arm. `arm` is the name in the chart; one that names no policy gets a colour and a dash of its own.
+    """One run. `arm` is its line's label; an arm that is not a policy's name gets its own colour and dash.
 
-    Runs of one `budget` are one point of the line; `flops` is what the run cost.
+    Runs with the same `budget` form one point of the line. `flops` is the run's cost.
     """
 
     arm: str
@@ -47,18 +48,20 @@ class ArmPoint:
 def chart(points: Sequence[ArmPoint], *, quality: str, cost: str) -> str:
     """The chart as SVG text, on a white background. `quality` and `cost` are the titles of its axes.
 
-    Lines are means over seeds and bands go from the least to the greatest; every seed has its dot. Arms stand in the
-    order of their first point. Raises SpecError where there is no point.
+    Lines are means over seeds, bands go from least to greatest, and every seed is a dot. Raises SpecError if there are
+    no points.
     """
     if not points:
-        raise SpecError("no points to draw; give those of one finished run at least")
+        raise SpecError("no points to draw; the chart needs at least one finished run")
     with mpl.rc_context({**STYLE, "font.size": FONT_SIZE}):
         figure = Figure(figsize=SIZE, facecolor="white")
         figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
         axes = figure.add_subplot()
         arms = list(dict.fromkeys(point.arm for point in points))
-        ends = [_line(axes, i, arm, arms, [p for p in points if p.arm == arm]) for i, arm in enumerate(arms)]
         budgets = sorted({p.budget for p in points})
+        ends = [
+            _line(axes, i, arm, arms, [p for p in points if p.arm == arm], budgets[-1]) for i, arm in enumerate(arms)
+        ]
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(budgets))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -75,7 +78,7 @@ def chart(points: Sequence[ArmPoint], *, quality: str, cost: str) -> str:
 
 @dataclass(frozen=True)
 class _End:
-    """The last point of a line, and its name."""
+    """The last point of a line, and its label."""
 
     x: float
     y: float
@@ -83,12 +86,13 @@ class _End:
     colour: str
 
 
-def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[ArmPoint]) -> _End:
+def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[ArmPoint], last_budget: float) -> _End:
     others = [other for other in arms if other not in POLICIES]
     known = arm in POLICIES
     shade = POLICIES[arm].colour if known else COLOURS[others.index(arm) % len(COLOURS)]
     dash = ("--" if arm == BASELINE else "-") if known else DASHES[others.index(arm) % len(DASHES)]
-    rungs = [[p for p in found if p.budget == budget] for budget in sorted({p.budget for p in found})]
+    budgets = sorted({p.budget for p in found})
+    rungs = [[p for p in found if p.budget == budget] for budget in budgets]
     xs = [Spread.of([p.flops for p in rung]).mean for rung in rungs]
     spreads = [Spread.of([p.quality for p in rung]) for rung in rungs]
     axes.fill_between(xs, [s.min for s in spreads], [s.max for s in spreads], color=shade, alpha=0.13, linewidth=0)
@@ -103,12 +107,15 @@ def _line(axes: Axes, i: int, arm: str, arms: Sequence[str], found: Sequence[Arm
         zorder=3,
     )
     axes.scatter([p.flops for p in found], [p.quality for p in found], s=11, color=shade, alpha=0.5, linewidths=0)
-    text = textwrap.fill(f"{arm} {accuracy(spreads[-1].mean)}".replace(" %", "\N{NO-BREAK SPACE}%"), LABEL_WIDTH)
+    value = accuracy(spreads[-1].mean)
+    if budgets[-1] < last_budget:
+        value += f" at {format_flops(budgets[-1])}"
+    text = textwrap.fill(f"{arm} {value.replace(' ', NO_BREAK)}", LABEL_WIDTH)
     return _End(xs[-1], spreads[-1].mean, text, shade)
 
 
 def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
-    """Write every name to the right of the axes, at its line's height or as near as the other names allow."""
+    """Write the labels to the right of the axes, each as close to its line's height as the other labels allow."""
     low, high = axes.get_ylim()
     height = (TOP - BOTTOM) * SIZE[1] * 72
     ordered = sorted(ends, key=lambda end: end.y)
@@ -127,7 +134,7 @@ def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
             arrowprops={
                 "arrowstyle": "-",
                 "color": end.colour,
-                "linewidth": 0.8,
+                "linewidth": 0.7,
                 "alpha": 0.5,
                 "shrinkA": 2,
                 "shrinkB": 5,
@@ -136,12 +143,12 @@ def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
 
 
 def spread_out(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Centres of labels of these `sizes` that do not overlap, in the order given and as near to `wanted` (ascending) as
-    that allows, in the sense of least squares."""
+    """Centres of labels that do not overlap: in the same order as `wanted` (ascending), and closest to it in least
+    squares. `sizes` are the labels' heights."""
     offsets = [0.0]
     for a, b in pairwise(sizes):
         offsets.append(offsets[-1] + (a + b) / 2)
-    # Without their offsets the places only have to ascend: pool the neighbours that do not.
+    # Minus their offsets, the places only have to ascend. Isotonic regression: merge neighbours that do not.
     pools: list[list[float]] = []
     for place, offset in zip(wanted, offsets, strict=True):
         pools.append([place - offset])

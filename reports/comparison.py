@@ -1,4 +1,4 @@
-"""The folder of a comparison: points.parquet, comparison.json, plots and index.html. Reads run folders only."""
+"""Write the folder of a comparison: points.parquet, comparison.json, plots and index.html. Reads run folders only."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .verdict import verdict
 
 
 class Compared(Protocol):
-    """What was run, as `curate.studies` says it: the names of the runs' folders, the measure of quality, what 1x stands
-    for, the learning-rate search as (rate, quality) pairs, and the options that all runs share."""
+    """What was run, from `curate.studies`: the names of the runs' folders, the measure of quality, the budget of 1x, the
+    learning-rate search as (rate, quality) pairs, and the options that all runs share."""
 
     @property
     def runs(self) -> Sequence[str]: ...
@@ -54,8 +54,9 @@ def write_folder(
 ) -> str:
     """Write points.parquet, comparison.json, plots/ and index.html beside `runs/`; returns the page's path.
 
-    `dataset` is the one trained on, for pictures of what was kept and dropped; `datasets` are curate.toml's
-    tables, for those that know more than training may.
+    `dataset` is the training set, for the images of what was kept and dropped. `datasets` has the `analysis` files of
+    curate.toml, which may hold what training must not see. Raises RunError where a run is damaged or the folder cannot
+    be written.
     """
     root = Path(folder)
     found = read_points([root / "runs" / name for name in compared.runs], compared.quality)
@@ -84,7 +85,7 @@ def write_folder(
 
 
 def _made(root: Path, found: Sequence[Point]) -> Made:
-    """On what and with what the runs were made, from their manifests; where these differ, all that was seen."""
+    """Hardware, precision and versions, from the runs' manifests."""
     manifests = []
     for point in found:
         path = root / "runs" / point.run / "manifest.json"

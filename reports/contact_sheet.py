@@ -1,4 +1,4 @@
-"""Contact sheets: examples that each policy kept and dropped late in its run, drawn at random, as pictures."""
+"""Contact sheets: the images of random examples that each policy kept and dropped late in its run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, ExampleError
 from .content import Point
 
-PICTURES, SHARDS = 12, 3
+IMAGES, SHARDS = 12, 3
 GEOMETRY = Geometry(size=64)
 LONGEST_CAPTION = 60
-# The last quarter of the steps: by then a policy knows what it wants.
+# The last quarter of the steps: by then the online model has learned.
 LATE = 0.75
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An example on a sheet: its image as a data: URI, empty where it cannot be decoded, and its class or caption."""
+    """An example on a sheet: its image as a data: URI (empty if it cannot be decoded), and its class or caption."""
 
     image: str
     caption: str
@@ -40,9 +40,9 @@ Sheets = dict[str, dict[str, list[Shown]]]
 def contact_sheets(root: Path, found: Sequence[Point], budget: float, dataset: DatasetSpec) -> Sheets:
     """By policy, `kept` and `dropped`: up to 12 examples each.
 
-    Drawn at random, always the same, from the recorded selections of the first seed's run at `budget`, out of at most
-    three shards, which are read whole. Policies without recorded selections are left out; so are examples whose data
-    can no longer be read.
+    They are a random but reproducible sample from the recorded selections of the first seed's run at `budget`, from at
+    most three shards, which are read whole. Policies without recorded selections and examples that can no longer be read
+    are left out.
     """
     seed = min((p.seed for p in found), default=0)
     drawn = {p.policy: _draw(root / "runs" / p.run) for p in found if (p.budget_flops, p.seed) == (budget, seed)}
@@ -56,7 +56,7 @@ def contact_sheets(root: Path, found: Sequence[Point], budget: float, dataset: D
 
 
 def _draw(run: Path) -> dict[str, list[tuple[str, str]]]:
-    """(shard, key) of what a run kept and dropped; empty where it recorded no selections."""
+    """(shard, key) of examples that a run kept and dropped; empty where it recorded no selections."""
     if not any(run.glob("selections/*.parquet")):
         return {}
     rows = duckdb.execute(
@@ -67,9 +67,9 @@ def _draw(run: Path) -> dict[str, list[tuple[str, str]]]:
         few AS (SELECT shard FROM late GROUP BY shard ORDER BY hash(shard) LIMIT $shards),
         seen AS (SELECT DISTINCT shard, key, selected FROM late SEMI JOIN few USING (shard))
         SELECT selected, shard, key FROM seen
-        QUALIFY row_number() OVER (PARTITION BY selected ORDER BY hash(shard || '/' || key)) <= $pictures
+        QUALIFY row_number() OVER (PARTITION BY selected ORDER BY hash(shard || '/' || key)) <= $images
         """,
-        {"files": f"{run}/selections/*.parquet", "late": LATE, "shards": SHARDS, "pictures": PICTURES},
+        {"files": f"{run}/selections/*.parquet", "late": LATE, "shards": SHARDS, "images": IMAGES},
     ).fetchall()
     groups: dict[str, list[tuple[str, str]]] = {"kept": [], "dropped": []}
     for selected, shard, key in sorted(rows):
@@ -86,7 +86,7 @@ def _read(dataset: DatasetSpec, wanted: set[tuple[str, str]]) -> dict[tuple[str,
                 if isinstance(example, Example) and (shard.name, example.key) in wanted:
                     images[shard.name, example.key] = _shown(dataset, example)
     except (CurateError, OSError):
-        pass  # the runs outlive their data: the page then shows what could be read
+        pass  # runs may outlive their data; the page shows what could be read
     return images
 
 
@@ -105,7 +105,7 @@ def _shown(dataset: DatasetSpec, example: Example) -> Shown:
 
 
 def sheets_html(sheets: Mapping[str, Mapping[str, Sequence[Shown]]]) -> str:
-    """The sheets as HTML, a row of pictures for each policy and group; empty where there are none."""
+    """The sheets as HTML, a row of images for each policy and group; empty where there are none."""
     parts = []
     for policy, groups in sheets.items():
         for group, examples in groups.items():

@@ -1,4 +1,4 @@
-"""What a comparison says, as types. Their `to_dict` is what comparison.json and points.parquet hold."""
+"""The content of a comparison as types. Their `to_dict` is what comparison.json and points.parquet hold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COSTS = {"learner_updates": "learner updates", "total_flops": "total FLOPs", "se
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One finished run: what it reached, and what that cost by every measure.
+    """One finished run: its quality, and its cost by every measure.
 
-    `costs` are COSTS: `total_flops` is learner train + online score + online train (the foundation regime), `seconds`
-    are of training, without evaluation. `lines` are the ledger's; a line or a regime that nobody knows is None.
+    `costs` has the keys of COSTS: `total_flops` is learner train + online score + online train (the foundation regime),
+    `seconds` is training time without evaluation. `lines` and `regimes` are the ledger's, None where not known.
     """
 
     run: str
@@ -49,7 +49,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Spread:
-    """A measure over the n seeds of one point."""
+    """Mean, least and greatest value of a measure over n seeds."""
 
     mean: float
     min: float
@@ -62,21 +62,21 @@ class Spread:
 
     @classmethod
     def of_known(cls, values: Sequence[float | None]) -> Spread | None:
-        """None where any of the values is."""
+        """None if any of the values is None."""
         known = [value for value in values if value is not None]
         return cls.of(known) if len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
 class SpreadAt(Spread):
-    """Quality at a cost; `interpolated` where no run of the policy cost just that."""
+    """Quality at a given cost; `interpolated` if no run of the policy has exactly that cost."""
 
     interpolated: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One policy at one budget: spreads over seeds of quality and of every cost."""
+    """One policy at one budget: the spread over seeds of quality and of every cost."""
 
     budget_flops: float
     quality: Spread
@@ -92,7 +92,7 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class EqualRow:
-    """Every policy's quality at the cost `at` of one of uniform's budgets; a policy that never cost that is left out."""
+    """Every policy's quality at `at`, the cost of one of uniform's budgets. Policies without runs around it are left out."""
 
     budget_flops: float
     at: float
@@ -105,7 +105,7 @@ class EqualRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SavingsRow:
-    """What one policy at one budget saved: in learner updates, and in total compute under every regime."""
+    """What one policy at one budget saves: in learner updates, and in total compute under every regime."""
 
     policy: str
     budget_flops: float
@@ -115,7 +115,7 @@ class SavingsRow:
 
     @property
     def foundation(self) -> SeededSaving:
-        """In the regime that the budget counts, whose cost is always known."""
+        """The saving of total compute in the foundation regime, whose cost is always known."""
         saving = self.total_compute["foundation"]
         assert saving is not None
         return saving
@@ -123,7 +123,7 @@ class SavingsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """All that follows from the points. `quality` names the measure; `budget_flops` is what 1x stands for."""
+    """Everything that is computed from the points. `quality` names the measure; `budget_flops` is the budget of 1x."""
 
     quality: str
     budget_flops: float
@@ -138,9 +138,9 @@ class Analysis:
 
     @property
     def headline(self) -> SavingsRow | None:
-        """The policy and budget of the largest saving of total compute in the foundation regime, be it a loss.
+        """The row with the largest saving of total compute in the foundation regime, even if that is a loss.
 
-        "More than" counts as what it is more than; "at most" only where nothing else is known.
+        A lower bound ("more than") counts as its value; an upper bound ("at most") counts only if there is nothing else.
         """
         known = [row for row in self.savings if row.foundation.where != "below"]
         return max(known or self.savings, key=lambda row: row.foundation.share, default=None)
@@ -167,7 +167,7 @@ class Analysis:
 
 @dataclass(frozen=True, kw_only=True)
 class WrongLabels:
-    """By bins of steps: the share of wrong labels among the `selected` and among `all` of the super-batch."""
+    """Share of wrong labels among the `selected` and among `all` examples of the super-batch, by bin of steps."""
 
     step: tuple[float, ...]
     selected: tuple[float, ...]
@@ -177,7 +177,7 @@ class WrongLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """The share of the selected and of the rest in every bin; the n + 1 `edges` are those of all policies."""
+    """Shares of the selected and of the rest by bin. All policies have the same n + 1 `edges`."""
 
     edges: tuple[float, ...]
     selected: tuple[float, ...]
@@ -188,8 +188,8 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """What one run selected. `wrong_labels` is None where nobody knows clean labels, a distribution where the policy
-    has no such loss."""
+    """What one run selected. `wrong_labels` is None where clean labels are not known, a distribution is None where the
+    policy has no such loss."""
 
     policy: str
     run: str
@@ -199,7 +199,7 @@ class Selected:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """On what and with what the runs were made; where these differ, all that was seen."""
+    """Hardware, precision and versions of the runs; all of them, where runs differ."""
 
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
@@ -210,7 +210,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The content of comparison.json: what the points say, and how they were made. `search` is (rate, quality) pairs."""
+    """The content of comparison.json. `search` is the learning-rate search, as (rate, quality) pairs."""
 
     analysis: Analysis
     dataset: str

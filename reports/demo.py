@@ -1,4 +1,4 @@
-"""`curate demo`: the commands of the README one after the other on CIFAR-10N, then what they left."""
+"""`curate demo`: run the README's commands on CIFAR-10N, then show their results."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ SCORER = {
 COMMANDS = (
     ("Fetch CIFAR-10 and CIFAR-10N (40 % of the labels wrong, by people) and write shards", "prepare cifar10n"),
     (
-        "Train a small reference on 10,000 pictures with clean labels, held out from all that follows",
+        "Train a small reference model on 10,000 images with clean labels, which no later command uses",
         "train --dataset cifar10n-curated --learner scorer --examples 100000 --lr 5e-3 --name reference --resume",
     ),
     (
-        "Score the other 40,000 with it, once, through Beam",
+        "Score the other 40,000 images with it once, on Apache Beam",
         "score-reference --dataset cifar10n --reference runs/reference",
     ),
     (
-        f"Train a learner on them for {BUDGET}, drawn uniformly",
+        f"Train a learner on these for {BUDGET}, drawn uniformly",
         f"train --dataset cifar10n --policy {BASELINE} --learner learner --budget-flops {BUDGET} --name {BASELINE} --resume",
     ),
     (
-        f"Train the same learner for the same {BUDGET}, choosing by {LEARNABILITY}",
+        f"Train the same learner for the same {BUDGET}, selecting by {LEARNABILITY}",
         f"train --dataset cifar10n --policy {LEARNABILITY} --learner learner --online scorer --online-lr 5e-3 "
         f"--reference-scores scores --filter-ratio 0.5 --budget-flops {BUDGET} --name {LEARNABILITY} --resume",
     ),
 )
 QUERIES = (
     (
-        "Does the reference's loss find the wrong labels? Shares of wrong ones by decile of stored loss:",
+        "Does the reference's loss find wrong labels? Share of wrong labels by decile of the stored loss:",
         """SELECT decile, count(*) AS examples, avg(loss) AS mean_loss, avg((worse_label <> clean_label)::INT) AS share_wrong
 FROM (SELECT *, ntile(10) OVER (ORDER BY loss) AS decile FROM scores)
 JOIN analysis USING (dataset, shard, key)
 GROUP BY decile ORDER BY decile""",
     ),
     (
-        f"What did {LEARNABILITY} choose? (Which labels are wrong is known to this query only, never to training.)",
+        f"What did {LEARNABILITY} choose? (Only this query knows which labels are wrong; training never does.)",
         f"""SELECT selected, count(*) AS examples, avg((worse_label <> clean_label)::INT) AS share_wrong,
        avg(online_loss) AS online_loss, avg(reference_loss) AS reference_loss
 FROM selections JOIN analysis USING (shard, key)
@@ -68,7 +68,7 @@ WHERE run = '{LEARNABILITY}' AND dataset = 'cifar10n' GROUP BY selected ORDER BY
 def demo(folder: Path) -> None:
     """Run every command in `folder`, which gets its own curate.toml; print a table of both runs and two queries.
 
-    Raises CurateError where a command fails (it has said why).
+    Raises CurateError if a command fails; the command itself prints the reason.
     """
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -83,18 +83,18 @@ def demo(folder: Path) -> None:
         command = [sys.executable, "-m", "curate", *arguments.split()]
         if subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL).returncode != 0:
             raise CurateError(
-                f"'curate {arguments}' failed in {folder} (see above); 'curate demo' again goes on from there"
+                f"'curate {arguments}' failed in {folder} (see above); run 'curate demo' again to resume there"
             )
     show(folder, load_config(config), console)
     console.print(
         f"Score table: {folder}/scores   runs: {folder}/runs   settings: {config}\n"
-        f"Total {time.perf_counter() - started:,.0f} s. Go on there: cd {folder} && "
+        f"Total {time.perf_counter() - started:,.0f} s. Try: cd {folder} && "
         'curate sql "SELECT * FROM runs"'
     )
 
 
 def show(folder: Path, config: Config, console: Console) -> None:
-    """The table of both runs, from their own ledgers, and the two queries with their answers."""
+    """Print the table of both runs, from their ledgers, and the two queries with their results."""
     connection = connect(scores=str(folder / "scores"), runs=str(folder / "runs"), datasets=analysis_files(config))
     runs = query(
         connection,
@@ -129,7 +129,7 @@ def show(folder: Path, config: Config, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "* paid once, shared by every run that reads the table, and not part of this budget (--charge-reference)\n"
+        "* paid once for all runs that read the score table, and not part of this budget (--charge-reference adds it)\n"
     )
     for question, sql in QUERIES:
         console.print(f"[bold]{question}[/bold]\n[dim]{sql}[/dim]")

@@ -1,4 +1,4 @@
-"""A query's rows as a table for people, CSV, JSON or Parquet; to the terminal, a pipe or a file."""
+"""Write a query's rows as a table for people, CSV, JSON or Parquet, to the terminal, a pipe or a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(result: pa.RecordBatchReader, format: str = "table", file: str | None 
             with whole_file(file) as partial, open(partial, "wb") as binary:
                 return writer(result, binary)
         if format == "parquet" and sys.stdout.isatty():
-            raise QueryError("Parquet is not for a terminal; give --output FILE or pipe it on")
+            raise QueryError("Parquet cannot be shown on a terminal; give --output FILE or use a pipe")
         if format == "table":
             return print_table(result, sys.stdout)
         sys.stdout.flush()
@@ -78,7 +78,7 @@ def _write_csv(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
 
 
 def _write_json(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
-    """An array with one object a line. JSON has no NaN, so that is null; JSON columns are objects, not text."""
+    """An array with one object per line. NaN is null, since JSON has none; JSON columns are objects, not text."""
     names, rows = result.schema.names, 0
     file.write(b"[")
     for batch in result:
@@ -116,7 +116,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _needs_text(kind: pa.DataType) -> bool:
-    """Whether Arrow's CSV writer does not know the type."""
+    """Whether Arrow's CSV writer cannot write the type."""
     return pa.types.is_nested(kind) or pa.types.is_interval(kind) or isinstance(kind, pa.BaseExtensionType)
 
 
@@ -126,7 +126,7 @@ def _as_text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value in what JSON has."""
+    """The value in types that JSON has."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: plots inline, no script, no request to anywhere, so it opens from disk."""
+"""A comparison as one HTML file. Plots are inline, and nothing is fetched or scripted, so the file opens from disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TITLES = {
     "quality_over_updates": "Quality over learner updates",
     "quality_over_flops": "Quality over total FLOPs",
     "quality_over_seconds": "Quality over seconds",
-    "ledger": "What a run at 1x costs, by line of the ledger",
+    "ledger": "Cost of a run at 1x, by ledger line",
     "wrong_labels": "Share of wrong labels among the selected",
-    "distributions": "Losses and scores of the selected and the rest",
+    "distributions": "Losses and scores of selected and not selected examples",
 }
 REGIME_WORDS = {
-    "fully_amortised": "counts learner train alone: the chosen sequence of examples is reused by many runs.",
-    "foundation": "adds online score and online train: the reference's scores come with the data. The normal case.",
+    "fully_amortised": "counts learner train only: many runs reuse one selected sequence of examples.",
+    "foundation": "adds online score and online train: the reference's scores come with the data set. The usual case.",
     "pretrained_reference": "adds reference score: one pass of the reference model over the data set.",
-    "nothing_amortised": "adds reference train: the whole way from nothing, for this one run.",
+    "nothing_amortised": "adds reference train: this one run pays for everything.",
 }
 
 
@@ -48,38 +48,39 @@ def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "") -> 
 <p class="verdict" id="verdict">{escape(comparison.verdict)}</p>
 {_tiles(analysis)}
 <h2>Savings at equal quality</h2>
-<p class="note">Share of {BASELINE}'s cost that was saved to the same quality, read on {BASELINE}'s ladder of complete runs and
-never beyond it: &gt; is off its upper end (more than), ≤ off its lower end (at most); below 0 is a loss. Small: least
-and greatest over seeds, each seed's quality put on the same ladder.</p>
+<p class="note">Share of {BASELINE}'s cost that a policy saves at the same quality. It is interpolated between {BASELINE}'s
+complete runs and never extrapolated: &gt; (more than) where the quality is above that of {BASELINE}'s budgets, ≤ (at most)
+where it is below. A negative saving is a loss. Small figures: least and greatest over seeds.</p>
 {savings_table(analysis)}
 <h2>Quality over cost</h2>
-<p class="note">Every point is a complete run whose learning rate decayed fully at its own budget. Lines: mean over
-seeds; bands: least to greatest; dots: the seeds.</p>
+<p class="note">Every point is a complete run: its learning rate decays to zero within its own budget. Lines: mean over seeds;
+bands: least to greatest; dots: seeds.</p>
 <div class="plots">
 {_figures(plots, ("quality_over_updates", "quality_over_flops", "quality_over_seconds"))}
 </div>
 <h2>Quality at equal cost</h2>
-<p class="note">Three different questions. Rows: what {BASELINE}'s budgets cost. ≈ is interpolated between complete runs in
-log cost; &ndash; means that no run was that cheap or that dear. Small: least and greatest over seeds. Bold: the row's best.</p>
+<p class="note">Each row is the cost of one of {BASELINE}'s budgets. ≈ marks a value that is interpolated between complete runs,
+linearly in log cost; &ndash; means that the cost is outside the range of the policy's runs. Small figures: least and greatest
+over seeds. Bold: best of the row.</p>
 {"".join(equal_table(analysis, cost) for cost in COSTS)}
 <h2>Where the FLOPs go</h2>
 {_figures(plots, ("ledger",), wide=True)}
 {ledger_table(analysis)}
 <h2>What was selected</h2>
 {_selected(comparison, plots)}
-{_pictures(sheets)}
+{_kept_and_dropped(sheets)}
 <h2>How this was made</h2>
 {_made(comparison)}
 </main>
 </body>
 </html>
 """
-    # A line neither begins with a lone percent sign nor ends with a lone bound.
+    # Keep a percent sign and a bound on the line of their number.
     return text.replace(" %", "&nbsp;%").replace("&gt; ", "&gt;&nbsp;").replace("≤ ", "≤&nbsp;")
 
 
 def _tiles(analysis: Analysis) -> str:
-    """The headline's policy in four figures, each with the question it answers."""
+    """Four figures of the headline's policy: two savings, and quality at two equal costs."""
     best = analysis.headline
     if best is None:
         return ""
@@ -129,20 +130,21 @@ def inline_svg(name: str, text: str) -> str:
 
 def _selected(comparison: Comparison, plots: Mapping[str, str]) -> str:
     if not comparison.selection:
-        return "<p>No selections were recorded: no policy but uniform has a run of the first seed at 1x.</p>"
+        return f"<p>No selections were recorded: only {BASELINE} has a run of the first seed at 1x.</p>"
     missing = ""
     if "wrong_labels" not in plots:
-        missing = '<p class="note">Wrong labels are not shown: this data set knows no clean labels.</p>'
-    return f"""<p class="note">The first seed's runs at 1x. Clean labels are read here for analysis only; nothing that trains sees
-them. Distributions: each group's share over the same bins, what lies beyond the outer half percents counted in the last bins.</p>
+        missing = '<p class="note">Wrong labels are not shown: the clean labels of this data set are not known.</p>'
+    return f"""<p class="note">The first seed's runs at 1x. Clean labels are used for this analysis only, never for training.
+Distributions: share of each group's examples by bin; the outermost bins also count what is below the 0.5 % and above the
+99.5 % quantile.</p>
 {missing}{_figures(plots, ("wrong_labels", "distributions"), wide=True)}"""
 
 
-def _pictures(sheets: str) -> str:
+def _kept_and_dropped(sheets: str) -> str:
     if not sheets:
         return ""
     return f"""<h3>Kept and dropped</h3>
-<p class="note">Drawn at random from what the first seed's run at 1x kept and dropped in the last quarter of its steps.</p>
+<p class="note">A random sample of what the first seed's run at 1x kept and dropped in the last quarter of its steps.</p>
 <div id="sheets">{sheets}</div>"""
 
 
@@ -164,12 +166,12 @@ def _made(comparison: Comparison) -> str:
     varied = ("dataset", "lr", "seed", "policy", "name")
     chosen = {k: v for k, v in comparison.settings.items() if v is not None and k not in varied}
     return f"""<ul>
-<li>Every point is a complete run: its learning rate rose and decayed to zero within its own budget. No point is a snapshot
+<li>Every point is a complete run: its learning rate rises and decays to zero within its own budget. No point is a snapshot
 of a longer run.</li>
-<li>All policies train with the learning rate that suits {BASELINE} best; {n_seeds} seed{"s" * (n_seeds != 1)} a point.</li>
-<li>FLOPs = 2 &times; multiply-adds, measured once on the shapes that ran. A budget pays for learner train, online score and
-online train. Seconds are of training, without evaluation.</li>
-<li>Between complete runs, values are interpolated linearly in log cost; beyond the first and the last nothing is said.</li>
+<li>All policies train with {BASELINE}'s best learning rate; {n_seeds} seed{"s" * (n_seeds != 1)} for each point.</li>
+<li>FLOPs = 2 &times; multiply-adds, measured once on the shapes that were used. A budget pays for learner train, online score
+and online train. Seconds are training time without evaluation.</li>
+<li>Values are interpolated between complete runs, linearly in log cost, and never extrapolated.</li>
 </ul>
 <h3>The four regimes of total compute</h3>
 <ul>{regimes}</ul>

@@ -1,4 +1,4 @@
-"""What `curate plan` prints: the five ledger lines, the four regimes, and what each regime asks of the learner."""
+"""What `curate plan` prints: the five ledger lines, the four regimes, and the saving that each regime needs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import SpecError
-from ..ledger import REGIMES
+from ..ledger import BASELINE, REGIMES
 from ..units import format_flops
 from .probe import Probe, probe_lines
 
 FORMATS = ("table", "json")
-# What each regime counts beside what the one before it counts.
+# What each regime counts in addition to the one before it.
 COUNTS = ("learner train", "+ online score + online train", "+ reference score", "+ reference train")
 
 
 def check_format(format: str) -> None:
-    """Raises SpecError for a format that `write_plan` does not know: before a probe trains for hours."""
+    """Raises SpecError for a format that `write_plan` does not know. Call it before a probe trains for hours."""
     if format not in FORMATS:
         raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
@@ -59,7 +59,7 @@ def _title(plan: dict[str, Any]) -> str:
     r, f = plan["ratio"], plan["filter_ratio"]
     what = f"[bold]F_online / F_learner = {_one_over(r)}, filter ratio {f:g} (the share dropped)[/bold]\n"
     if plan["updates"] is None:
-        return what + "The budget is what a uniform run costs; every figure is a share of that."
+        return what + f"The budget is the cost of a {BASELINE} run; every figure is a share of it."
     return what + (
         f"A budget of {format_flops(plan['budget'])} pays for {plan['updates']:,} learner updates with selection, "
         f"{plan['uniform_updates']:,} drawn uniformly."
@@ -80,7 +80,7 @@ def _ledger(plan: dict[str, Any]) -> Table:
 
 
 def _regimes(plan: dict[str, Any]) -> Table:
-    table = Table(title="\nWhat must be saved before anything is gained", title_justify="left")
+    table = Table(title="\nUpdates that must be saved to break even", title_justify="left")
     table.add_column("regime")
     table.add_column("counts")
     table.add_column("total, of\nthe budget", justify="right")
@@ -120,11 +120,11 @@ def _explanation(plan: dict[str, Any]) -> list[str]:
 
 
 def _shared(runs: int) -> str:
-    return f"what is paid once is shared by {runs:,} runs" if runs > 1 else "paid by this run alone (--runs 1)"
+    return f"shared by {runs:,} runs" if runs > 1 else "this run alone pays for it (--runs 1)"
 
 
 def _percent(share: float | None) -> str:
-    """3.3 %; a share that no saving reaches is 'never'."""
+    """`3.3 %`; None, which no saving reaches, is `never`."""
     return "never" if share is None else f"{100 * share:.1f} %"
 
 

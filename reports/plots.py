@@ -1,4 +1,4 @@
-"""Plots of a comparison, as SVG (text stays text) and PNG. Only matplotlib's object API: no state, no display."""
+"""Plots of a comparison, as SVG (with text as text) and PNG. Only matplotlib's object API is used: no global state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..units import format_flops
 from .content import COSTS, Analysis, Comparison, Point, Selected
 from .verdict import quality_name
 
-# Of policies that have no colour of their own.
+# Colours of policies that have none.
 SPARE = ("#332288", "#117733", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LEDGER_COLOURS = ("#4d4d4d", "#e69f00", "#f0c75e", "#56b4e9", "#a8d5f2")
@@ -39,7 +39,7 @@ STYLE: Any = {  # matplotlib types its keys one by one
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",
-    # The same comparison gives the same bytes.
+    # A fixed salt makes ids, and so the file, reproducible.
     "svg.hashsalt": "curate",
 }
 MEASURES = {"online_loss": "online loss", "reference_loss": "reference loss", "score": "score"}
@@ -83,7 +83,7 @@ def svg_text(figure: Figure) -> str:
 
 
 def colour(policy: str, policies: Sequence[str]) -> str:
-    """A policy's colour: its own wherever it is drawn, a spare one if it has none."""
+    """A policy's own colour, or a spare one if it has none."""
     if policy in POLICIES:
         return POLICIES[policy].colour
     unknown = [p for p in policies if p not in POLICIES]
@@ -169,7 +169,7 @@ def _wrong_labels(selection: Sequence[Selected], policies: Sequence[str]) -> Fig
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
     widest = max((wrong for _, wrong in known), key=lambda wrong: wrong.step[-1])
-    axes.plot(widest.step, widest.all, color=POLICIES[BASELINE].colour, linestyle="--", label="all that was drawn")
+    axes.plot(widest.step, widest.all, color=POLICIES[BASELINE].colour, linestyle="--", label="whole super-batch")
     for policy, wrong in known:
         axes.plot(
             wrong.step,

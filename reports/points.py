@@ -12,7 +12,7 @@ from .content import Point
 
 
 def read_points(runs: Iterable[Path], quality: str) -> list[Point]:
-    """One point a finished run; `quality` names the measure. Raises RunError where its files are missing or damaged."""
+    """One point for each finished run; `quality` names the measure. Raises RunError where a file is missing or damaged."""
     return [_point(run, quality) for run in runs]
 
 

@@ -1,4 +1,4 @@
-"""What a probe says: the saving of its short runs, read as a comparison's, and the price of having asked."""
+"""The result of a probe: the saving that its short runs measured, and what they cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .verdict import quality_name
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What was saved in learner updates at `budget` FLOPs a run, and what all runs spent. `measure` names the quality."""
+    """The saving in learner updates at `budget` FLOPs per run, and the FLOPs that all runs spent. `measure` names the quality."""
 
     policy: str
     measure: str
@@ -31,7 +31,7 @@ class Probe:
 
     @property
     def expected_saving(self) -> float | None:
-        """The saving to plan with: the probe's share, a bound where it lies above the ladder; None where it is no gain."""
+        """The saving to plan with: the measured share, or its lower bound; None where it is not a gain."""
         return self.saving.share if self.saving.gained else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_probe(folder: str, compared: Compared) -> Probe:
 
 
 def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
-    """The probe in sentences, beside what the plan needs."""
+    """The probe in sentences, and in which regimes its saving is enough for the plan."""
     saving, quality = probe.saving, probe.quality
     lines = [
         f"Probe at {percent(probe.budget / plan['budget'])} of the budget, n = {probe.seeds} seeds, "
@@ -66,7 +66,7 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
         f"{saving.spoken('fewer', 'more')} learner updates to the same quality (seeds {saving.spread}).",
     ]
     if not saving.gained:
-        return [*lines, "Nothing was saved: choosing would make this run worse, or as dear at best."]
+        return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]
     gains = [name for key, name in REGIMES.items() if plan["regimes"][key]["compute_saved"] > 0]
-    kept = f"pays in the regimes: {', '.join(gains)}" if gains else "pays in no regime"
-    return [*lines, f"If that holds to the full budget, choosing {kept}."]
+    kept = f"pays off in the regimes: {', '.join(gains)}" if gains else "pays off in no regime"
+    return [*lines, f"If that holds at the full budget, selection {kept}."]

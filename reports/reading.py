@@ -1,4 +1,4 @@
-"""Only reads: what a query may be, and DuckDB's errors as ours."""
+"""Run a query that only reads. DuckDB's errors become QueryError."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ DEFAULT_WAY_OUT = "open the files with plain DuckDB for anything but SELECT"
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
     """Run one reading statement: SELECT, FROM, WITH, PIVOT, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
 
-    The rows come as a stream of batches, so a result may be larger than memory; JSON columns are Arrow's `json`
-    extension type. Raises QueryError where the statement is not a read or DuckDB refuses it, also while the stream
-    is read.
+    Rows are streamed in batches, so a result may be larger than memory. JSON columns have Arrow's `json` extension type.
+    Raises QueryError if the statement does not only read, or if DuckDB rejects it, also while the stream is read.
     """
     check_read(sql)
     try:
@@ -70,7 +69,7 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRead
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, reader: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The reader's batches under `schema`; holds the connection, without which the stream would end."""
+    """The reader's batches with `schema`. Keeps a reference to the connection, without which the stream would end."""
     try:
         for batch in reader:
             columns = [
@@ -95,7 +94,7 @@ def check_read(sql: str) -> None:
         raise QueryError("the query is empty; try: SHOW TABLES")
     first = words[0][1]
     kinds = [statement.type.name for statement in statements]
-    # A PIVOT without IN is several statements to DuckDB, which it makes itself: they have no text of their own.
+    # DuckDB turns a PIVOT without IN into several statements; those that it adds have no text.
     own = kinds == ["MULTI"] or (len(kinds) > 1 and not any(statement.query.strip() for statement in statements))
     pivots = own and any(word in PIVOTS for _, word in words)
     if len(statements) > 1 and not pivots:
@@ -106,7 +105,7 @@ def check_read(sql: str) -> None:
         return
     if first not in READS or not (pivots or kinds == ["SELECT"]):
         _refuse(first if first not in READS else kinds[-1])
-    # WITH may hold statements that write: DuckDB 2 runs `WITH a AS (COPY ...) SELECT 1` as a SELECT.
+    # WITH may contain statements that write: DuckDB 2 runs `WITH a AS (COPY ...) SELECT 1` as a SELECT.
     for (_, before), (_, word) in pairwise(words):
         if word in CHANGES and before in ("(", ")"):
             _refuse(word, f'; a column of this name is written "{word.lower()}"')
@@ -117,7 +116,7 @@ def _refuse(kind: str, more: str = "") -> None:
 
 
 def _words(sql: str) -> list[tuple[int, str]]:
-    """(byte offset, upper-case text) of every token but comments; an operator is its first character."""
+    """(byte offset, upper-case text) of every token except comments; of an operator only its first character."""
     content, found = sql.encode(), []
     tokens = duckdb.tokenize(sql)
     ends = [*(offset for offset, _ in tokens), len(content)][1:]

@@ -1,4 +1,4 @@
-"""The views over run folders: one row a run, one row a line of metrics. A run that is still going on is a row too."""
+"""The views over run folders: one row per run, and one row per line of metrics. An unfinished run is a row too."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ METRICS_COLUMNS: Columns = {
 
 
 def runs_sql(root: str) -> str:
-    """One row a run folder under `root` (a glob-escaped path or URL), from its config.json and summary.json.
+    """One row per run folder under `root` (a glob-escaped path or URL), from its config.json and summary.json.
 
-    What a file lacks, or holds in another type, is NULL. `reference` is the score table's, as in the view `scores`.
-    `config`, `quality`, `regimes` and `counts` are the JSON as written, so nothing is lost.
+    A value that is missing or has another type is NULL. `reference` is the score table's, as in the view `scores`.
+    `config`, `quality`, `regimes` and `counts` are the JSON as written.
     """
     return f"""
     WITH configs AS ({_documents(root, "config.json")}),
@@ -99,9 +99,9 @@ def runs_sql(root: str) -> str:
 
 
 def metrics_sql(pattern: str) -> str:
-    """One row a line of every metrics.jsonl that matches; `line` is the JSON as written, with all its other keys.
+    """One row per line of every metrics.jsonl that matches; `line` is the JSON as written, with all its keys.
 
-    Columns are declared, not inferred: a running job's torn last line would turn inference off for all runs.
+    Columns are declared, because the incomplete last line of an unfinished run would break type inference for all runs.
     """
     lines = f"read_ndjson_objects({literal(pattern)}, filename = true, ignore_errors = true)"
     columns = ", ".join(f"m.{name}" for name in METRICS)
@@ -112,7 +112,7 @@ def metrics_sql(pattern: str) -> str:
 
 
 def _documents(root: str, name: str) -> str:
-    """Parsed JSON files; one that is empty or cut is as if it were not there."""
+    """Parsed JSON files; an empty or incomplete file is treated as missing."""
     source = f"read_text({literal(f'{root}/*/{name}')})"
     parsed = f"SELECT {path_part_sql(RUN_OF_FILE)} AS run, try_cast(content AS JSON) AS document FROM {source}"
     return f"SELECT * FROM ({parsed}) WHERE json_type(document) = 'OBJECT'"

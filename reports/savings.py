@@ -1,7 +1,7 @@
-"""Savings at equal quality: where on uniform's ladder of budgets lies what another policy reached. Pure functions.
+"""Savings at equal quality: at which of uniform's budgets it reaches another policy's quality. Pure functions.
 
-A rung is a complete run whose learning rate reached zero at its own budget, so a point between two rungs is an
-estimate of such a run, and beyond the last rung nothing is known.
+Uniform's budgets form a ladder. Each rung is a complete run, whose learning rate decays to zero at its own budget, so a
+point between two rungs estimates such a run. Nothing is extrapolated beyond the first and the last rung.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..units import percent
 
 Where = Literal["on", "above", "below"]
 WORDS = {"on": "", "above": "more than ", "below": "at most "}
-# A loss turns the bound around: more than -12 % saved is less than 12 % lost.
+# A loss reverses the bound: more than -12 % saved is less than 12 % lost.
 WORDS_OF_A_LOSS = {"on": "", "above": "less than ", "below": "at least "}
 MARKS = {"on": "", "above": "> ", "below": "≤ "}
 
 
 @dataclass(frozen=True)
 class Reached:
-    """The x at which a ladder reaches a quality. `above`: not even at the last rung, whose x this is; `below`: already
-    at the first, whose x this is."""
+    """The x at which a ladder reaches a quality. `above`: the quality is above the last rung's, `x` is the last rung's;
+    `below`: it is below the first rung's, `x` is the first rung's."""
 
     x: float
     where: Where
@@ -32,16 +32,17 @@ class Reached:
 
 @dataclass(frozen=True)
 class Saving:
-    """Share of uniform's cost that was saved at equal quality: 0.5 is half, negative is a loss.
+    """Share of uniform's cost that is saved at equal quality: 0.5 is half, negative is a loss.
 
-    `where` says what is known: `on` the ladder it is that share; `above` it is more than that; `below` at most that.
+    `where` says whether `share` is the saving itself (`on` the ladder), a lower bound (`above`) or an upper bound
+    (`below`).
     """
 
     share: float
     where: Where
 
     def __str__(self) -> str:
-        """`71 %`, `more than 71 %` (off the ladder's upper end), `at most -12 %` (off its lower end)."""
+        """`71 %`, `more than 71 %` (above the ladder), `at most -12 %` (below it)."""
         return WORDS[self.where] + percent(self.share)
 
     @property
@@ -51,12 +52,12 @@ class Saving:
 
     @property
     def gained(self) -> bool:
-        """Whether the saving is known to be one: a bound from above is not."""
+        """Whether this is known to be a gain; an upper bound is not."""
         return self.share > 0 and self.where != "below"
 
     @property
     def lost(self) -> bool:
-        """Whether it is known to be a loss: a bound from below is not."""
+        """Whether this is known to be a loss; a lower bound is not."""
         return self.share < 0 and self.where != "above"
 
     def spoken(self, less: str, more: str) -> str:
@@ -66,13 +67,13 @@ class Saving:
 
 @dataclass(frozen=True)
 class SeededSaving(Saving):
-    """The saving of a mean over seeds, and that of every seed on the same ladder."""
+    """The saving at the mean quality over seeds, and the saving of every seed."""
 
     seeds: tuple[Saving, ...]
 
     @property
     def spread(self) -> str:
-        """Least and greatest saving over seeds, such as `60 % to > 71 %`; the one value where there is one seed."""
+        """Least and greatest saving over seeds, such as `60 % to > 71 %`; one value where they are equal."""
         low, high = (pick(self.seeds, key=lambda one: one.share).short for pick in (min, max))
         return low if low == high else f"{low} to {high}"
 

@@ -1,6 +1,6 @@
-"""What policies selected: the share of wrong labels among it, and how its losses and scores are distributed.
+"""What policies selected: its share of wrong labels, and the distributions of its losses and scores.
 
-For analysis only: clean labels are read here, long after training, and by nothing that trains.
+For analysis only. Clean labels are read here, after training, and never by training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .views import connect
 STEP_BINS = 20
 BINS = 40
 MEASURES = ("online_loss", "reference_loss", "score")
-# Losses have long tails: what lies beyond these quantiles is counted in the outermost bins.
+# Losses have long tails: values beyond these quantiles are counted in the outermost bins.
 TAILS = (0.005, 0.995)
 CLEAN = "clean_label"
 
@@ -27,12 +27,10 @@ CLEAN = "clean_label"
 def selection(
     root: Path, found: Sequence[Point], budget: float, datasets: Mapping[str, Mapping[str, str]]
 ) -> tuple[Selected, ...]:
-    """One entry a policy that selects: its run of the first seed at `budget` (FLOPs), from the selections it recorded.
+    """One entry for each policy that selects, from the selections of its first seed's run at `budget` (FLOPs).
 
-    `wrong_labels` holds, for some 20 bins of steps, the share of wrong labels among the selected and among all of the
-    super-batch; None where the data set knows no clean labels, or no run has a score table (which holds the labels
-    as trained on). `distributions` holds, a measure, the bins' `edges` (shared by all policies) and the share of the
-    selected and of the rest in every bin; None where the policy has no such loss. Raises QueryError.
+    `wrong_labels` is None where the data set has no clean labels, or no run has a score table (which holds the labels
+    that were trained on). A distribution is None where the policy has no such loss. Raises QueryError.
     """
     seed = min((p.seed for p in found), default=0)
     chosen = [p for p in found if p.budget_flops == budget and p.seed == seed]
@@ -59,7 +57,7 @@ def selection(
 
 
 def _table(root: Path, found: Sequence[Point]) -> str | None:
-    """The folder of the first score table that any of the runs read. All of one comparison read the same."""
+    """The folder of the score table of the first run that has one. All runs of a comparison read the same table."""
     for point in found:
         try:
             manifest = json.loads((root / "runs" / point.run / "manifest.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Pieces of SQL text, and DuckDB's errors as one line."""
+"""Parts of SQL text, and DuckDB's errors as one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Columns = Mapping[str, str]
 
 
 def literal(text: str) -> str:
-    """A string constant of SQL."""
+    """An SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -18,10 +18,11 @@ def empty_sql(columns: Columns) -> str:
 
 
 def parquet_sql(pattern: str, columns: Columns, of_path: Mapping[str, str]) -> str:
-    """Parquet files read as `columns` (NULL where a file has not got one), after what a regex finds in their path.
+    """SELECT from Parquet files: first the columns `of_path`, which regexes find in the path, then `columns` (NULL where a
+    file lacks one).
 
-    A declared schema keeps DuckDB from opening every file to unite theirs; a condition on a column of the path still
-    leaves out the other files unopened.
+    With a declared schema DuckDB need not open every file to merge their schemas. A condition on a column of the path
+    still skips the other files without opening them.
     """
     fields = ", ".join(
         f"{literal(name)}: {{name: {literal(name)}, type: {literal(kind)}, default_value: NULL}}"
@@ -37,6 +38,6 @@ def path_part_sql(regex: str) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """What DuckDB says in one line, its hints kept and the drawing of the query left out."""
+    """DuckDB's message in one line, with its hints and without its excerpt of the query."""
     text = str(error).split("\nLINE ")[0]
     return " ".join(text.split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""`curate status`: how far a score table is, from its files alone: while a job runs and after it died."""
+"""`curate status`: how complete a score table is, read from its files, during a scoring run and after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..scoring.tables.schema import ENDING
 
 FORMATS = ("table", "json")
 MAX_LISTED = 20
-# A longer pause between two commits is a job that was started again, not one that is slow.
+# A longer pause (seconds) between two commits means that scoring was stopped and started again.
 PAUSE = 600.0
 
 
@@ -43,9 +43,9 @@ class ShardStatus:
 
 @dataclass(frozen=True)
 class TableStatus:
-    """A table's shards by name. `complete` is None where the data set is not known here, so nothing is called missing.
+    """A table's shards by name. `complete` is None where curate.toml lacks the data set; then no shard counts as missing.
 
-    `rate` are examples/s from commit to commit since the last pause of ten minutes, `idle` the seconds since the last.
+    `rate` is examples/s since the last pause of ten minutes, `idle` the seconds since the last commit.
     """
 
     folder: str
@@ -113,7 +113,7 @@ def _done(folder: str, name: str) -> ShardStatus:
 
 
 def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
-    """Examples/s over the last stretch without a pause. What the first commit of it brought was made before it."""
+    """Examples/s since the last pause. The first commit after it is not counted: its examples were scored before."""
     start = max((i + 1 for i, (a, b) in enumerate(pairwise(commits)) if b[0] - a[0] > PAUSE), default=0)
     stretch = commits[start:]
     if len(stretch) < 2 or stretch[-1][0] <= stretch[0][0]:
@@ -124,7 +124,7 @@ def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
 def write_status(
     status: TableStatus, format: str = "table", *, show_all: bool = False, file: IO[str] | None = None
 ) -> None:
-    """Print totals, and the shards that want a look (all of them with `show_all`). Raises SpecError for another format."""
+    """Print totals, and the shards with failures or not done (`show_all`: all). Raises SpecError for an unknown format."""
     file = file or sys.stdout
     if format not in FORMATS:
         raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
@@ -146,10 +146,10 @@ def write_status(
         console.print(f"{rate}last commit {_ago(status.idle)} ago")
     if status.complete is None:
         console.print(
-            f"data set '{escape(status.dataset)}' is not known here, so what is missing is not; give --config"
+            f"data set '{escape(status.dataset)}' is not in curate.toml, so missing shards are not known; give --config"
         )
     elif not status.complete:
-        console.print("run the same score-reference command again: it does only what is missing")
+        console.print("run the same score-reference command again; it scores only the missing shards")
     listed = [s for s in status.shards if show_all or s.state != "done" or s.failures]
     if listed:
         console.print(_shards(listed if show_all else listed[:MAX_LISTED]))

@@ -1,4 +1,4 @@
-"""The tables of the comparison's page, as HTML. All text from outside is escaped."""
+"""The tables of the comparison's page, as HTML. Names from runs and settings are escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MISSING = "<td>&ndash;</td>"
 def savings_table(analysis: Analysis) -> str:
     """Rows: policy and budget. Columns: learner updates, then total compute under the four regimes."""
     if not analysis.savings:
-        return f"<p>Savings need another policy, and {BASELINE} at two budgets or more.</p>"
+        return f"<p>No savings: they need a second policy, and {BASELINE} at two budgets or more.</p>"
     bodies = []
     for policy in analysis.policies:
         rows = "".join(_savings_row(row, analysis) for row in analysis.savings if row.policy == policy)
@@ -46,7 +46,7 @@ def _savings_row(row: SavingsRow, analysis: Analysis) -> str:
 
 def _saving(saving: SeededSaving | None, ours: bool = False) -> str:
     if saving is None:
-        return '<td title="reference train is not known">&ndash;</td>'
+        return '<td title="the cost of training the reference is not known">&ndash;</td>'
     kind = "gain" if saving.gained else "loss" if saving.lost else ""
     return (
         f"<td{' class=ours' * ours}><span class='{kind}'>{escape(saving.short)}</span>"
@@ -55,7 +55,7 @@ def _saving(saving: SeededSaving | None, ours: bool = False) -> str:
 
 
 def equal_table(analysis: Analysis, cost: str) -> str:
-    """Every policy's quality at what each of uniform's budgets cost by one measure."""
+    """Every policy's quality at the cost of each of uniform's budgets."""
     heads = "".join(f"<th scope=col>{policy_name(p, analysis)}</th>" for p in analysis.policies)
     head = f"<thead><tr><th scope=col>{BASELINE}'s budget</th><th scope=col>{COSTS[cost]}</th>{heads}</tr></thead>"
     rows = []
@@ -74,7 +74,7 @@ def equal_table(analysis: Analysis, cost: str) -> str:
 
 
 def ledger_table(analysis: Analysis) -> str:
-    """The ledger's five lines of every policy's runs at 1x, in FLOPs; and what evaluation does not enter."""
+    """The five ledger lines (FLOPs), learner updates and training seconds of every policy's runs at 1x."""
     heads = "".join(f"<th scope=col>{name}</th>" for name in LINES.values())
     rows = []
     for policy in analysis.policies:
@@ -94,7 +94,7 @@ def search_table(comparison: Comparison) -> str:
     """The learning rates that uniform tried at 1x."""
     best = comparison.learning_rate
     if not comparison.search:
-        return f"<p>The learning rate was given, {best:g}, not searched.</p>"
+        return f"<p>The learning rate was set to {best:g}, without a search.</p>"
     measure = escape(quality_name(comparison.analysis.quality))
     rows = "".join(
         f"<tr{' class=best' * (rate == best)}><td>{rate:g}</td><td>{accuracy(quality)}</td></tr>"

@@ -21,8 +21,8 @@ MAX_COUNTED = 1_000_000
 def print_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
     """Print at most 50 rows; returns the rows printed.
 
-    Columns for which a terminal has no room are named below in place of being squeezed; a pipe or file gets all.
-    Counting what is left stops at a million, so a look at a big table does not read all of it.
+    Columns that do not fit a terminal are left out and named below the table; a pipe or file gets all columns. The rest of
+    the rows is counted up to a million, so that a short look at a big table does not read all of it.
     """
     rows: list[tuple[Any, ...]] = []
     total = 0
@@ -60,7 +60,7 @@ def print_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
 
 
 def format_cell(value: Any) -> str:
-    """One value for people: 1234567 is 1,234,567, a float has 4 significant digits, what is long is cut."""
+    """One value for people: 1234567 is 1,234,567, a float has 4 significant digits, long text is cut."""
     if value is None:
         return "NULL"
     if isinstance(value, bool):
@@ -72,7 +72,7 @@ def format_cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     text = json.dumps(value, default=str, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-    # EXPLAIN's drawings are the one text in which lines matter.
+    # Only the diagrams of EXPLAIN need their line breaks.
     if "\n" in text and text.lstrip()[:1] in "┌╭":
         return text
     text = " ".join(text.split())
@@ -84,7 +84,7 @@ def _columns(names: list[str], rows: list[list[str]]) -> list[tuple[str, list[st
 
 
 def _that_fit(widths: list[int], room: int) -> int:
-    """How many leading columns fit, three spaces between them; at least one."""
+    """How many leading columns fit with three spaces between them; at least one."""
     used, count = 0, 0
     for width in widths:
         used += width + 3

@@ -1,4 +1,4 @@
-"""What a comparison says in a sentence, and its measures' names for people."""
+"""The result of a comparison in one sentence, and names of quality measures for people."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ QUALITIES = {
 
 
 def verdict(analysis: Analysis) -> str:
-    """Who saved most, how much, in which regime and on how many seeds; a loss is called one.
+    """The policy that saves most, how much, in which regime and over how many seeds. A loss is called a loss.
 
-    What lies off uniform's ladder is told as the bound that is known.
+    Where the quality is outside uniform's ladder, the sentence gives the bound that is known.
     """
     best = analysis.headline
     if best is None:
         if analysis.policies == (BASELINE,):
-            return f"Only {BASELINE} was run, so nothing can be said of savings."
-        return f"{BASELINE.capitalize()} was run at one budget only, so nothing can be said of savings."
+            return f"Only {BASELINE} was run, so there are no savings to report."
+        return f"{BASELINE.capitalize()} was run at one budget only, so savings cannot be computed."
     who = f"{best.policy} at {analysis.multiple(best.budget_flops)}"
     n = best.quality.n
     seeds = f"n = {n} seed{'s' * (n != 1)}"
@@ -37,26 +37,26 @@ def verdict(analysis: Analysis) -> str:
         )
     elif compute.where == "above":
         said = (
-            f"Off the ladder: {who} beats {BASELINE}'s largest budget; to that quality it took {compute_words} total "
-            f"compute ({REGIMES['foundation']}; {seeds}), and more cannot be said without a longer ladder."
+            f"{who} is better than {BASELINE} at its largest budget; at equal quality it takes {compute_words} total "
+            f"compute ({REGIMES['foundation']}; {seeds}). A longer --ladder would show how much."
         )
     elif compute.where == "below":
         said = (
-            f"No policy is known to have saved total compute: the best, {who}, stayed below the quality of "
-            f"{BASELINE}'s smallest budget, and took {compute_words} of it ({REGIMES['foundation']}; {seeds})."
+            f"No policy is known to have saved total compute: the best, {who}, is worse than {BASELINE} at its smallest "
+            f"budget; at equal quality it takes {compute_words} total compute ({REGIMES['foundation']}; {seeds})."
         )
     else:
         said = (
-            f"No policy saved total compute: the best, {who}, took {compute_words} of it for {BASELINE}'s quality, "
-            f"with {updates_words} learner updates ({REGIMES['foundation']}; {seeds})."
+            f"No policy saved total compute: the best, {who}, took {compute_words} at equal quality, with {updates_words} "
+            f"learner updates ({REGIMES['foundation']}; {seeds})."
         )
     if _quality_falls(analysis):
-        said += f" {BASELINE.capitalize()}'s quality falls between two of its budgets: read its first passing."
+        said += f" {BASELINE.capitalize()}'s quality falls between two budgets; savings use the first that reaches a quality."
     return said
 
 
 def _quality_falls(analysis: Analysis) -> bool:
-    """Whether more compute ever made uniform worse, which makes 'equal quality' ambiguous."""
+    """Whether uniform ever gets worse with more compute. Then several budgets have the same quality."""
     means = [rung.quality.mean for rung in analysis.curves[BASELINE]]
     return any(a > b for a, b in pairwise(means))
 

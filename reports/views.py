@@ -1,7 +1,7 @@
-"""SQL views over score tables and runs: DuckDB reads the folders as they lie, nothing is loaded or copied.
+"""SQL views over score tables and runs. DuckDB reads the files in place; nothing is imported or copied.
 
-Views bind to globs with declared columns, so connecting lists names but opens no score, selection or run file, and
-every view has the same columns whether there are files or not.
+Views bind to globs with declared columns. So connecting lists file names but opens no score, selection or run file, and
+every view has the same columns even where there are no files.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the views scores, failures, runs, metrics, selections and analysis.
 
-    `scores` and `runs` are folders or fsspec URLs; what is not there yet gives empty views with the same columns.
-    `datasets` are the [datasets.NAME] tables of curate.toml: those with an `analysis` setting fill the view of that
-    name (relative paths count from the working folder). FLOPs columns are FLOPs, seconds are seconds.
+    `scores` and `runs` are folders or fsspec URLs; if they do not exist, views are empty and have the same columns.
+    `datasets` are the [datasets.NAME] tables of curate.toml: files of their `analysis` settings fill the view `analysis`
+    (paths are relative to the working folder). FLOPs columns are FLOPs, seconds columns are seconds.
 
     Raises QueryError where a root cannot be listed or an analysis file cannot be read, StorageError where nothing opens
     such a URL.
     """
     connection = duckdb.connect()
-    # Otherwise a misspelt table name could find a Python variable of ours instead of an error.
+    # Otherwise a misspelt table name could resolve to one of our Python variables instead of raising an error.
     connection.execute("SET python_enable_replacements = false")
     score_root, run_root = _open_root(connection, scores), _open_root(connection, runs)
     metrics = f"{run_root}/*/metrics.jsonl"
@@ -92,7 +92,7 @@ def connect(
 
 
 def _open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
-    """The root as DuckDB reads it, its own glob characters escaped; an fsspec URL's filesystem is registered."""
+    """The root as DuckDB reads it, with its glob characters escaped. Registers the file system of an fsspec URL."""
     fs, path = filesystem(root)
     if is_local(root):
         return glob.escape(path.rstrip("/"))
@@ -107,7 +107,7 @@ def _open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
 
 
 def _names(connection: duckdb.DuckDBPyConnection, pattern: str) -> bool:
-    """Whether the pattern names any file. DuckDB refuses to read one that does not."""
+    """Whether the pattern matches any file. DuckDB raises an error for a pattern without files."""
     try:
         return connection.execute(f"SELECT file FROM glob({literal(pattern)}) LIMIT 1").fetchone() is not None
     except (duckdb.Error, OSError) as e:
@@ -123,7 +123,7 @@ def _parquet_view(
 
 
 def _analysis_view(connection: duckdb.DuckDBPyConnection, datasets: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every data set's own columns, by name. These are unknown here, so one file a data set is opened for its schema."""
+    """The union of all data sets' columns, by name. Their columns are not known, so one file per data set is opened."""
     parts = []
     for name, entry in sorted(datasets.items()):
         path = str(entry.get("analysis") or "")

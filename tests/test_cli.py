@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import typer
-from conftest import curate
 from curate.cli import cli
 from curate.command import reference_page
 from curate.scoring.policies import POLICIES
 from curate.training.options import RunOptions
+from support.commands import curate
 
 COMMANDS = {name: c for name, c in typer.main.get_command(cli).commands.items() if not c.hidden}
 SELECTION = """
@@ -68,6 +68,15 @@ def test_a_comparison_does_not_offer_what_it_sets_itself():
     for option in ("policy", "seed", "examples", "steps", "charge-reference", "name", "evaluate", "resume"):
         assert f"--{option}" in spellings("train")
         assert f"--{option}" not in spellings("compare")
+
+
+def test_plan_and_compare_pass_the_options_of_train_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ("--dataset", "D", "--learner", "L", "--budget-flops", "1TF", "--augment", "rotate")
+    for command in ("plan", "compare"):
+        assert curate(command, *models).error == "--augment is 'rotate', expected none, flip or crop-flip"
+    defaults = {p.name: p.default for p in COMMANDS["compare"].params}
+    assert (defaults["selections_every"], defaults["label_smoothing"]) == (5, 0.0)
 
 
 @pytest.mark.parametrize("command", OPTIONS)

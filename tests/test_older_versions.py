@@ -20,7 +20,7 @@ from curate.reports import connect, query
 from curate.scoring import find_model, load_model, open_scores, select
 from curate.scoring.tables.counts import all_counts
 from curate.training import RunOptions, train
-from conftest import silent
+from support.commands import silent
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v0.1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())

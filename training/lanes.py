@@ -79,6 +79,8 @@ class ShardLoader:
         self._keeps_decoded: set[str] = set()
         self.keeps_all = sum(shard.bytes for shard in self.shards) <= host_bytes
         self._lock = threading.Lock()
+        # Two lanes that share a shard must not both read it.
+        self._reading = [threading.Lock() for _ in self.shards]
 
     def keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
@@ -86,8 +88,10 @@ class ShardLoader:
 
     def load(self, index: int) -> LoadedShard:
         """Raises ShardError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
-        if index in self._cache:
-            return self._cache[index]
+        with self._reading[index]:
+            return self._cache[index] if index in self._cache else self._read(index)
+
+    def _read(self, index: int) -> LoadedShard:
         shard = self.shards[index]
         examples: list[Example] = []
         failures: list[Failure] = []
@@ -169,6 +173,17 @@ class Lane:
             more = end < len(rows)
             self.position = LanePosition(at.epoch, at.window if more else at.window + 1, end if more else 0)
         return found
+
+    def holds(self, count: int) -> bool:
+        """Whether so many examples can be taken without reading."""
+        at = self.position
+        if not count:
+            return True
+        return (
+            self._loaded is not None
+            and self._loaded[:2] == (at.epoch, at.window)
+            and at.offset + count <= len(self._loaded[2])
+        )
 
     def next_epoch(self) -> None:
         self.position = LanePosition(self.position.epoch + 1)

@@ -237,7 +237,7 @@ class SuperBatches:
             missing = [want - len(rows) for want, rows in zip(wanted, have, strict=True)]
             if not any(missing):
                 return [row for rows in have for row in rows]
-            taken = list(self._readers.map(Lane.take, self._lanes, missing))
+            taken = self._take(missing)
             failed = self._look_at([row for rows in taken for row in rows])
             for v, (lane, rows) in enumerate(zip(self._lanes, taken, strict=True)):
                 have[v] += [row for row in rows if id(row) not in failed]
@@ -248,6 +248,12 @@ class SuperBatches:
                     self._counts["dropped"] += len(have[v])
                     have[v], began_epoch[v] = [], True
                     lane.next_epoch()
+
+    def _take(self, counts: Sequence[int]) -> list[list[Row]]:
+        """The next candidates of each lane; several lanes read at a time where some have to read."""
+        if all(lane.holds(count) for lane, count in zip(self._lanes, counts, strict=True)):
+            return [lane.take(count) for lane, count in zip(self._lanes, counts, strict=True)]
+        return list(self._readers.map(Lane.take, self._lanes, counts))
 
     def _look_at(self, rows: Sequence[Row]) -> dict[int, Failure]:
         """Look at the rows in every view. Returns the failures, by the row's id."""

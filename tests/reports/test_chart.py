@@ -61,6 +61,8 @@ def test_an_arm_that_is_no_policy_has_a_dash_of_its_own_on_a_white_page():
 
 
 def test_what_is_finished_is_drawn():
+    behind = texts(drawn([*arm(BASELINE, (0.4, 0.5)), *arm("learnability", (0.45,))]))
+    assert {"learnability", "45.5 % at 1 TF"} <= {text for _, text in behind}
     assert any(text == "learnability 45.0 %" for _, text in texts(drawn(arm("learnability", (0.45,), seeds=(0,)))))
     with pytest.raises(SpecError, match="no points"):
         drawn([])

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from conftest import curate, silent
 from curate.reports.comparison import write_folder
 from curate.reports.contact_sheet import _draw, contact_sheets, sheets_html
 from curate.reports.points import read_points
 from PIL import Image
+from support.commands import curate, silent
 
 PLOTS = (
     "quality_over_updates",
@@ -37,7 +37,7 @@ FLAGS = (
 )
 
 
-BEFORE = Path(__file__).parent / "comparison-0.1.0"
+BEFORE = Path(__file__).parents[1] / "fixtures/v0.1/comparison"
 
 
 def lay_out(folder):

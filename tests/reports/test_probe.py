@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import curate
 from curate.reports.probe import probe_lines, read_probe
 from curate.studies.comparison import Compared
+from support.commands import curate
 
 
 def write_run(folder, policy, budget, quality, seed):
@@ -61,7 +61,7 @@ def test_a_saving_by_hand(tmp_path):
     assert "Probe at 10 % of the budget, n = 2 seeds, 90 % of it spent" in said
     assert "60.0 % with learnability, 50.0 % with uniform" in said
     assert "50 % fewer learner updates" in said
-    assert "pays in the regimes: fully amortised, foundation data set, pretrained reference." in said
+    assert "pays off in the regimes: fully amortised, foundation data set, pretrained reference." in said
 
 
 @pytest.mark.parametrize(("reached", "words"), [((0.45, 0.45), "41 % more"), ((0.3, 0.3), "at least 100 % more")])

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import curate
 from curate.datasets.spec import Config
 from curate.errors import TableError
 from curate.reports.status import table_status
+from support.commands import curate
 
 NOBODY = Config(None, {}, {})
 
@@ -55,7 +55,7 @@ def test_what_is_missing_unreadable_and_damaged(table, digits):
     done = curate("status", table, "--config", digits.toml)
     assert done.code == 0 and done.err == ""
     assert "3 of 6 shards done: 450 examples scored, 0 failed (0.00%); 1 unreadable, 1 damaged, 1 missing" in done.out
-    assert "cut in the middle" in done.out and "does only what is missing" in done.out
+    assert "cut in the middle" in done.out and "it scores only the missing shards" in done.out
     assert "00000" not in done.out.replace(str(table), "")
     every = curate("status", table, "--config", digits.toml, "--all")
     assert all(f"0000{i}" in every.out for i in range(6))
@@ -75,7 +75,7 @@ def test_without_the_data_set_nothing_is_called_missing(table):
     folder.mkdir()
     (folder / "curate.toml").write_text("")
     done = curate("status", table, "--config", folder / "curate.toml")
-    assert "5 shards done" in done.out and "data set 'digits' is not known here" in done.out
+    assert "5 shards done" in done.out and "data set 'digits' is not in curate.toml" in done.out
 
 
 def test_json_and_failures(with_a_bad_picture, digits):
@@ -97,8 +97,9 @@ def with_a_bad_picture(digits, tmp_path):
     """The digits' table, scored anew with one undecodable picture among them."""
     import dataclasses
 
-    from conftest import replace_member, silent
     from curate.pipelines.score_reference import score_reference
+    from support.commands import silent
+    from support.tars import replace_member
 
     data = tmp_path / "data"
     shutil.copytree(digits.root / "data" / "digits" / "train", data)

@@ -8,7 +8,7 @@ from curate.datasets import list_shards, read_shard
 from curate.datasets.readers import Example
 from curate.errors import JoinError
 from curate.scoring import open_scores
-from curate.training.join import join_shard
+from curate.scoring.tables.join import join_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

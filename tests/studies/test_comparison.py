@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
+from curate.scoring import Policy
 from curate.studies.comparison import compare_runs, planned
 from curate.studies.options import CompareOptions
 from curate.training import RunOptions, train
 from safetensors.torch import load_file
+from support.commands import curate, silent, start_curate
 
 POINTS = {
     *(f"uniform-{x}x-seed{s}" for x in ("0.5", "1", "2") for s in (0, 1)),
@@ -80,6 +81,12 @@ def test_a_point_is_the_run_that_train_makes(options, digits, tmp_path):
                 for folder in (options.runs, tmp_path / "alone")
             ]
             assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_a_policy_of_your_own_has_its_points(options):
+    mine = Policy("mine", lambda known: known.reference_B, reference="loss")
+    points = planned(replace(options, policies=("uniform", mine), seeds=1), 1e-3)
+    assert {p.records.name for p in points if p.selection.policy is mine} == {"mine-0.5x-seed0", "mine-1x-seed0"}
 
 
 def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):

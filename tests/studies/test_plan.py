@@ -2,7 +2,6 @@ import json
 from fractions import Fraction
 
 import pytest
-from conftest import curate
 from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
 from curate.scoring.tables.lookup import open_scores
@@ -11,6 +10,7 @@ from curate.studies.plan import make_plan, sizes_down
 from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import curate
 
 NOBODY = Config(None, {}, {})
 
@@ -230,3 +230,14 @@ def test_models_that_are_not_there(digits):
         *("--budget-flops", "1TF"),
     )
     assert done.code == 1 and "unknown model 'nowhere'" in done.error
+
+
+def test_a_coarse_run_costs_what_scoring_at_that_size_costs(digits):
+    full, coarse = real(digits), real(digits, score_size=4)
+    assert 3 < full.step.online_score / coarse.step.online_score < 5  # a quarter of the pixels
+    assert 3 < full.reference_score / coarse.reference_score < 5
+    assert coarse.step.learner_train == full.step.learner_train
+    assert coarse.step.online_train == full.step.online_train
+    assert coarse.reference_train / coarse.uniform_steps == full.reference_train / full.uniform_steps
+    with pytest.raises(TableError, match="both losses must be made alike"):
+        real(digits, score_size=4, data_size=None, reference_scores=digits.scores)

@@ -11,7 +11,6 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import read_tar, replace_member, write_tar
 from curate.datasets import Geometry
 from curate.datasets.spec import spec_from_table
 from curate.errors import FailuresError, JoinError, RunError, SpecError
@@ -19,6 +18,7 @@ from curate.scoring import open_scores
 from curate.training.superbatch import SuperBatches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tars import read_tar, replace_member, write_tar
 
 GEOMETRY = Geometry(size=8)
 # Every shard is a window of its own, and nothing stays in memory.
@@ -196,9 +196,10 @@ def test_a_view_may_be_a_function_of_the_bytes_or_a_transform(digits):
         assert isinstance(data, bytes)
         return torch.tensor(len(data))
 
-    views = {"bytes": size_of, "transform": Compose([Resize(12), ToTensor()])}
+    views = {"bytes": size_of, "transform": Compose([Resize(12), ToTensor()]), "one": ToTensor()}
     batch = next(iter(SuperBatches(digits.dataset(), 32, views=views)))
     assert batch.views["bytes"].shape == (32,)
+    assert batch.views["one"].shape == (32, 3, 8, 8)
     assert batch.views["transform"].shape == (32, 3, 12, 12)
 
 

@@ -1,0 +1,97 @@
+"""This tree against an older commit's, through the command line alone: a training step, and scoring.
+
+    CURATE_BASE=8df39c1 python benchmarks/run.py against_commit
+
+Both trees train the same models on the same data for the same steps and score the same shards, in turn, each in a process
+of its own with one thread; what is compared are the seconds that the runs themselves report (summary.json's data, score,
+select and train; the scoring job's own line), so that imports and start-up are no part of them. Needs git.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from data import part_of_cifar10n, reference_with_weights
+from measuring import Benchmark, Figure, Report, in_turn, ratios
+
+ROOT = Path(__file__).parent.parent
+BASE = os.environ.get("CURATE_BASE", "8df39c1")
+ROUNDS, STEPS, SHARDS = 7, 40, 10
+TRAIN = ("--dataset", "part", "--learner", "learner", "--steps", STEPS, "--batch-size", 128, "--precision", "fp32")
+CHOOSING = ("--policy", "learnability", "--online", "scorer", "--filter-ratio", 0.5)
+
+
+def measure(work: Path, report: Report) -> list[Figure]:
+    part_of_cifar10n(work, "part", SHARDS, report)
+    reference_with_weights(work, "scorer", "small_resnet", channels=[8, 16, 32, 64], layers=[0, 1, 1])
+    reference_with_weights(work, "learner", "small_resnet", channels=[32, 64, 128, 256], layers=[0, 1, 1])
+    before = work / "before"
+    subprocess.run(["git", "worktree", "add", "--force", "--detach", before, BASE], cwd=ROOT, check=True)
+    try:
+        trees = {"before": package_of(before), "after": package_of(ROOT)}
+        scoring = in_turn(ROUNDS, report, **{name: lambda t=tree: score(work, t) for name, tree in trees.items()})
+        uniform = in_turn(ROUNDS, report, **{name: lambda t=tree: step(work, t) for name, tree in trees.items()})
+        chosen = in_turn(
+            ROUNDS, report, **{name: lambda t=tree: step(work, t, *CHOOSING) for name, tree in trees.items()}
+        )
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
+    figures = []
+    for what, found in (("score-reference", scoring), ("uniform step", uniform), ("learnability step", chosen)):
+        figures += [
+            Figure(name=f"{what}: time at {BASE} over now", samples=ratios(found["before"], found["after"]), goal=0.97),
+            Figure(name=f"{what}, now", samples=found["after"], unit="s"),
+        ]
+    return figures
+
+
+def package_of(tree: Path) -> Path:
+    """A folder that has the tree under the package's name, to be put on the path."""
+    folder = tree / ".cache" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "curate"
+    link.unlink(missing_ok=True)
+    link.symlink_to(tree)
+    return folder
+
+
+def curate(work: Path, package: Path, *arguments: object) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "curate", *map(str, arguments)]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stderr
+
+
+def score(work: Path, package: Path) -> float:
+    """Seconds of reading, decoding, scoring and writing all shards."""
+    out = work / "scores"
+    shutil.rmtree(out, ignore_errors=True)
+    local = ("--", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+    told = curate(work, package, "score-reference", "--dataset", "part", "--reference", "scorer", "--out", out, *local)
+    stages = dict(re.findall(r"(read|decode|forward|write) ([\d.]+) s", told))
+    return sum(map(float, stages.values()))
+
+
+def step(work: Path, package: Path, *more: object) -> float:
+    """Seconds of all steps."""
+    shutil.rmtree(work / "runs" / "run", ignore_errors=True)
+    table = ("--reference-scores", work / "scores") if more else ()
+    curate(work, package, "train", *TRAIN, *more, *table, "--no-evaluate", "--name", "run")
+    seconds = json.loads((work / "runs" / "run" / "summary.json").read_text())["seconds"]
+    return sum(seconds[stage] for stage in ("data", "score", "select", "train"))
+
+
+BENCHMARK = Benchmark(
+    "against_commit",
+    f"no step and no scoring is slower than at {BASE} (ratio at least 0.97)",
+    measure,
+    {"base": BASE, "steps": STEPS, "shards": SHARDS, "threads": 1, "precision": "fp32"},
+)
