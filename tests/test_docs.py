@@ -24,7 +24,9 @@ from curate.datasets.spec import spec_from_table
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"(?:^<!-- not run[^:\n]*: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^<!-- not run[^:\n]*: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S
+)
 CODE = ("bash", "console", "python", "sql")
 RUN = ("README.md", "getting-started.md", "embedding.md", "outputs.md")
 COMMANDS = typer.main.get_command(cli).commands
@@ -105,7 +107,9 @@ def test_the_readme_states_the_accuracy_that_its_runs_reach(transcript):
 
 @pytest.mark.parametrize("page", RUN)
 def test_the_code_of_a_page_runs(page, transcript):
-    found = [b for b in EVERY if b.place.startswith(page) and b.language in CODE and b.language != "console" and not b.why]
+    found = [
+        b for b in EVERY if b.place.startswith(page) and b.language in CODE and b.language != "console" and not b.why
+    ]
     assert found
     names: dict[str, object] = {}
     torch.manual_seed(0)
