@@ -5,8 +5,9 @@ Names are imported when they are first used, so that options and help texts need
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
 
 if TYPE_CHECKING:
     from . import losses, scores
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .tables.lookup import ScoreTable, open_scores
 
 _HOMES = {
+    "losses": "",
+    "scores": "",
     "POLICIES": "policies",
     "Losses": "losses",
     "Model": "models",
@@ -78,10 +81,4 @@ __all__ = [
     "train_flops",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("losses", "scores"):
-        return importlib.import_module(f".{name}", __name__)
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -10,9 +10,10 @@ from curate.scoring.policies import POLICIES
 from curate.scoring.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "units", "ledger", "options"}
+BASE = {"errors", "units", "ledger", "options", "lazy"}
 ALLOWED = {
     "errors": set(),
+    "lazy": set(),
     "units": {"errors"},
     "ledger": {"errors", "units"},
     "options": {"errors", "units"},

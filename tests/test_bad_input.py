@@ -15,10 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from conftest import IN_MEMORY, curate, read_tar, replace_member, start_curate, tree, write_tar
 from curate.datasets.targets import hash_target
 from curate.scoring.tables.lookup import open_scores
 from curate.scoring.tables.write import writing
+from support.commands import curate, start_curate
+from support.folders import tree
+from support.prepared import IN_MEMORY
+from support.tables import failures, rows
+from support.tars import read_tar, replace_member, write_tar
 
 
 class Work:
@@ -83,16 +87,6 @@ def refused(result, *names):
     for name in names:
         assert str(name) in result.error, result.error
     return result.error
-
-
-def rows(folder):
-    """The whole table as plain rows; failures apart."""
-    return open_scores(str(folder)).read().to_pylist()
-
-
-def failures(folder):
-    files = sorted(Path(folder).glob("*/*/_failures/*.parquet"))
-    return [row for file in files for row in pq.read_table(pa.BufferReader(file.read_bytes())).to_pylist()]
 
 
 def leftovers(folder):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import typer
-from conftest import curate
 from curate.cli import cli
 from curate.command import reference_page
 from curate.scoring.policies import POLICIES
 from curate.training.options import RunOptions
+from support.commands import curate
 
 COMMANDS = {name: c for name, c in typer.main.get_command(cli).commands.items() if not c.hidden}
 SELECTION = """

@@ -17,9 +17,10 @@ import duckdb
 import pytest
 import torch
 import typer
-from conftest import IN_MEMORY, curate
 from curate.cli import cli
 from curate.datasets.spec import spec_from_table
+from support.commands import curate
+from support.prepared import IN_MEMORY
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

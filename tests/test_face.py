@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.commands import silent
 from torch import nn
 
 
@@ -71,7 +72,7 @@ def test_lookup_gives_the_stored_losses_and_proves_them(here):
 def test_lookup_of_captions(pairs, tmp_path):
     from curate.pipelines.score_reference import score_reference
 
-    table = curate.open_scores(score_reference(pairs.options(tmp_path), lambda line: None).folder)
+    table = curate.open_scores(score_reference(pairs.options(tmp_path), silent).folder)
     rows = table.read(["shard", "key", "loss"]).to_pylist()
     captions = [pairs.captions[row["key"]] for row in rows]
     shards, keys = ([row[name] for row in rows] for name in ("shard", "key"))

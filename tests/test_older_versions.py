@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import silent
 from curate.datasets.preparers import prepare
 from curate.datasets.spec import find_dataset, load_config
 from curate.errors import RunError
@@ -21,6 +20,7 @@ from curate.reports import connect, query
 from curate.scoring import find_model, load_model, open_scores, select
 from curate.scoring.tables.counts import all_counts
 from curate.training import RunOptions, train
+from support.commands import silent
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v0.1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())

@@ -5,8 +5,9 @@ Names are imported when they are first used, so that options need no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
 
 if TYPE_CHECKING:
     from .options import RunOptions
@@ -15,8 +16,4 @@ if TYPE_CHECKING:
 _HOMES = {"RunOptions": "options", "train": "run"}
 __all__ = ["RunOptions", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__ = lazily(__name__, _HOMES)

@@ -4,11 +4,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import touch
 from curate.datasets.landed import landed_files, landed_shards
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.errors import SpecError
+from support.folders import touch
 
 
 def spec_of(folder, train, **table):

@@ -13,6 +13,7 @@ from curate.datasets import find_dataset, load_config
 from curate.datasets.preparers import PREPARERS, cifar10n, digits, fetch, prepare
 from curate.datasets.preparers.writer import encode_png, seeded_order, shard_pattern, stratified_split, write_shards
 from curate.errors import BusyError, SpecError, WriteError
+from support.commands import silent
 
 
 def read_all(pattern):
@@ -28,7 +29,7 @@ def digest_tree(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def prepared_digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("prepared")
-    prepare("digits", root / "data", root / "curate.toml", report=lambda line: None)
+    prepare("digits", root / "data", root / "curate.toml", report=silent)
     return root
 
 
@@ -62,7 +63,7 @@ def test_digits_entries_resolve_to_the_shards(prepared_digits):
 
 
 def test_a_second_preparation_gives_the_same_bytes(prepared_digits, tmp_path):
-    prepare("digits", tmp_path, tmp_path / "curate.toml", report=lambda line: None)
+    prepare("digits", tmp_path, tmp_path / "curate.toml", report=silent)
     first = digest_tree(prepared_digits / "data/digits")
     assert len(first) == 6 + 2 + 3 + 1
     assert digest_tree(tmp_path / "digits") == first
@@ -88,7 +89,7 @@ def test_force_and_a_newer_version_write_again(tmp_path, monkeypatch):
     monkeypatch.setattr(digits, "build", build)
     for force, version in ((False, 1), (False, 1), (True, 1), (False, 2)):
         monkeypatch.setattr(digits, "VERSION", version)
-        prepare("digits", tmp_path, tmp_path / "curate.toml", force=force, report=lambda line: None)
+        prepare("digits", tmp_path, tmp_path / "curate.toml", force=force, report=silent)
     assert len(built) == 3
     assert json.loads((tmp_path / "digits/prepared.json").read_text())["version"] == 2
 
@@ -104,7 +105,7 @@ def test_a_failure_leaves_nothing_and_the_rest_of_a_kill_is_removed(tmp_path, mo
 
     monkeypatch.setattr(digits, "build", build)
     with pytest.raises(WriteError, match=r"digits: cannot be written \(No space left on device\); free space"):
-        prepare("digits", tmp_path, tmp_path / "curate.toml", report=lambda line: None)
+        prepare("digits", tmp_path, tmp_path / "curate.toml", report=silent)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,7 +113,7 @@ def test_somebody_elses_folder_is_not_touched(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits/mine.txt").write_text("mine")
     with pytest.raises(SpecError, match=r"not written by 'curate prepare'"):
-        prepare("digits", tmp_path, tmp_path / "curate.toml", force=True, report=lambda line: None)
+        prepare("digits", tmp_path, tmp_path / "curate.toml", force=True, report=silent)
     assert (tmp_path / "digits/mine.txt").read_text() == "mine"
 
 
@@ -121,7 +122,7 @@ def test_two_jobs_do_not_prepare_into_one_folder(tmp_path):
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(BusyError, match="another"):
-            prepare("digits", tmp_path, tmp_path / "curate.toml", report=lambda line: None)
+            prepare("digits", tmp_path, tmp_path / "curate.toml", report=silent)
     finally:
         os.close(handle)
 
@@ -196,7 +197,7 @@ def test_cifar10n_keeps_every_label_but_the_given_one_out_of_the_tars(tmp_path, 
     monkeypatch.setattr(cifar10n, "read_labels", lambda path: labels)
     monkeypatch.setattr(cifar10n, "read_pictures", lambda path: (*pictures, clean, np.arange(10)))
     monkeypatch.setattr(cifar10n, "provenance", lambda package, path: {})
-    counts = cifar10n.build(tmp_path, lambda line: None)["counts"]
+    counts = cifar10n.build(tmp_path, silent)["counts"]
     assert counts["train"] == {"examples": 4000, "shards": 4}
     assert counts["curated"] == {"examples": 1000, "shards": 1}
 

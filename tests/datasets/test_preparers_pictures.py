@@ -16,6 +16,7 @@ from curate.datasets.preparers.render import Drawing, Rendered, render, render_a
 from curate.datasets.preparers.writer import encode_png
 from curate.errors import FetchError
 from PIL import Image
+from support.commands import silent
 
 pytest.importorskip("resvg_py")
 
@@ -92,7 +93,7 @@ def test_the_pool_keeps_the_order_and_notes_what_it_skips():
     drawings = [Drawing(f"k{i}", "", png_of((64, 64), "RGB", colour)) for i, colour in enumerate(colours)]
     drawings[70] = Drawing("k70", "", b"nothing")
     skipped: list[tuple[str, str]] = []
-    rendered = list(render_all(drawings, lambda line: None, skipped))
+    rendered = list(render_all(drawings, silent, skipped))
     assert [key for key, _ in skipped] == ["k70"]
     seen = {one.drawing.key: Image.open(io.BytesIO(one.png)).getpixel((9, 9)) for one in rendered}
     assert seen == {f"k{i}": colour for i, colour in enumerate(colours) if i != 70}
@@ -170,7 +171,7 @@ def test_emoji_end_to_end_on_a_small_package(tmp_path, monkeypatch):
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
     monkeypatch.setattr(emoji, "fetch", lambda package, report: archive)
-    prepare("emoji", tmp_path / "data", tmp_path / "curate.toml", report=lambda line: None)
+    prepare("emoji", tmp_path / "data", tmp_path / "curate.toml", report=silent)
     spec = find_dataset("emoji", load_config(tmp_path / "curate.toml"))
     assert (spec.task, spec.text, spec.label, len(spec.classes)) == ("image-text", "txt", "cls", 9)
     train, test = (list(wds.WebDataset(split, shardshuffle=False)) for split in (spec.train[0], spec.test[0]))

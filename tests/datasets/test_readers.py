@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
-from conftest import write_tar
 from curate.datasets.readers import Example, Failure, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
@@ -15,6 +14,7 @@ from curate.datasets.targets import hash_target
 from curate.errors import ShardError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tars import write_tar
 
 CLASSES = ["cat", "dog", "10"]
 

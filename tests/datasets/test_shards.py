@@ -5,11 +5,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import touch
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import class_folders, list_shards
 from curate.datasets.spec import spec_from_table
 from curate.errors import ShardError, SpecError
+from support.folders import touch
 
 
 def shards_of(folder, train, **table):

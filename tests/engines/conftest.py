@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import read_tar, replace_member, reshard
 from curate.datasets.spec import add_dataset
 from engines.support import BAD_PICTURES, ENGINES, SHARDS, Engine, Work
+from support.tars import read_tar, replace_member, reshard
 
 
 @pytest.fixture(scope="module", params=ENGINES)

@@ -1,4 +1,4 @@
-"""What the engine tests share: engines that are started for them, the real command, and how tables are compared."""
+"""What the engine tests share: engines that are started for them, and the real command."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-import pyarrow.parquet as pq
-import pytest
-from conftest import CommandResult, start_curate
-from curate.scoring.tables.lookup import open_scores
+from support.commands import CommandResult, start_curate
 
 COMMAND_SECONDS = 900  # for a machine that is busy with something else; alone a command takes about ten
 SHARDS = 24
 BAD_PICTURES = (3, 9, 17)  # the shards whose first picture is no picture
-LOSS_TOLERANCE = 1e-6
-FLOAT16_TOLERANCE = 1e-3
 SETUP = Path(__file__).parent
 CACHE = SETUP.parent.parent / ".cache/engines"
 BEAM = importlib.metadata.version("apache-beam")
@@ -261,26 +256,3 @@ class Work:
     def table(self, result: CommandResult) -> Path:
         assert result.code == 0, result.err
         return self.folder / result.out.strip()
-
-
-def failures(folder: Path) -> list[dict]:
-    return [row for path in sorted((folder / "_failures").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def without_addresses(rows: list[dict]) -> list[dict]:
-    """Failures whose reasons name no object's place in memory, which differs from process to process."""
-    return [{**row, "reason": row["reason"].split(" at 0x")[0]} for row in rows]
-
-
-def assert_same_table(found: Path, wanted: Path, examples: int) -> None:
-    assert {p.name for p in found.glob("*.parquet")} == {p.name for p in wanted.glob("*.parquet")}
-    rows, expected = (open_scores(str(folder)).read().to_pylist() for folder in (found, wanted))
-    assert len(rows) == len(expected) == examples
-    close = {"loss": LOSS_TOLERANCE, "similarity": LOSS_TOLERANCE}
-    close |= {"image_embedding": FLOAT16_TOLERANCE, "text_embedding": FLOAT16_TOLERANCE}
-    for row, other in zip(rows, expected, strict=True):
-        assert row.keys() == other.keys()
-        for name, value in row.items():
-            same = pytest.approx(other[name], rel=0, abs=close[name]) if name in close else other[name]
-            assert value == same, (name, row["shard"], row["key"])
-    assert without_addresses(failures(found)) == without_addresses(failures(wanted))

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 import psutil
 import pytest
 from engines.support import COMMAND_SECONDS, Work, start_flink_cluster
-from faults.support import SHARDS, Many, assert_same_table, make_many, score_files, wait_until
+from faults.support import SHARDS, Many, make_many, wait_until
+from support.tables import assert_same_table, score_files
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(4 * COMMAND_SECONDS)]
 

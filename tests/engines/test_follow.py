@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import reshard
 from curate.datasets.spec import add_dataset
 from engines.support import COMMAND_SECONDS, ENGINES, Work
-from faults.support import assert_same_table, score_files, wait_until
+from faults.support import wait_until
+from support.tables import assert_same_table, score_files
+from support.tars import reshard
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(4 * COMMAND_SECONDS)]
 SHARDS, SECONDS = 30, 1

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Digits
 from faults.support import Many, make_many
+from support.prepared import Digits
 
 
 @pytest.fixture(scope="session")

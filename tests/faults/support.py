@@ -1,4 +1,4 @@
-"""What the fault tests share: many small shards, commands to disturb, and the comparison that each of them ends in."""
+"""What the fault tests share: many small shards, and commands to disturb."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
-import pytest
-from conftest import Digits, read_tar, replace_member, reshard, silent
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
-from curate.scoring.tables.lookup import open_scores
+from support.commands import silent
+from support.prepared import Digits
+from support.tars import read_tar, replace_member, reshard
 
-TOLERANCE = 1e-6
 SHARDS = 450
 REAL_SECONDS = 600  # far more than a whole run needs; what takes longer hangs
 
@@ -56,37 +54,6 @@ def make_many(digits: Digits, root: Path) -> Many:
     summary = score_reference(options, silent)
     assert (summary.shards, summary.examples, summary.failures) == (SHARDS, 896, 4)
     return Many(root, digits.reference, Path(summary.folder), options)
-
-
-def failures(folder: str | Path) -> list[dict[str, object]]:
-    files = sorted(Path(folder, "_failures").glob("*.parquet"))
-    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
-
-
-def assert_same_rows(folder: str | Path, undisturbed: str | Path, told: str = "") -> None:
-    ours, theirs = (open_scores(str(f)).read().to_pylist() for f in (folder, undisturbed))
-    plain = [[{k: v for k, v in row.items() if k != "loss"} for row in rows] for rows in (ours, theirs)]
-    assert plain[0] == plain[1], told
-    assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], abs=TOLERANCE), told
-
-
-def assert_same_table(folder: str | Path, undisturbed: str | Path, told: str = "") -> None:
-    """Row for row: the same examples with the same losses, the same failures, and nothing else in the folder."""
-    assert_same_rows(folder, undisturbed, told)
-    assert failures(folder) == failures(undisturbed), told
-    counts = [open_scores(str(f)).manifest["counts"] for f in (folder, undisturbed)]
-    assert counts[0] == counts[1], told
-    assert names_apart_from_scores(folder) == names_apart_from_scores(undisturbed), told
-
-
-def names_apart_from_scores(folder: str | Path) -> list[str]:
-    """An empty `_errors` is no difference (a shard was noted there, and read later), nor are a lock and counts that were kept."""
-    found = {p.name for p in Path(folder).iterdir() if p.suffix != ".parquet"}
-    return sorted(found - {".lock", "_counts"} - ({"_errors"} if not list(Path(folder).glob("_errors/*")) else set()))
-
-
-def score_files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.glob("*.parquet")}
 
 
 def start(command: list[str], errors: Path, **environment: str) -> subprocess.Popen[bytes]:

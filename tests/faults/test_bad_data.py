@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import IN_MEMORY, curate
 from curate.datasets.spec import add_dataset
 from curate.datasets.targets import hash_target
 from curate.scoring.tables.lookup import open_scores
-from faults.support import TOLERANCE, failures
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.commands import curate
+from support.prepared import IN_MEMORY
+from support.tables import LOSS, failures
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SEED = 1912
@@ -215,7 +216,7 @@ def test_2000_damaged_examples_in_tars(digits, tmp_path):
         keys = {row["key"]: row for row in kept[name].values()}
         for (shard, key), way in expected.items():
             if shard == name and way == "whole":
-                assert keys[key]["loss"] == pytest.approx(truth[shard, key]["loss"], abs=TOLERANCE), told
+                assert keys[key]["loss"] == pytest.approx(truth[shard, key]["loss"], abs=LOSS), told
                 assert keys[key]["target_hash"] == truth[shard, key]["target_hash"], told
     assert totals["kept"] + totals["failed"] == totals["read"]
     assert totals["kept"] > 300

@@ -6,17 +6,8 @@ import time
 import psutil
 import pytest
 from curate.scoring.tables.lookup import open_scores
-from faults.support import (
-    SHARDS,
-    assert_same_table,
-    finish,
-    gone,
-    score_files,
-    start,
-    the_one_line,
-    wait_until,
-    workers,
-)
+from faults.support import SHARDS, finish, gone, start, the_one_line, wait_until, workers
+from support.tables import assert_same_table, score_files
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 KILLS = 20

@@ -5,8 +5,9 @@ import time
 
 import pytest
 from curate.scoring.tables.lookup import open_scores
-from faults.support import SHARDS, assert_same_rows, finish, start, the_one_line
+from faults.support import SHARDS, finish, start, the_one_line
 from support.s3_server import s3_server
+from support.tables import assert_same_rows
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 KILLS, SEED = 8, 2312

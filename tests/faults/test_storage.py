@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import tree
 from curate.datasets.spec import add_dataset
 from curate.scoring.tables.lookup import open_scores
-from faults.support import REAL_SECONDS, SHARDS, assert_same_table, finish, start, the_one_line
+from faults.support import REAL_SECONDS, SHARDS, finish, start, the_one_line
+from support.folders import tree
+from support.tables import assert_same_table
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 SITE = Path(__file__).parent / "site"

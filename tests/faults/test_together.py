@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import IN_MEMORY, tree
-from faults.support import REAL_SECONDS, SHARDS, assert_same_table, finish, start, the_one_line
+from faults.support import REAL_SECONDS, SHARDS, finish, start, the_one_line
 from faults.test_storage import SITE
+from support.folders import tree
+from support.prepared import IN_MEMORY
+from support.tables import assert_same_table
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 CLOCK = Path(__file__).parent / "clock.c"

@@ -4,7 +4,6 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.testing.util import assert_that, equal_to
-from conftest import curate
 from curate.datasets.landed import LandedFile, landed_files
 from curate.datasets.shards import Shard
 from curate.datasets.spec import spec_from_table
@@ -13,6 +12,7 @@ from curate.pipelines import follow
 from curate.pipelines.follow import Look, Settled, check_name
 from curate.pipelines.runner import runner_of
 from curate.pipelines.score_reference import _from_worker
+from support.commands import curate
 
 A, B = (Shard(name=name, url=f"/inbox/{name}.tar", size=7, bytes=7) for name in "ab")
 FAILED = True

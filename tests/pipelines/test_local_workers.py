@@ -5,11 +5,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import read_tar, replace_member, reshard, silent, start_curate
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import TableError
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.tables.lookup import open_scores
+from support.commands import silent, start_curate
+from support.tars import read_tar, replace_member, reshard
 
 TWO_WORKERS = ("--direct_num_workers=2",)
 

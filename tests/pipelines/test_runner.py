@@ -1,8 +1,8 @@
 import pytest
-from conftest import silent
 from curate.errors import TableError
 from curate.pipelines.runner import runner_of
 from curate.pipelines.score_reference import score_reference
+from support.commands import silent
 
 DASK = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import fsspec
 import pytest
-from conftest import Digits, curate
 from curate.datasets import list_shards
 from curate.datasets.landed import landed_files, landed_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.scoring import open_scores
+from support.commands import curate
+from support.prepared import Digits
 from support.s3_server import Refusing, s3_server
 
 

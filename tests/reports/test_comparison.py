@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import duckdb
 import pyarrow.parquet as pq
 import pytest
-from conftest import curate, silent
 from curate.reports.comparison import write_folder
 from curate.reports.contact_sheet import _draw, contact_sheets, sheets_html
 from curate.reports.points import read_points
 from PIL import Image
+from support.commands import curate, silent
 
 PLOTS = (
     "quality_over_updates",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import duckdb
 import numpy as np
-from conftest import silent
 from curate.pipelines.score_reference import score_reference
 from curate.reports import connect
 from curate.scoring import open_scores
+from support.commands import silent
 
 NEAREST = """
     SELECT a.key, b.key, array_inner_product(a.image_embedding::FLOAT[16], b.image_embedding::FLOAT[16]) AS similarity

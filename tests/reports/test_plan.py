@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import curate
+from support.commands import curate
 
 
 def row(text, label):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import curate
 from curate.reports.probe import probe_lines, read_probe
 from curate.studies.comparison import Compared
+from support.commands import curate
 
 
 def write_run(folder, policy, budget, quality, seed):

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import curate
 from curate.datasets.spec import Config
 from curate.errors import TableError
 from curate.reports.status import table_status
+from support.commands import curate
 
 NOBODY = Config(None, {}, {})
 
@@ -97,8 +97,9 @@ def with_a_bad_picture(digits, tmp_path):
     """The digits' table, scored anew with one undecodable picture among them."""
     import dataclasses
 
-    from conftest import replace_member, silent
     from curate.pipelines.score_reference import score_reference
+    from support.commands import silent
+    from support.tars import replace_member
 
     data = tmp_path / "data"
     shutil.copytree(digits.root / "data" / "digits" / "train", data)

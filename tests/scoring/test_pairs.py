@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import read_tar, silent, write_tar
 from curate.datasets import decode, list_shards, read_shard
 from curate.datasets.spec import Config, find_dataset
 from curate.pipelines.score_reference import score_reference
@@ -13,6 +12,8 @@ from curate.scoring import find_model, load_model, open_scores, score_batch
 from curate.scoring.captions import CaptionEncoder
 from curate.scoring.flops import forward_flops
 from curate.scoring.shard import score_shard
+from support.commands import silent
+from support.tars import read_tar, write_tar
 
 
 @pytest.fixture

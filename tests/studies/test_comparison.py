@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import curate, silent, start_curate
 from curate.errors import CurateError, RunError, SpecError
 from curate.scoring import Policy
 from curate.studies.comparison import compare_runs, planned
 from curate.studies.options import CompareOptions
 from curate.training import RunOptions, train
 from safetensors.torch import load_file
+from support.commands import curate, silent, start_curate
 
 POINTS = {
     *(f"uniform-{x}x-seed{s}" for x in ("0.5", "1", "2") for s in (0, 1)),

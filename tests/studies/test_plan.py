@@ -2,7 +2,6 @@ import json
 from fractions import Fraction
 
 import pytest
-from conftest import curate
 from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
 from curate.scoring.tables.lookup import open_scores
@@ -11,6 +10,7 @@ from curate.studies.plan import make_plan, sizes_down
 from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import curate
 
 NOBODY = Config(None, {}, {})
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import silent
 from curate.errors import SpecError, TableError
 from curate.studies.options import PlanOptions, ProbeOptions
 from curate.studies.probe import run_probe
+from support.commands import silent
 
 PLAN = {"dataset": "digits", "learner": "learner", "online": "scorer", "budget_flops": 4e10, "batch_size": 16}
 

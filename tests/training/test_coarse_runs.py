@@ -5,13 +5,13 @@ import json
 import duckdb
 import numpy as np
 import pytest
-from conftest import curate, silent
 from curate.datasets.spec import Config, find_dataset
 from curate.errors import TableError
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import find_model, open_scores
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
+from support.commands import curate, silent
 
 
 def score(pairs, out, *options):

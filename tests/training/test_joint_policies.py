@@ -11,7 +11,6 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_CLIP, silent
 from curate.datasets.decoding import Geometry
 from curate.datasets.spec import Config, find_dataset
 from curate.errors import SpecError, TableError
@@ -21,6 +20,8 @@ from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.training import RunOptions, train
 from curate.training.superbatch import SuperBatches
+from support.commands import silent
+from support.prepared import TINY_CLIP
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,8 +1,8 @@
 import pytest
-from conftest import touch
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.training.lanes import ShardLoader
+from support.folders import touch
 
 
 @pytest.mark.parametrize(("room", "fits"), [(8000, True), (7999, False)])

@@ -10,6 +10,7 @@ from curate.ledger import Ledger, steps_within
 from curate.training import RunOptions, train
 from curate.training.schedule import learning_rate
 from curate.units import format_flops, parse_flops
+from support.commands import silent
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +33,7 @@ def test_every_flop_of_a_run_is_in_the_ledger(policy, digits, tmp_path):
         name="run",
     )
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        summary = train(options, config=digits.config, report=lambda line: None)
+        summary = train(options, config=digits.config, report=silent)
     lines, outside = summary["ledger"], summary["outside_the_ledger"]
     spent = lines["learner_train"] + lines["online_score"] + lines["online_train"]
     # Measuring a step's cost runs it once without data: that is no arithmetic, but this counter sees its shapes.
@@ -120,7 +121,7 @@ def test_the_budget_stops_the_run_and_charging_the_reference_shortens_it(digits,
             out=str(tmp_path),
             name=name,
         )
-        return train(RunOptions.of(**{**options, **changes}), config=digits.config, report=lambda line: None)
+        return train(RunOptions.of(**{**options, **changes}), config=digits.config, report=silent)
 
     free, charged = run("free"), run("charged", charge_reference=True)
     per_step = free["regimes"]["foundation"] / free["steps"]

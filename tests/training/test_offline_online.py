@@ -8,13 +8,14 @@ import torch
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import load_model, open_scores, score_batch
 from curate.training.superbatch import SuperBatches
+from support.commands import silent
 
 
 @pytest.mark.parametrize("task", ["classification", "image-text"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 2e-2)])
 def test_stored_loss_equals_the_online_loss_of_the_same_weights(task, precision, tolerance, digits, pairs, tmp_path):
     options = (digits if task == "classification" else pairs).options(tmp_path, precision=precision)
-    table = open_scores(score_reference(options, lambda line: None).folder)
+    table = open_scores(score_reference(options, silent).folder)
     model = load_model(options.reference, trained=True)
     # In training mode, as an online model is between its scorings: dropout and BatchNorm must not show.
     model.module.train()

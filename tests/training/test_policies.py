@@ -13,11 +13,12 @@ from curate.errors import RunError, TableError
 from curate.pipelines.score_reference import score_reference
 from curate.training import RunOptions, train
 from safetensors.torch import load_file
+from support.commands import silent
 
 
 def run(config, out, name="run", **changes):
     options = dict(learner="learner", steps=6, batch_size=8, precision="fp32", out=str(out), name=name, log_every=2)
-    return train(RunOptions.of(**{**options, **changes}), config=config, report=lambda line: None)
+    return train(RunOptions.of(**{**options, **changes}), config=config, report=silent)
 
 
 @pytest.mark.parametrize("sampler", ["softmax", "topk"])
@@ -93,7 +94,7 @@ def test_missing_scores_are_an_error_by_default(digits, incomplete, tmp_path):
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_image_text(pairs, tmp_path, sigmoid):
     """CLIP's softmax loss, and SigLIP's where the model has a bias; scored by dot product, evaluated by retrieval."""
-    table = score_reference(pairs.options(tmp_path / "scores"), lambda line: None).folder
+    table = score_reference(pairs.options(tmp_path / "scores"), silent).folder
     clip = json.loads((pairs.root / "clip.json").read_text())
     if sigmoid:
         clip |= {"init_logit_bias": -10}

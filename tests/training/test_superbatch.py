@@ -11,7 +11,6 @@ from itertools import islice, pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import read_tar, replace_member, write_tar
 from curate.datasets import Geometry
 from curate.datasets.spec import spec_from_table
 from curate.errors import FailuresError, JoinError, RunError, SpecError
@@ -19,6 +18,7 @@ from curate.scoring import open_scores
 from curate.training.superbatch import SuperBatches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tars import read_tar, replace_member, write_tar
 
 GEOMETRY = Geometry(size=8)
 # Every shard is a window of its own, and nothing stays in memory.
