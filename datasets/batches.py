@@ -1,4 +1,4 @@
-"""From a stream of undecoded examples to decoded batches, read and decoded ahead of whoever consumes them."""
+"""From a stream of undecoded examples to decoded batches, read and decoded ahead in threads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def decode_threads() -> int:
 def decoded_batches(
     records: Iterable[Example | Failure], geometry: Geometry, batch_size: int, threads: int | None = None
 ) -> Iterator[DecodedBatch]:
-    """Decode a shard's records, `batch_size` at a time, in order. Bad pictures become failures of stage `decode`."""
+    """Decode a shard's records, `batch_size` at a time, in order. Bad images become failures of stage `decode`."""
     with ThreadPoolExecutor(threads or decode_threads()) as pool:
         chunks = batched_with_seconds(records, batch_size)
         for chunk, read_seconds in chunks:

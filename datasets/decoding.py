@@ -1,4 +1,4 @@
-"""From the bytes of a picture to pixels of one size, as the model's own preprocessing would make them."""
+"""From the bytes of an image to pixels of one size, as the model's own preprocessing makes them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# Our own check below is the one that speaks; Pillow's would warn at half of the same limit.
+# We check the size ourselves, below. Pillow's check would also warn, at half of the same limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How a picture becomes `size` x `size` pixels.
+    """How an image becomes `size` x `size` pixels.
 
-    `shortest`: scale the shorter side to size / crop_pct, crop the centre (timm, open_clip's default).
-    `squash`: scale both sides to size, whatever the aspect (SigLIP's).
+    `shortest`: scale the shorter side to size / crop_pct, crop the centre (timm's and open_clip's default).
+    `squash`: scale both sides to size and ignore the aspect ratio (SigLIP's).
 
-    `resampling`: `torch` (bilinear and bicubic) is four times as fast as `pillow` and more, and gives the same pixels
-    but for one level of 255, seldom two; with `pillow` they are those of open_clip's and timm's transforms to the bit.
-    `reduced_jpeg` decodes JPEGs of at least twice the target's sides at a half, a quarter or an eighth of their size,
-    still at twice the target's or more: several times as fast for large photographs, and pixels 1 to 3 levels of 255
-    apart on average.
+    `resampling`: `torch` (bilinear and bicubic) is more than four times as fast as `pillow`; its pixels differ by at most
+    one level of 255, seldom two. `pillow` gives exactly the pixels of open_clip's and timm's transforms.
+    `reduced_jpeg` decodes JPEGs of at least four times the target's sides at a half, a quarter or an eighth of their
+    size, never below twice the target's: several times as fast for large photographs, and pixels differ by 1 to 3 levels
+    of 255 on average.
     """
 
     size: int
@@ -47,13 +47,14 @@ class Geometry:
     reduced_jpeg: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; what is off is left out, so that older fingerprints hold."""
+        """JSON-able. `reduced_jpeg` is left out where it is off, so that older fingerprints stay the same."""
         values = asdict(self)
         return values if self.reduced_jpeg else {k: v for k, v in values.items() if k != "reduced_jpeg"}
 
 
-# How an image is seen: a geometry, or a function of the user's. One of torchvision's kind (timm's and open_clip's
-# preprocessing is) is given the decoded image, any other the bytes; it returns a tensor of one shape for all images.
+# How an image is seen: a geometry, or the user's function. A transform of torchvision's kind (timm's and open_clip's
+# preprocessing is one) gets the decoded image, any other function gets the bytes. It returns a tensor, of one shape for
+# all images.
 View = Geometry | Callable[[Any], Any]
 
 
@@ -114,14 +115,14 @@ def _opened(data: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
         raise
     except Image.DecompressionBombError as e:
         raise ExampleError("decode", str(e)) from None
-    except UnidentifiedImageError:  # its own message holds an address in memory, another at every run
+    except UnidentifiedImageError:  # its own message contains a memory address, which changes with every run
         raise ExampleError("decode", "not a readable image: no format that Pillow knows") from None
     except Exception as e:  # Pillow's plugins raise anything on damaged data: SyntaxError, struct.error, KeyError, ...
         raise ExampleError("decode", f"not a readable image: {type(e).__name__}: {e}"[:300]) from None
 
 
 def _target(image_size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
-    """(width, height) that a picture is resized to, before its centre is cropped."""
+    """(width, height) that an image is resized to, before its centre is cropped."""
     if geometry.mode == "squash":
         return geometry.size, geometry.size
     width, height = image_size
@@ -132,10 +133,10 @@ def _target(image_size: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
 
 
 def _fit(image: Image.Image, geometry: Geometry, image_size: tuple[int, int]) -> np.ndarray:
-    """`image_size` is the picture's own, where `image` was decoded at a fraction of it."""
+    """`image_size` is the stored image's size; `image` may have been decoded at a fraction of it."""
     size = geometry.size
     target = _target(image_size, geometry)
-    # A sliver of 1 x 10,000 would be blown up to a bomb of its own; only its centre is ever seen.
+    # An image of 1 x 10,000 pixels would be scaled up to a huge one, of which only the centre is used. Crop that first.
     if max(target) > 64 * min(target):
         width, height = image.size
         middle, half = max(width, height) // 2, 32 * min(width, height)

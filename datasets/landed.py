@@ -1,4 +1,4 @@
-"""The files of a data set that are there right now, for who watches more of them land."""
+"""The files of a data set that exist now, for scoring that follows a growing data set."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Listing = dict[str, Entry]
 
 @dataclass(frozen=True)
 class LandedFile:
-    """A file as it is now. `shard` is the whole of it; `version` is another one once it was written to again."""
+    """A file as it is now. `shard` is the whole file; `version` changes when the file is written to again."""
 
     shard: Shard
     version: str
 
 
 def landed_files(spec: DatasetSpec) -> list[LandedFile]:
-    """What the patterns of the training split match now, in their order; nothing is an answer too.
+    """What the patterns of the training split match now, in their order; it may be nothing.
 
-    Shards that a pattern names and that are not there yet are left out. Every folder is listed once, however many files
-    of it are named. Raises SpecError for an image folder, whose pictures move between shards as it grows; ShardError
+    Shards that a pattern names and that do not exist yet are left out. Every folder is listed once, however many of its
+    files are named. Raises SpecError for an image folder, whose images move between shards as it grows; ShardError
     where two shards would share a name; StorageError where the storage fails.
     """
     check_lands(spec)
@@ -41,10 +41,10 @@ def landed_files(spec: DatasetSpec) -> list[LandedFile]:
 
 
 def check_lands(spec: DatasetSpec) -> None:
-    """Raises SpecError where a data set's shards can't be told before all of it is there."""
+    """Raises SpecError where a data set's shards are not known before all of it exists."""
     if spec.format == "folder":
         raise SpecError(
-            f"data set '{spec.name}' is a folder of pictures, which move between its shards as it grows; "
+            f"data set '{spec.name}' is a folder of images, which move between its shards as it grows; "
             "only .tar and .parquet shards can be followed"
         )
 
@@ -55,7 +55,7 @@ def shards_of_file(spec: DatasetSpec, file: Shard) -> list[Shard]:
 
 
 def landed_shards(spec: DatasetSpec) -> list[Shard]:
-    """All shards that are there now. A file that can't be split yet counts as one."""
+    """All shards that exist now. A file that cannot be split yet counts as one."""
     files = [file.shard for file in landed_files(spec)]
     with ThreadPoolExecutor(16) as pool:
         return [shard for shards in pool.map(partial(_split_or_whole, spec), files) for shard in shards]

@@ -1,7 +1,7 @@
-"""The order in which a data set is read: pure functions of a seed, an epoch and what the shards hold.
+"""The order in which a data set is read: pure functions of a seed, an epoch and the shards' contents.
 
-Super-batches are made by V lanes, virtual readers that each own a part of every epoch. The order never depends on how
-many processes or threads do the reading, nor on timing.
+Super-batches come from V lanes, virtual readers that each own a part of every epoch. The order depends neither on how
+many processes or threads read, nor on timing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ class Segment:
 
 
 def lane_count(shards: int, size: int, most: int | None = None) -> int:
-    """V: as many lanes as there are shards, at most `most` (32 by default), and none without a row of a super-batch."""
+    """V: one lane for each shard, at most `most` (32 by default) and at most `size`, so that each gives a row."""
     return max(1, min(most or MAX_LANES, shards, size))
 
 
 def quotas(step: int, size: int, lanes: int) -> list[int]:
-    """How many of the `size` rows of super-batch number `step` each lane gives: size / lanes, the remainder rotating."""
+    """How many of the `size` rows of super-batch number `step` each lane gives: size / lanes, and the lanes take turns to
+    give the remainder."""
     each, more = divmod(size, lanes)
     first = step * more % lanes
     return [each + ((lane - first) % lanes < more) for lane in range(lanes)]
@@ -42,8 +43,7 @@ def lane_segments(
     """What each lane reads in an epoch, in order. Together they are the whole data set, each row once.
 
     Without `rows` (how many rows each shard has) a lane takes every V-th shard of a random order, so lanes may differ by
-    a shard. With `rows` the same random order is cut into V parts of equal length, in the middle of a shard where need
-    be.
+    a shard. With `rows` the same random order is cut into V parts of equal length, in the middle of a shard if necessary.
     """
     order = np.random.default_rng((seed, epoch)).permutation(shards).tolist()
     if rows is None:
@@ -83,7 +83,7 @@ def shuffled(seed: int, epoch: int, lane: int, window: int, count: int) -> np.nd
 
 
 def order_digest(shards: Sequence[tuple[str, int, int]], *settings: object) -> str:
-    """16 hex digits of all that the order follows from: whether a stored position means the same examples now.
+    """16 hex digits of all that determines the order: they show whether a stored position means the same examples now.
 
     Of each shard it takes the name, the size and the bytes.
     """

@@ -21,9 +21,9 @@ from .storage import Reader, filesystem, open_read, read_bytes
 from .targets import hash_target
 
 TAR_END_BYTES = 1024
-# Below this a job has seen too little to call the whole data set bad: one shard may hold all the bad ones together.
+# With fewer examples than this, a job cannot judge the whole data set: one shard may hold all the bad ones.
 MIN_JUDGED = 1000
-# Members in such a folder are webdataset's own metadata; its reader skips them too.
+# Members in such a folder are webdataset's own metadata. Its reader skips them too.
 METADATA = re.compile(r"__[^/]*__($|/)")
 
 
@@ -58,9 +58,9 @@ def too_many_failures(failures: int, read: int, allowed: float) -> bool:
 def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
     """Stream one shard. Rows count every example, bad ones too.
 
-    Raises ShardError for what no single example can be blamed for: a missing, cut or unreadable file, a key twice,
-    a column that is not there. Raises StorageError where the storage fails. All that was yielded before stays valid, and
-    must not be committed.
+    Raises ShardError for a fault of the whole shard: a missing, cut or unreadable file, a repeated key, a missing column.
+    Raises StorageError where the storage fails. The examples that were yielded before are valid, but the caller must not
+    commit the shard.
     """
     if spec.format == "webdataset":
         records = _read_tar(spec, shard)
@@ -71,7 +71,7 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
     seen: set[str] = set()
     for row, (key, image, stored) in enumerate(records):
         if key in seen:
-            raise ShardError(f"{shard.url}: key '{key}' is there twice; an example's identity is (shard, key)")
+            raise ShardError(f"{shard.url}: key '{key}' occurs twice; an example's identity is (shard, key)")
         seen.add(key)
         try:
             if not image:
@@ -91,7 +91,7 @@ def _open(shard: Shard) -> Reader:
 
 def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
     """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name."""
-    from webdataset.tariterators import base_plus_ext  # imports torch, which those who only read specs can do without
+    from webdataset.tariterators import base_plus_ext  # imports torch, which code that only reads specs does not need
 
     wanted_target = spec.target_field
     key: str | None = None
@@ -99,15 +99,13 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
     target: bytes | None = None
     endings: set[str] = set()
     with _open(shard) as file:
-        # tarfile's own decompressor takes a cut file for a normal end; gzip's does not.
+        # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
         tail = _Tail(gzip.GzipFile(fileobj=file) if shard.url.split("?")[0].endswith("gz") else file)
         try:
             with tarfile.open(fileobj=cast(Any, tail), mode="r|") as tar:
                 for member in tar:
-                    cast(
-                        Any, tar
-                    ).members = []  # tarfile remembers every member; a shard of any size must not grow memory
-                    if member.issparse():  # a few bytes that declare a terabyte of zeros
+                    cast(Any, tar).members = []  # tarfile keeps every member: memory would grow with the shard
+                    if member.issparse():  # a few bytes can declare a terabyte of zeros
                         raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
                     member_key, ending = base_plus_ext(printable(member.name))
                     if not member.isreg() or member_key is None or METADATA.match(member.name):
@@ -118,7 +116,7 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
                         key, image, target, endings = member_key, None, None, set()
                     ending = ending.lower()
                     if ending in endings:
-                        raise ShardError(f"{shard.url}: '{member.name}' is there twice; a key has one of each ending")
+                        raise ShardError(f"{shard.url}: '{member.name}' occurs twice; a key has one of each ending")
                     endings.add(ending)
                     if ending == wanted_target:
                         target = _member_bytes(tar, member)
@@ -126,7 +124,7 @@ def _read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | No
                         image = _member_bytes(tar, member)
             while tail.read(1 << 20):
                 pass
-            # tarfile takes a missing end mark, and a damaged header anywhere, for a normal end.
+            # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
             if not TAR_END_BYTES <= tail.size - tar.offset <= tail.zeros:
                 raise tarfile.ReadError("no end-of-archive mark where the members end")
         except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
@@ -143,7 +141,7 @@ def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 class _Tail:
-    """Passes reads on and counts the bytes, and the zeros that they end with."""
+    """Forwards reads, and counts the bytes and the zeros at their end."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -186,7 +184,7 @@ def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes 
 
 
 def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, bytes | None, bytes | None]]:
-    """A class is the first folder under the root; a caption lies beside its picture under the same stem."""
+    """A class is the first folder under the root. A caption is a file next to its image, with the same stem."""
     roots = [filesystem(pattern)[1].rstrip("/") for pattern in spec.train + spec.test]
     for url in shard.members:
         path = filesystem(url)[1]

@@ -25,10 +25,10 @@ ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
 class Shard:
     """One unit of reading, scoring and committing.
 
-    `name` is its identity in score tables; `size` tells a changed shard from the one that was scored: the bytes of the
-    whole file, the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
-    images are decoded. `row_groups` is the half-open range of a big Parquet file; `members` are an image folder's files;
-    `rows` is how many examples it has, None where that is not known without reading it.
+    `name` is its identity in score tables. `size` shows whether a shard changed since it was scored: the bytes of the
+    whole file, or the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
+    images are decoded. `row_groups` is the half-open range of a large Parquet file; `members` are an image folder's
+    files; `rows` is how many examples it has, None where that is not known without reading it.
     """
 
     name: str
@@ -106,7 +106,7 @@ def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """Names of shards: the base name without its ending; with the folders that tell shards apart where base names repeat."""
+    """Names of shards: the base name without its ending; with the folders that distinguish them where base names repeat."""
     stems = [path_of(url) for url in urls]
     names = [stem.rsplit("/", 1)[-1] for stem in stems]
     if len(set(names)) < len(names):
@@ -147,7 +147,7 @@ def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
         raise
     except FileNotFoundError:
         raise ShardError(f"{shard.url}: no such file") from None
-    except Exception as e:  # pyarrow raises ArrowInvalid, OSError or its own on damage
+    except Exception as e:  # on damage pyarrow raises ArrowInvalid, OSError or other kinds
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
     parts: list[Shard] = []
     start = rows = size = 0
@@ -162,7 +162,7 @@ def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
 
 
 def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
-    """Spread a folder's pictures over buckets by a hash of their path, so that every bucket mixes the classes."""
+    """Spread a folder's images over buckets by a hash of their path, so that every bucket mixes the classes."""
     files: list[tuple[str, str, int]] = []
     for root in (url for pattern in roots for url in braceexpand(pattern)):
         if not is_folder(root):
@@ -170,7 +170,7 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         below = ((key, url, int(entry["size"] or 0)) for key, (url, entry) in list_below(root).items())
         files += [file for file in below if file[0].rsplit(".", 1)[-1].lower() in spec.image]
     if not files:
-        raise ShardError(f"data set '{spec.name}': no picture ({', '.join(spec.image)}) in {', '.join(roots)}")
+        raise ShardError(f"data set '{spec.name}': no image ({', '.join(spec.image)}) in {', '.join(roots)}")
     repeated = [key for key, count in Counter(key for key, _, _ in files).items() if count > 1]
     if repeated:
         raise ShardError(f"data set '{spec.name}': '{repeated[0]}' is in two of the folders; rename one")

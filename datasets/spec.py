@@ -77,7 +77,7 @@ class DatasetSpec:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what gives an example its meaning; not where the shards lie or how many there are."""
+        """16 hex digits of the settings that say what an example is, not of where the shards are or how many."""
         meaning = {
             "task": self.task,
             "format": self.format,
@@ -205,12 +205,12 @@ def analysis_files(config: Config) -> dict[str, dict[str, str]]:
 
 
 def add_dataset(config_path: Path, name: str, table: Mapping[str, Any]) -> None:
-    """Write (or replace) [datasets.NAME] in `config_path`, keeping all else in it, comments too."""
+    """Write (or replace) [datasets.NAME] in `config_path`. All else in it stays, comments too."""
     _add_entry(config_path, "datasets", name, table)
 
 
 def add_model(config_path: Path, name: str, table: Mapping[str, Any]) -> None:
-    """Write (or replace) [models.NAME] in `config_path`, keeping all else in it, comments too."""
+    """Write (or replace) [models.NAME] in `config_path`. All else in it stays, comments too."""
     _add_entry(config_path, "models", name, table)
 
 
@@ -238,7 +238,7 @@ def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
 
 
 def _absolute(pattern: str, base: Path | None) -> list[str]:
-    """Split `a::b` (fsspec's chained URLs, which hold `::` before a protocol, stay whole) and anchor relative paths."""
+    """Split `a::b` (but not fsspec's chained URLs, which have `::` before a protocol) and make relative paths absolute."""
     if "::" in pattern and "://" in pattern.split("::", 1)[1] and "://" not in pattern.split("::", 1)[0]:
         return [pattern]
     parts = pattern.split("::")
@@ -248,7 +248,7 @@ def _absolute(pattern: str, base: Path | None) -> list[str]:
 def _with_default_fields(values: dict[str, Any]) -> dict[str, Any]:
     kind = values["format"]
     values.setdefault("image", ("image",) if kind == "parquet" else IMAGE_EXTENSIONS)
-    target = TARGETS.get(values["task"])  # an unknown task is refused with all else
+    target = TARGETS.get(values["task"])  # DatasetSpec refuses an unknown task
     if target and kind in target.fields:
         values.setdefault(target.setting, target.fields[kind])
     return values

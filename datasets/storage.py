@@ -1,8 +1,8 @@
-"""Files wherever fsspec reaches: listing and reading. What is written is in writing.py.
+"""Listing and reading files on any file system that fsspec opens. Writing is in writing.py.
 
-No other modules call fsspec. Whatever a file system raises (botocore, aiohttp and gcsfs have kinds that are no OSError)
-is tried again, and in the end becomes a StorageError of one line. That nothing is there is no failure of the storage: it
-is a FileNotFoundError.
+No other modules call fsspec. An operation that fails is retried where that can help. If it still fails, whatever the file
+system raised becomes a StorageError of one line: the exceptions of botocore, aiohttp and gcsfs are not all OSErrors. A
+missing file is no failure of the storage: it is a FileNotFoundError.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Entry = dict[str, Any]
 """What a file system says of a file: its own `size`, `type` and times."""
 
 PAUSES = (0.1, 1.0)
-# What another attempt a second later would not change.
+# Errors that a retry does not change.
 LASTING = (CurateError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,7 +33,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL and the path in it."""
     try:
         fs, path = url_to_fs(url)
-    except Exception as e:  # an unknown protocol, a package that is missing, credentials that are
+    except Exception as e:  # an unknown protocol, a missing package, missing credentials
         raise StorageError(f"{url}: cannot open this kind of URL: {e}") from e
     return fs, str(path)
 
@@ -47,7 +47,7 @@ def join_url(root: str, *parts: str) -> str:
 
 
 def full_url(url: str) -> str:
-    """The URL as listings give it; of a local file its absolute path."""
+    """The URL as listings give it; for a local file its absolute path."""
     fs, path = filesystem(url)
     return _url(fs, path)
 
@@ -57,7 +57,7 @@ def _url(fs: Any, path: str) -> str:
 
 
 def attempt(do: Callable[[], T]) -> T:
-    """Do what may fail now and then, three times at most. It must be safe to do twice."""
+    """Retry on transient errors, three attempts at most. The operation must be idempotent."""
     for pause in PAUSES:
         try:
             return do()
@@ -71,14 +71,14 @@ def attempt(do: Callable[[], T]) -> T:
 
 
 def reason(error: Exception) -> str:
-    """What happened, in the system's own words."""
+    """The system's own message."""
     if isinstance(error, OSError):
         return error.strerror or str(error) or type(error).__name__
     return f"{type(error).__name__}: {error}"
 
 
 def _read(url: str, ask: Callable[[], T]) -> T:
-    """Ask a file system. Raises ReadError where it fails, FileNotFoundError where nothing is there."""
+    """Run an operation that reads. Raises ReadError where it fails, FileNotFoundError where the file does not exist."""
     try:
         return attempt(ask)
     except (CurateError, FileNotFoundError):
@@ -96,7 +96,7 @@ def _read(url: str, ask: Callable[[], T]) -> T:
 
 
 class Reader:
-    """An open file, read as patiently as it was opened. Its reads raise ReadError."""
+    """An open file. Its reads are retried as its opening was, and raise ReadError."""
 
     def __init__(self, url: str, file: Any) -> None:
         self._url, self._file = url, file
@@ -155,7 +155,7 @@ def size_of(url: str) -> int:
 
 
 def exists(url: str) -> bool:
-    """Whether a file is there. Storage that does not answer is no answer: raises ReadError."""
+    """Whether a file exists. Raises ReadError where the storage does not answer."""
     fs, path = filesystem(url)
     try:
         _read(url, lambda: fs.info(path))
@@ -170,17 +170,17 @@ def is_folder(url: str) -> bool:
 
 
 def list_names(folder: str) -> list[str]:
-    """Base names in a folder, sorted; empty where there is none. Cached listings are never used."""
+    """Base names in a folder, sorted; empty where the folder does not exist. Cached listings are never used."""
     return sorted(_base_name(str(path)) for path in _list(folder, detail=False))
 
 
 def list_times(folder: str) -> dict[str, float | None]:
-    """Base names in a folder with the seconds (since 1970) at which they were written; None where nobody keeps that."""
+    """Base names in a folder with the time (seconds since 1970) when they were written, None where it is not known."""
     return {_base_name(str(entry["name"])): written_at(entry) for entry in _list(folder, detail=True)}
 
 
 def list_entries(folder: str) -> dict[str, Entry]:
-    """What lies in a folder, by full URL, sorted; empty where there is none."""
+    """The entries of a folder, by full URL, sorted; empty where the folder does not exist."""
     fs, _ = filesystem(folder)
     found = {_url(fs, str(entry["name"])): entry for entry in _list(folder, detail=True)}
     return dict(sorted(found.items()))
@@ -216,7 +216,7 @@ def list_below(folder: str) -> dict[str, tuple[str, Entry]]:
 
 
 def written_at(entry: Entry) -> float | None:
-    """When a listed file was written, in seconds since 1970. Every filesystem of fsspec has its own name for it."""
+    """When a listed file was written, in seconds since 1970. Each file system of fsspec has its own name for it."""
     found = next(
         (entry[k] for k in ("mtime", "LastModified", "last_modified", "updated", "created") if k in entry), None
     )

@@ -1,4 +1,4 @@
-"""What an example carries beside its image, by the task that it serves: the one place where tasks are named."""
+"""The target of an example, its label or caption, by task. This is the one place where tasks are named."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Target:
     """The target of one task.
 
     `task` is its name in curate.toml, `setting` the setting that says which member or column holds the target, `word`
-    what people call it, `fields` where it lies by default, by format. `has_classes`: targets are classes, numbered from 0
-    or named by the data set's `classes`; otherwise they are text. `in_folder_name`: in an image folder the first folder
-    of an image's path is its target; otherwise a file beside the image holds it.
+    what people call it, `fields` the default member or column, by format. `has_classes`: targets are classes, numbered
+    from 0 or named by the data set's `classes`; otherwise they are text. `in_folder_name`: in an image folder the first
+    folder of an image's path is its target; otherwise a file next to the image holds it.
     """
 
     task: str
@@ -73,12 +73,12 @@ TARGETS = {target.task: target for target in (LABEL, CAPTION)}
 
 
 def hash_target(stored: bytes) -> int:
-    """64 bits of BLAKE2b of a label or caption as stored: what proves a join."""
+    """64 bits of BLAKE2b of a label or caption as stored. The join compares them."""
     return int.from_bytes(hashlib.blake2b(stored, digest_size=8).digest(), "little")
 
 
 def default_task(settings: Mapping[str, object]) -> str:
-    """The task of an entry that names none: captions where it says which field holds them."""
+    """The task of an entry that names none: image-text where the entry has `text`."""
     return (CAPTION if settings.get(CAPTION.setting) else LABEL).task
 
 

@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all, and are on the disk once they are there.
+"""Files and folders that appear whole or not at all, and are synced to the disk before they appear.
 
-What a killed writer leaves has a name that starts with `.` and ends with `.partial`; `remove_partials` finds it.
+The partial files of a killed writer have names that start with `.` and end with `.partial`; `remove_partials` finds them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .storage import FULL, attempt, filesystem, join_url, reason
 
 
 def write_whole(url: str | Path, content: bytes) -> None:
-    """Write a file. On object stores it is one request, so that nobody reads half a file. Raises WriteError."""
+    """Write a file. On object stores each file is written in one request, so nobody reads half a file. Raises WriteError."""
     fs, path = filesystem(str(url))
 
     def write() -> None:
@@ -37,7 +37,7 @@ def write_whole(url: str | Path, content: bytes) -> None:
 
 @contextmanager
 def whole_file(url: str | Path) -> Iterator[Path]:
-    """A local path to write a file to. It is put at `url` when the block ends; nothing is left of it where that fails.
+    """A local path to write a file to. The file is moved to `url` when the block ends, and deleted if the block fails.
 
     The path has another ending than `url`. Raises WriteError where the file cannot be written; other errors pass.
     """
@@ -55,9 +55,9 @@ def whole_file(url: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A new, empty local folder to fill. It takes the place of `folder` as `whole_file` has it.
+    """A new, empty local folder to fill. It replaces `folder` when the block ends, as `whole_file` does for a file.
 
-    For one writer at a time: what a killed one left of this very folder is removed first.
+    For one writer at a time: partial folders that a killed writer left for the same `folder` are removed first.
     """
     target = Path(folder)
     with write_errors(folder), _partial_of(target) as partial:
@@ -84,7 +84,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors(url: str | Path) -> Iterator[None]:
-    """Turn what keeps the block from writing to `url` into a WriteError. Other errors pass."""
+    """Turn errors of writing to `url` inside the block into a WriteError. Other errors pass."""
     try:
         yield
     except CurateError:
@@ -97,7 +97,7 @@ def write_errors(url: str | Path) -> Iterator[None]:
 
 
 def make_folder(folder: str) -> None:
-    """Create a folder and prove that it can be written. Raises WriteError where it cannot."""
+    """Create a folder, and check that it can be written to. Raises WriteError where it cannot."""
     fs, path = filesystem(folder)
     probe = join_url(folder, f".writable.{uuid.uuid4().hex[:8]}.partial")
     _change(folder, lambda: fs.makedirs(path, exist_ok=True))
@@ -106,18 +106,18 @@ def make_folder(folder: str) -> None:
 
 
 def remove(url: str) -> None:
-    """Delete a file where it is there. Raises WriteError where that cannot be done."""
+    """Delete a file if it exists. Raises WriteError where that cannot be done."""
     fs, path = filesystem(url)
 
     def delete() -> None:
-        with suppress(FileNotFoundError, NotADirectoryError):  # not there is what was wanted
+        with suppress(FileNotFoundError, NotADirectoryError):  # it is already gone
             fs.rm_file(path)
 
     _change(url, delete, "removed")
 
 
 def remove_partials(folder: str | Path) -> None:
-    """Delete what killed writers left of unfinished files and folders, in a local folder and those below it."""
+    """Delete the unfinished files and folders of killed writers, in a local folder and those below it."""
     for below, folders, names in os.walk(folder):
         for name in (*folders, *names):
             if _is_partial(name):
@@ -130,7 +130,7 @@ def _is_partial(name: str) -> bool:
 
 
 def _change(url: str | Path, do: Callable[[], object], what: str = "written") -> None:
-    """Have a file system do something. Raises WriteError whatever it fails with."""
+    """Run an operation that writes. Raises WriteError for any failure."""
     try:
         attempt(do)
     except CurateError:
@@ -148,14 +148,14 @@ def _write_error(url: str | Path, error: Exception, what: str = "written") -> Wr
     elif isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
         way_out = "move the file that is in its way"
     elif isinstance(error, FileNotFoundError):
-        way_out = "make the folder or bucket that it is to lie in"
+        way_out = "create the folder or bucket that it belongs in"
     else:
         way_out = "run again when its storage answers"
     return WriteError(f"{url}: cannot be {what} ({reason(error)}); {way_out}")
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """The system's error that an error is or hides: torch raises another on top, safetensors tells the number alone."""
+    """The system's error behind an error: torch raises another one on top, safetensors gives its number alone."""
     found = error.__context__ if isinstance(error, RuntimeError) else error
     told = re.search(r"\(os error (\d+)\)", str(error))
     # Pillow calls a damaged image an OSError; it has no number.
@@ -165,7 +165,7 @@ def _os_error(error: Exception) -> OSError | None:
 
 @contextmanager
 def _in_place_of(path: str) -> Iterator[Path]:
-    """A temporary name for a local file, renamed to `path` once what was written there is on the disk."""
+    """A temporary name for a local file, renamed to `path` once its content is synced to the disk."""
     with _partial_of(Path(path)) as partial:
         yield partial
         _sync(partial)
@@ -175,7 +175,7 @@ def _in_place_of(path: str) -> Iterator[Path]:
 
 @contextmanager
 def _partial_of(target: Path) -> Iterator[Path]:
-    """A name beside `target` that no other writer has. What is left there in the end is deleted."""
+    """A name next to `target` that no other writer has. Whatever has that name at the end is deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -188,11 +188,11 @@ def _delete(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)  # its writer may live, and be done just now
+        path.unlink(missing_ok=True)  # its writer may still run, and have finished just now
 
 
 def _sync(path: str | Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk and outlive a loss of power."""
+    """Wait until a file's content, or a folder's list of names, is on the disk and survives a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,12 +13,12 @@ from ..scoring.tables.read import error_names, finished_shards, noted_error, row
 from ..units import Report
 
 PROGRESS_SECONDS = 5.0
-# A store that does not answer costs a line of progress, and no more.
+# If storage does not answer, only a line of progress is lost.
 PASSING = (CurateError, OSError)
 
 
 def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
-    """A live line from the committed files: the runner itself blocks, and other runners live elsewhere."""
+    """Report progress from the committed files, because the runner blocks this process or works on other machines."""
     waiting = {shard.name for shard in todo}
     started, examples = time.perf_counter(), 0
     while not stop.wait(PROGRESS_SECONDS):
@@ -34,7 +34,7 @@ def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Ev
 
 
 def watch_landing(folder: str, done: Set[str], report: Report, stop: threading.Event) -> None:
-    """As `watch`, where nobody knows how much will come: a line whenever shards were scored or could not be read."""
+    """As `watch`, for a data set without an end: a line whenever shards were scored or could not be read."""
     known, told = set(done), set(error_names(folder))
     started, examples = time.perf_counter(), 0
     while not stop.wait(PROGRESS_SECONDS):

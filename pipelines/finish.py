@@ -1,4 +1,4 @@
-"""The end of a scoring job: what is there, what it cost, and what keeps the table from being whole."""
+"""The end of a scoring job: totals, costs, and the errors of a table that is not complete."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def finish(
 ) -> dict[str, int]:
     """Write the manifest with its totals, and return them: `shards`, `examples`, `failures` and `waiting`.
 
-    Raises ShardError for shards that could not be read, TableError for shards that are not there though nothing failed
-    (of a job that was `stopped` they are waiting), FailuresError for more failures than allowed. What is committed stays.
+    Raises ShardError for shards that could not be read, TableError for shards that are missing although nothing failed
+    (in a job that was `stopped` they are `waiting`), FailuresError for more failures than allowed. Committed files stay.
     """
     names = [shard.name for shard in shards]
     done = all_counts(folder, keep=True)
@@ -30,13 +30,13 @@ def finish(
     noted = noted_errors(folder)
     bad = {name: noted[name] for name in names if name in noted and name not in done}
     missing = [name for name in names if name not in done and name not in bad]
-    for name in noted.keys() & done.keys():  # killed between the two, or read at another attempt
+    for name in noted.keys() & done.keys():  # an earlier attempt could not read them, a later one could
         clear_error(folder, name)
     counts = list(done.values())
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     totals = {"shards": len(done), "examples": examples, "failures": failures}
     manifest["counts"] = totals
-    # What was spent: padding, and what a shard holds twice, costs nothing. Older files don't know, and count in full.
+    # Padding and repeated images or captions of a shard cost nothing. Older files have no FLOPs: they count in full.
     whole = manifest["flops"]["forward_per_example"]
     manifest["flops"]["reference_score"] = sum(
         whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts
@@ -45,12 +45,12 @@ def finish(
     if bad:
         first = next(iter(sorted(bad)))
         more = f" (and {len(bad) - 1} more, in {folder}/_errors)" if len(bad) > 1 else ""
-        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to go on")
+        raise ShardError(f"{bad[first]}{more}; the other {len(done):,} shards are scored, run again to resume")
     if missing and not stopped:
         raise TableError(
-            f"{folder}: {len(missing):,} of {len(names):,} shards are not there, '{missing[0]}' for one, though every "
-            "worker ended well; workers must write to this very folder: give an --out that all machines share, such as a "
-            "URL, and run again to go on"
+            f"{folder}: {len(missing):,} of {len(names):,} shards are missing, such as '{missing[0]}', although every "
+            "worker succeeded; workers must write to this same folder: give an --out that all machines share, such as a "
+            "URL, and run again to resume"
         )
     if failures > max_failures * max(1, examples + failures):
         raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder))
@@ -58,7 +58,7 @@ def finish(
 
 
 def check_size(folder: str, shard: Shard, scored: int) -> None:
-    """Raises TableError where a shard is no longer the one that was scored, going by its size."""
+    """Raises TableError where a shard's size is not the one that it was scored at."""
     if shard.size != scored:
         raise TableError(
             f"{folder}: shard '{shard.name}' was scored at size {scored} and is now {shard.size}; "
@@ -67,15 +67,15 @@ def check_size(folder: str, shard: Shard, scored: int) -> None:
 
 
 def _unlisted(folder: str, names: Sequence[str]) -> dict[str, ShardCounts]:
-    """Of these shards those that are there all the same: a store may list a new file late."""
+    """Those of these shards that exist after all: a store may list a new file late."""
     with ThreadPoolExecutor(16) as pool:
         there = pool.map(lambda name: exists(join_url(folder, name + ENDING)), names)
         return {name: shard_counts(folder, name) for name, found in zip(names, there, strict=True) if found}
 
 
 def too_many_message(failures: int, read: int, allowed: float, folder: str) -> str:
-    """What to tell, and where to look, when more examples failed than a job allows."""
+    """The error message when more examples failed than a job allows."""
     return (
         f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
-        f"see why in {os.path.join(folder, '_failures')}, then mend the data or raise --max-failures"
+        f"the reasons are in {os.path.join(folder, '_failures')}; correct the data or raise --max-failures"
     )

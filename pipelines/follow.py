@@ -1,8 +1,8 @@
-"""`score-reference --follow`: shards are scored as they land, by a job that has no end of its own.
+"""`score-reference --follow`: scores shards as they land, in a job without an end.
 
-The committed score files are all that it remembers: a follower that starts again misses none and repeats none. A shard
-still being written is not taken before it looks the same at two looks in a row; one that only paused fails to be read,
-since readers insist on the mark at a shard's end, and is read again when it has changed.
+The committed score files are its only memory: a follower that starts again misses no shard and repeats none. A shard is
+passed on when two listings in a row show the same size and time. If its writer had only paused, reading it fails, because
+readers require the mark at a shard's end. It is read again when it has changed.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from ..units import Report
 
 # A file, when it was seen, and whether it could not be read before.
 Looked = tuple[LandedFile, float, bool]
-# A store that can't be listed for longer than this ends the job; what can't be read is tried again at least this often.
+# If storage cannot be listed for longer than this, the job ends. Unreadable shards are tried again at least this often.
 OUTAGE_SECONDS, RETRY_SECONDS = 600.0, 3600.0
 
 
 class LandingShards(beam.PTransform):
-    """An unbounded source: the shards of a data set, those that are there first, each once and when it is whole.
+    """An unbounded source: the shards of a data set, the existing ones first, each once and when it is complete.
 
-    `seconds` lie between two looks. Shards whose scores are in `folder` are passed over.
+    `seconds` is the time between two listings. Shards whose scores are in `folder` are skipped.
     """
 
     def __init__(self, dataset: DatasetSpec, folder: str, seconds: float) -> None:
@@ -58,7 +58,7 @@ class LandingShards(beam.PTransform):
 
 
 class Look(beam.DoFn):
-    """Lists what is there. Files that are scored are passed over, until they are written to again."""
+    """Lists the files that exist. Files that are scored are skipped until they are written to again."""
 
     def __init__(self, dataset: DatasetSpec, folder: str, seconds: float) -> None:
         self._dataset, self._folder, self._seconds = dataset, folder, seconds
@@ -68,7 +68,7 @@ class Look(beam.DoFn):
         self._scored: dict[str, str] = {}
 
     def process(self, tick: Any) -> Iterator[tuple[str, Looked]]:
-        if time.monotonic() - self._looked < self._seconds / 2:  # ticks that piled up during a slow look
+        if time.monotonic() - self._looked < self._seconds / 2:  # ticks that accumulated during a slow listing
             return
         try:
             done, failed = finished_shards(self._folder), error_names(self._folder)
@@ -89,9 +89,9 @@ class Look(beam.DoFn):
 
 
 class Settled(beam.DoFn):
-    """Passes a file on that looks as it did a look before, and every version of it once.
+    """Passes a file on when two listings in a row show the same version, and each version once.
 
-    One that could not be read is passed on again after a while, longer each time: its storage may have failed.
+    A file that could not be read is passed on again later, after a wait that grows: its storage may have failed.
     """
 
     SEEN = ReadModifyWriteStateSpec("seen", PickleCoder())
@@ -116,7 +116,7 @@ class Settled(beam.DoFn):
 
 
 class Open(beam.DoFn):
-    """The shards of a file: several of a big Parquet file."""
+    """The shards of a file: a large Parquet file has several."""
 
     def __init__(self, dataset: DatasetSpec, folder: str) -> None:
         self._dataset, self._folder = dataset, folder
@@ -133,24 +133,24 @@ class Open(beam.DoFn):
 
 
 def check_name(shard: Shard, done: set[str]) -> None:
-    """Raises ShardError where a shard is called otherwise than when it was scored: its folder is in its name now."""
+    """Raises ShardError where a shard that was scored has another name now, with its folder in it."""
     short = path_of(shard.url).rsplit("/", 1)[-1]
     if shard.name != short and short in done:
         raise ShardError(
-            f"{shard.url}: another folder has a file of this name too, so that this is now shard '{shard.name}', and "
-            f"'{short}' is scored already; give files names of their own, or make each folder a data set"
+            f"{shard.url}: another folder has a file of this name too, so this is now shard '{shard.name}', and "
+            f"'{short}' is scored already; give the files different names, or make each folder its own data set"
         )
 
 
 def children_ignore_interrupts() -> AbstractContextManager[None]:
-    """For starting an engine: Ctrl-C reaches its processes too, and without them there is no cancelling the job."""
+    """Ignores Ctrl-C while an engine starts: it would end the engine's processes too, which are needed to cancel a job."""
     return _handled(signal.SIGINT, signal.SIG_IGN)
 
 
 def until_stopped(result: Any, report: Report) -> None:
-    """Wait until somebody stops the job, by Ctrl-C or SIGTERM, or it fails.
+    """Wait until the job fails, or is stopped by Ctrl-C or SIGTERM.
 
-    Raises what it failed with; WorkerError where the engine itself is gone.
+    Raises the job's error; WorkerError where the engine itself ended.
     """
     try:
         with _handled(signal.SIGTERM, signal.default_int_handler):
@@ -158,19 +158,19 @@ def until_stopped(result: Any, report: Report) -> None:
                 time.sleep(0.5)
         result.wait_until_finish()
     except KeyboardInterrupt:
-        report("stopping; a shard under way is left to the next follower")
+        report("stopping; a shard that is not finished is left to the next follower")
         with suppress(grpc.RpcError):
             result.cancel()
     except grpc.RpcError as e:
         why = e.details() if isinstance(e, grpc.Call) else e
         raise WorkerError(
-            f"the engine does not answer any more ({why}); the shards that were scored stay, run again to go on"
+            f"the engine no longer answers ({why}); the shards that were scored are kept, run again to resume"
         ) from None
 
 
 @contextmanager
 def _handled(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """A signal's handler for a while; in other threads than the main one, which may not set any, nothing."""
+    """Sets a signal's handler inside the block. Only the main thread may set one; in other threads it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

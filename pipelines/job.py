@@ -32,7 +32,7 @@ STAGES = ("read", "decode", "forward", "write")
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What every worker is told. `folder` is the table's; `processes` share a machine's cores."""
+    """What every worker needs. `folder` is the table's; `processes` share a machine's cores."""
 
     dataset: DatasetSpec
     reference: ModelSpec
@@ -48,7 +48,7 @@ class ScoringJob:
 
 
 class ScoreShard(beam.DoFn):
-    """Scores and commits one shard. A shard that cannot be read leaves word in the table; the others go on."""
+    """Scores and commits one shard. A shard that cannot be read is recorded in the table; the others are scored."""
 
     def __init__(self, job: ScoringJob) -> None:
         self._job = job
@@ -69,7 +69,7 @@ class ScoreShard(beam.DoFn):
     def _load(self) -> Model:
         model = load_model(self._job.reference, trained=True)
         if model.fingerprint() != self._job.fingerprint:
-            raise ModelError(f"'{self._job.reference.name}' changed while it was scoring; start again")
+            raise ModelError(f"'{self._job.reference.name}' changed during the job; run the same command again")
         return model.to(self._device)
 
     def process(self, shard: Shard) -> None:

@@ -1,7 +1,7 @@
-"""Worker processes of this machine. One that dies or fails ends the job within seconds.
+"""Worker processes of this machine. If one dies or fails, the job ends within seconds.
 
-Beam's own handler waits forever for a worker that was killed, and lets the others finish their share, which may take
-days, before it passes on the error of one.
+Beam's own handler waits forever for a worker that was killed. After an error of one worker it lets the others finish
+their share, which may take days, before it raises the error.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..errors import WorkerError
 
 _WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as tracebacks name it
 
-# As Beam's own servers have it: a worker's idle connections are kept alive by pings, which gRPC else takes for abuse.
+# As in Beam's own servers: pings keep a worker's idle connections alive, and by default gRPC refuses so many of them.
 ANY_PINGS = (("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0))
 SECONDS_TO_END = 10.0
 
 
 class _Connection(ControlConnection):
-    """The requests to one worker. Once the job has failed, every request fails, those already waiting too."""
+    """The requests to one worker. Once the job has failed, every request fails, also those that are waiting."""
 
     def __init__(self, worker: LocalWorker) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ class _Connection(ControlConnection):
             self._answer(future)
 
     def _answer(self, future: Any) -> None:
-        """As the worker would answer itself: who waits for its data looks for an answer, not for `abort`."""
+        """Answer as the worker would: code that waits for its data checks for an answer, not for `abort`."""
         future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=future.instruction_id, error=self.error))
 
     def waiting(self) -> bool:
         return bool(self._futures_by_id)
 
     def _read(self) -> None:
-        with suppress(grpc.RpcError):  # the worker is gone: whoever waits for its process says so
+        with suppress(grpc.RpcError):  # the worker ended: the thread that waits for its process reports it
             for response in self._input:
                 self._futures_by_id.pop(response.instruction_id).set(response)
                 if response.error:
@@ -92,7 +92,7 @@ class LocalWorker(GrpcWorkerHandler):
             "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(f"localhost:{log_port}"),
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
         }
-        # Nothing is ever written to its standard input: that it closes tells the worker that this process is gone.
+        # Nothing is written to its standard input. When it closes, the worker knows that this process ended.
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, env={**os.environ, **environment})
         self._process = process
         self._watcher = threading.Thread(target=self._watch, args=(process,), name=self.worker_id, daemon=True)
@@ -109,11 +109,11 @@ class LocalWorker(GrpcWorkerHandler):
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             self.end_job(
                 f"{_WORKER_ERROR}: worker process {process.pid} {how} (out of memory?); "
-                "the shards that it finished stay, run again to go on"
+                "the shards that it finished are kept, run again to resume"
             )
 
     def end_job(self, error: str) -> None:
-        """Fail all that the job waits for, and end its workers. The first error stays."""
+        """Fail every request of the job, and end its workers. The first error is kept."""
         crew = list(self._connections.values())
         for connection in crew:
             connection.error = connection.error or error
@@ -135,7 +135,7 @@ class LocalWorker(GrpcWorkerHandler):
         self.stop_worker()
 
     def stop_worker(self) -> None:
-        """All that it did is answered by now, so that a worker which does not end has nothing to lose."""
+        """Kill workers that do not end. All of their work is committed by now."""
         self._watcher.join(SECONDS_TO_END)
         self.kill()
         self._watcher.join()

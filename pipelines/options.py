@@ -62,5 +62,5 @@ class ScoreOptions(Options):
 
     @property
     def model(self) -> ModelSpec:
-        """The reference as it scores."""
+        """The reference, at the resolution at which it scores."""
         return replace(self.reference, coarse=self.coarse.to_dict()) if self.coarse else self.reference

@@ -14,7 +14,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from ..datasets.batches import decode_threads
 from ..errors import SpecError
-from . import local_workers  # noqa: F401 - takes the place of Beam's own handler of worker processes
+from . import local_workers  # noqa: F401 - replaces Beam's own handler of worker processes
 
 PRISM = "PrismRunner"
 # They end an unbounded source at once, or cannot run one.
@@ -24,10 +24,10 @@ BOUNDED = ("FnApiRunner", "BundleBasedDirectRunner", "DaskRunner")
 def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) -> tuple[Any, PipelineOptions]:
     """The runner and Beam's options for these command-line arguments.
 
-    Where they name no runner: Beam's FnApiRunner on this machine with a process a core (one where a GPU does the
-    work), which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
-    DirectRunner would be another engine where it can download one. To `follow` is more than FnApiRunner can do: then it
-    is Beam's Prism, which is what its DirectRunner is for a job without an end.
+    If they name no runner: Beam's FnApiRunner on this machine with one worker process per core (one process if there is
+    a GPU), which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
+    DirectRunner may be another engine, which Beam downloads. FnApiRunner cannot `follow`: then the default is Beam's
+    Prism, which its DirectRunner uses too for a job without an end.
 
     Raises SpecError for a runner that cannot follow.
     """
@@ -36,7 +36,7 @@ def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) 
     named = {argument.split("=")[0] for argument in arguments}
     runner = options.view_as(StandardOptions).runner
     if follow and runner and runner.rsplit(".", 1)[-1] in BOUNDED:
-        raise SpecError(f"--runner={runner} cannot follow a data set; leave it out, or take PrismRunner or FlinkRunner")
+        raise SpecError(f"--runner={runner} cannot follow a data set; leave it out, or use PrismRunner or FlinkRunner")
     if follow and (not runner or runner == "DirectRunner"):
         options.view_as(StandardOptions).runner = PRISM
         return None, options
@@ -54,9 +54,9 @@ def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) 
 
 
 def release(result: Any) -> None:
-    """End what a run keeps going in this process: Beam's Dask runner never closes its client.
+    """Close Dask's client in this process, which Beam's Dask runner never does.
 
-    Left to the interpreter's exit, a busy machine has it wait a minute and print a traceback below the last line.
+    Otherwise the interpreter's exit can wait for a minute on a busy machine, and print a traceback after the last line.
     """
     client = getattr(result, "client", None)
     if client is not None:

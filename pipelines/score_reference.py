@@ -46,7 +46,7 @@ COUNTS_COME_FROM_THE_TABLE = "counts below come from the table itself"
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What one call of `score_reference` left: the table's folder and totals, and this call's own work.
+    """The result of one call of `score_reference`: the table's folder and totals, and this call's own work.
 
     `waiting` are shards that had landed when a follower was stopped, and that it had not scored.
     """
@@ -71,10 +71,10 @@ class ScoreSummary:
 
 
 def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSummary:
-    """Score what is missing of a table, so that the same call again goes on where the last one ended.
+    """Score what is missing of a table. The same call again resumes where the last one ended.
 
-    Raises CurateError: before launch for whatever can be known then (shards, model, folder, first examples), at the
-    end for shards that could not be read and for more failures than allowed. Committed shards stay.
+    Raises CurateError: before launch for all that can be checked then (shards, model, folder, first examples); at the
+    end for shards that could not be read and for more failures than allowed. Committed shards are kept.
     """
     started = time.perf_counter()
     following = options.follow
@@ -113,7 +113,7 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
 
 @contextmanager
 def _or_another_out() -> Iterator[None]:
-    """What cannot be written here may be written under another --out."""
+    """Adds to the error of a folder that cannot be written that another --out may help."""
     try:
         yield
     except WriteError as e:
@@ -135,7 +135,7 @@ def _run(
         dataset=options.dataset,
         reference=options.model,
         fingerprint=fingerprint,
-        folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may stand elsewhere
+        folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may run in another folder
         embeddings=options.embeddings,
         batch_size=options.batch_size,
         precision=precision,
@@ -158,7 +158,7 @@ def _run(
         watcher = threading.Thread(target=watch_landing, args=(folder, done, report, stop), daemon=True)
     watcher.start()
     result: Any = None
-    own_threads = torch.get_num_threads()  # a runner inside this process has its workers change them
+    own_threads = torch.get_num_threads()  # workers of a runner inside this process change it
     try:
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
@@ -182,11 +182,11 @@ def _run(
 
 
 def _from_worker(error: Exception) -> Exception:
-    """The CurateError that a worker raised, out of the traceback text that Beam passes on; else the error itself."""
+    """The CurateError of a worker, parsed from the traceback in Beam's error; else the error itself."""
     if "prism binary" in str(error):
         return SpecError(
             f"Beam's engine Prism cannot be fetched ({error}); build it with tests/engines/setup_prism.sh, then name it: "
-            "-- --prism_location=.cache/engines/prism-VERSION; or take --runner=FlinkRunner"
+            "-- --prism_location=.cache/engines/prism-VERSION; or use --runner=FlinkRunner"
         )
     found = re.findall(r"curate\.errors\.(\w+): (.+)", str(error).replace("\\n", "\n"))
     kind = getattr(errors, found[-1][0], None) if found else None
@@ -196,10 +196,10 @@ def _from_worker(error: Exception) -> Exception:
 
 
 def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
-    """Seconds by stage over all workers, from Beam's metrics; empty where the runner keeps none."""
+    """Seconds by stage over all workers, from Beam's metrics; empty where the runner has none."""
     try:
         found = result.metrics().query()["distributions"]
-    except Exception as e:  # runners without metrics raise kinds of their own
+    except Exception as e:  # runners without metrics raise exceptions of their own
         report(f"this Beam runner gives no metrics ({type(e).__name__}); {COUNTS_COME_FROM_THE_TABLE}")
         return {}
     seconds = {
@@ -207,14 +207,14 @@ def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
         for m in found
         if m.key.metric.namespace == "curate" and m.committed is not None
     }
-    if not any(seconds.values()):  # a Flink cluster's come back empty, or as zeros
+    if not any(seconds.values()):  # a Flink cluster's metrics may be empty or zeros
         report(f"this Beam runner gives no metrics; {COUNTS_COME_FROM_THE_TABLE}")
         return {}
     return seconds
 
 
 def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard]) -> set[str]:
-    """The shards that are done, after making sure that they are of this very data set."""
+    """The shards that are done. Raises TableError where they are not of this data set."""
     manifest = read_manifest(folder)
     done = finished_shards(folder)
     if manifest is None:
@@ -238,9 +238,9 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
 
 
 def _check_first_examples(dataset: DatasetSpec, todo: Sequence[Shard]) -> None:
-    """Find out now, not on a worker, that nothing can be read at all: a column is missing, say.
+    """Find out before launch if nothing can be read at all, for example because a column is missing.
 
-    One bad shard is left to its worker, which notes it and lets the others go on.
+    A single bad shard is left to its worker, which records it; the others are scored.
     """
     error: CurateError
     for shard in {todo[0].name: todo[0], todo[-1].name: todo[-1]}.values():

@@ -1,4 +1,4 @@
-"""Beam's own worker process, `python -m curate.pipelines.worker`: this package's quiet logging comes before Beam's."""
+"""Beam's worker process, `python -m curate.pipelines.worker`, with this package's quiet logging set up first."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def _end_with_the_driver() -> None:
-    """A driver that is killed closes this process's standard input; Beam alone would finish the shard at hand first."""
+    """Exit when standard input closes: then the driver was killed. Beam alone would first finish the current shard."""
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 class _WithoutUsersErrors:
-    """Standard error, less the tracebacks that Beam prints of errors which the driver tells in one line."""
+    """Standard error without Beam's tracebacks of errors that the driver reports in one line."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

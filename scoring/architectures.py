@@ -1,4 +1,4 @@
-"""Small convolutional networks for small pictures, registered with timm and so made by `timm.create_model`."""
+"""Small convolutional networks for small images, registered with timm, so that `timm.create_model` makes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class SmallResNet(nn.Module):
-    """A ResNet without timm's 7x7 stride-2 stem and pooling, which leave too little of a 32-pixel picture.
+    """A ResNet without timm's 7x7 stride-2 stem and pooling, which leave too little of a 32-pixel image.
 
     A 3x3 stem of `channels[0]`, then one stage for each further width: a stride-2 convolution and `layers[i]`
     residual blocks; global average pooling; a linear head. Input [B, 3, H, W], output logits [B, num_classes].
@@ -65,7 +65,7 @@ def small_resnet(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
     return SmallResNet(**kwargs)
 
 
-# open_clip's configs give an image tower's name and no arguments, so widths that are wanted there have names.
+# open_clip's configs name an image tower but give it no arguments, so each width that they use has a name.
 @register_model  # type: ignore[untyped-decorator]
 def small_resnet_w16(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
     """Half as wide as `small_resnet`: a quarter of its FLOPs."""

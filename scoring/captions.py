@@ -1,7 +1,7 @@
 """Text towers without the work on padding.
 
-A causal text tower that is read at one token (CLIP's end of text) never looks past it, so what is behind the longest
-caption of a batch need not be computed: embeddings differ by rounding alone (2e-6 in float32).
+A causal text tower that is read at one token (CLIP's end of text) never attends to later tokens. So nothing behind the
+longest caption of a batch has to be computed: embeddings differ only by rounding (2e-6 in float32).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .settings import Precision
 
 
 class CaptionEncoder:
-    """Embeds captions with a model's text tower, each batch cut to its longest caption where the tower allows that."""
+    """Embeds captions with a model's text tower. Each batch is cut to its longest caption where the tower allows it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -36,7 +36,7 @@ class CaptionEncoder:
         return self._tower is not None
 
     def lengths(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each caption the tower is to see, int64 [B]."""
+        """How many tokens of each caption the tower has to process, int64 [B]."""
         if self._tower is None:
             return torch.full((len(tokens_BL),), tokens_BL.shape[1])
         if self._tower.pool == "argmax":

@@ -1,7 +1,8 @@
 """Scoring more cheaply than training: the same weights on fewer pixels, or on some of the patches.
 
-Flexi-JEST (arXiv 2406.17711, section 4.3) scores at a coarser resolution than the learner trains at. Both sides of a
-learnability have to be made alike, so a coarse reference is another reference: with another fingerprint and table.
+Flexi-JEST (arXiv 2406.17711, section 4.3) scores at a coarser resolution than the learner trains at. Both losses of a
+learnability must be computed in the same way, so a coarse reference is another reference, with its own fingerprint and
+table.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from .settings import Coarse
 
 
 def coarsened(model: Model, coarse: Coarse) -> Model:
-    """`model` as it scores under `coarse`. Its weights are shared, not copied: what trains one trains the other.
+    """`model` as it scores under `coarse`. Its weights are shared, not copied: training one trains the other.
 
-    Position embeddings are resampled at every pass; which patches stay depends on their number alone, so that two
-    models that see as many patches see the same ones. Convolutional towers take any size as they are.
-    Raises ModelError where an image tower cannot work so.
+    Position embeddings are resampled at every pass. Which patches are kept depends on their number alone, so two models
+    with equally many patches keep the same ones. Convolutional towers take any size without a change.
+    Raises ModelError where an image tower cannot do this.
     """
     own = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
     module: nn.Module = copy.deepcopy(model.module, memo=own)
@@ -83,7 +84,7 @@ def _take_size(module: nn.Module, size: int, full: int) -> None:
 
     for part in list(module.modules()):
         if isinstance(part, VisionTransformer):
-            # What dynamic_img_size=True of its constructor would have set.
+            # The constructor's dynamic_img_size=True would set the same.
             part.dynamic_img_size = True
             part.patch_embed.strict_img_size, part.patch_embed.flatten = False, False
             part.patch_embed.output_fmt = Format.NHWC
@@ -96,7 +97,7 @@ def _take_size(module: nn.Module, size: int, full: int) -> None:
 
 
 def _drop_patches(module: nn.Module, share: float) -> bool:
-    """Put the dropping into every vision transformer; whether there was one."""
+    """Add the dropping to every vision transformer. Returns whether there was one."""
     from timm.models import VisionTransformer
 
     found = False
@@ -109,7 +110,7 @@ def _drop_patches(module: nn.Module, share: float) -> bool:
 
 
 def _open_clip_parts() -> tuple[type, ...]:
-    """What of open_clip's own towers has learned positions in a grid behind one token."""
+    """The modules of open_clip's own towers that have learned positions in a grid, after one token."""
     from open_clip.modified_resnet import AttentionPool2d
     from open_clip.transformer import VisionTransformer
 

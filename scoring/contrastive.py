@@ -16,7 +16,7 @@ def contrastive_loss(model: Model) -> Callable[[Any, torch.Tensor], torch.Tensor
     """SigLIP's sigmoid loss where the model has a bias, else CLIP's softmax loss.
 
     Takes the model's output and the caption tokens int64 [b, L]; returns the mean over the batch. Two images with one
-    caption are two right answers: such a pair is no negative, so its logit is left out.
+    caption are both right answers for it: such a pair is no negative, so its logit is left out.
     """
     sigmoid = getattr(model.module, "logit_bias", None) is not None
     contrastive = _SigLipLoss() if sigmoid else _ClipLoss()
@@ -32,7 +32,7 @@ def contrastive_loss(model: Model) -> Callable[[Any, torch.Tensor], torch.Tensor
 
 
 class _ClipLoss(ClipLoss):
-    """A logit of minus infinity takes no part in a softmax."""
+    """A logit of minus infinity does not count in a softmax."""
 
     masked_BB: torch.Tensor
 

@@ -1,4 +1,4 @@
-"""What the tasks' measures of quality share: decoded batches of a test split, and recall."""
+"""Shared by the tasks' measures of quality: decoded batches of a test split, and recall."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nothing_read(dataset: DatasetSpec) -> SpecError:
 def recall(query_ND: torch.Tensor, answer_ND: torch.Tensor, group_N: torch.Tensor, name: str) -> dict[str, float]:
     """R@1/5/10: the share of queries with a right answer among their k nearest by dot product.
 
-    Answers of the same `group_N` as the query are right: pairs with identical captions cannot be told apart.
+    Answers of the same `group_N` as the query are right, because pairs with identical captions cannot be distinguished.
     """
     hits = dict.fromkeys(RECALL_AT, 0)
     most = min(max(RECALL_AT), len(answer_ND))

@@ -1,7 +1,7 @@
 """FLOPs of a forward pass and of a training step, measured with torch's FlopCounterMode.
 
-Convention: FLOPs = 2 x multiply-adds. Operators that the counter has no formula for count as zero there; they are
-listed by name, so that anybody can judge what is missing (normalisation, activations, reductions, as a rule).
+Convention: FLOPs = 2 x multiply-adds. Operators without a formula count as zero. They are listed by name, so that
+anybody can judge what is missing (usually normalisation, activations and reductions).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..units import parse_flops
 from .models import Model
 from .tables.lookup import ScoreTable
 
-# Views and bookkeeping do no arithmetic; listing them would hide what matters.
+# Views and copies do no arithmetic. Listing them would hide the operators that matter.
 NO_ARITHMETIC = frozenset(
     """view _unsafe_view reshape permute transpose t expand slice select unsqueeze squeeze split split_with_sizes
     detach clone copy_ _to_copy empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like ones
@@ -47,7 +47,7 @@ class Flops:
 
 
 class _OperatorNames(TorchDispatchMode):
-    """Notes every operator that runs."""
+    """Records every operator that runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,8 +61,8 @@ class _OperatorNames(TorchDispatchMode):
 def count(run: Callable[[], Any], examples: int) -> Flops:
     """Count one call of `run`.
 
-    Attention is made to run as plain matrix products, which the counter knows on every device; a fused kernel that it
-    does not know would count as nothing.
+    Attention runs as plain matrix products, for which the counter has a formula on every device. A fused kernel without a
+    formula would count as zero.
     """
     names = _OperatorNames()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, names:
@@ -107,10 +107,10 @@ def step_cost(
     label_smoothing: float = 0.0,
     choosing: float = 0.0,
 ) -> tuple[StepCost, list[str]]:
-    """FLOPs of one step of a run, measured once on the shapes; and the operators that the measure left out.
+    """FLOPs of one step of a run, measured once on the shapes; and the operators that were not counted.
 
-    `scorer` is what scores the super-batch, as coarse as it scores. `choosing` are the FLOPs that a joint policy's
-    selection takes; they are counted with those of the online score.
+    `scorer` is the model that scores the super-batch, at the resolution at which it scores. `choosing` are the FLOPs of a
+    joint policy's selection; they are added to those of the online score.
     """
     counted = [train_flops(m, m.task.training_loss(m, label_smoothing), sub_batch) for m in (learner, online) if m]
     scoring = [forward_flops(scorer)] if scorer is not None else []
@@ -123,7 +123,7 @@ def step_cost(
 
 
 def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A copy without storage, and inputs of the right shape: shapes are all that counting needs."""
+    """A copy without storage, and inputs of the right shape: counting needs only shapes."""
     module = copy.deepcopy(model.module).to("meta")
     size = model.geometry.size
     images = torch.empty(batch_size, 3, size, size, device="meta")
@@ -134,7 +134,7 @@ def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, to
 class ComputeLedger(Ledger):
     """A ledger for a loop of your own: measures each part of a step once, adds up steps, and stops a budget.
 
-    ledger = ComputeLedger()
+    ledger = curate.Ledger()
     ledger.measure("online_score", lambda: losses(online, batch))
     ledger.measure("learner_train", lambda: criterion(learner(images), labels).backward())
     for step in range(ledger.steps_within("20TF")):
@@ -143,7 +143,7 @@ class ComputeLedger(Ledger):
     """
 
     def __init__(self, table: ScoreTable | None = None) -> None:
-        """Begins with what the reference cost, where a score `table` knows it."""
+        """Starts with the reference's cost, if a score `table` is given and has it."""
         flops = table.manifest["flops"] if table is not None else {}
         super().__init__(
             reference_score=flops.get("reference_score") or 0.0, reference_train=flops.get("reference_train", 0.0)
@@ -152,9 +152,9 @@ class ComputeLedger(Ledger):
         self.uncounted: tuple[str, ...] = ()
 
     def measure(self, line: str, run: Callable[[], Any], times_per_step: float = 1.0) -> float:
-        """Call `run` once, on shapes as large as a step's, and count its FLOPs; returns them.
+        """Call `run` once and count its FLOPs; returns them. Its shapes must be those of a real step.
 
-        `line` is one that a step spends: learner_train, online_score or online_train. Parts of one line add up.
+        `line` is a line of the ledger: learner_train, online_score or online_train. Several parts of one line add up.
         `times_per_step` multiplies a part that runs more than once. Operators without a formula are listed in
         `uncounted`. Raises SpecError for another line.
         """

@@ -1,4 +1,4 @@
-"""The one forward pass that scores: Beam's and the training job's losses come from this same code."""
+"""The forward pass that scores. Both Beam's workers and training runs use this code."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def score_batch(
     micro_batch: int | None = None,
     forward: Any = None,
 ) -> Scored:
-    """Scoring losses of one batch, in evaluation mode and without gradients; the training mode is put back.
+    """Scoring losses of one batch, in evaluation mode and without gradients. The training mode is restored.
 
     `pixels_BHWC` uint8; `targets` are labels int64 [B] or caption tokens int64 [B, L]; both on the model's device.
-    `micro_batch` bounds how many go through at once. `forward` may stand in for the module (a compiled one).
+    `micro_batch` bounds how many are processed at once. `forward`, if given, is called instead of the module (a compiled
+    one).
     """
     run = forward if forward is not None else model.module
     parts = []
@@ -65,7 +66,7 @@ def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.T
 
 
 def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
-    """Unit-norm float32 embeddings [B, D] of pictures uint8 [B, H, W, 3] alone, as `score_batch` makes them."""
+    """Unit-norm float32 embeddings [B, D] of images uint8 [B, H, W, 3] alone, as `score_batch` makes them."""
     module: Any = model.module
     with evaluating(module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
         image_BD = module.encode_image(model.normalize(pixels_BHWC), normalize=True)
@@ -73,14 +74,14 @@ def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision =
 
 
 def embedding_width(model: Model) -> int:
-    """D of an image-text model's embeddings, by embedding one blank picture."""
+    """D of an image-text model's embeddings, by embedding one blank image."""
     scored = score_blank(model)
     assert scored.image_embedding is not None
     return int(scored.image_embedding.shape[1])
 
 
 def score_blank(model: Model) -> Scored:
-    """Score one blank image: whether the model works at all, and the shapes that it gives."""
+    """Score one blank image, to find out whether the model works and which shapes it gives."""
     size = model.geometry.size
     device = next(model.module.parameters()).device
     pixels = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
@@ -89,7 +90,7 @@ def score_blank(model: Model) -> Scored:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off, BatchNorm on its running statistics; afterwards as it was."""
+    """Evaluation mode: dropout off, BatchNorm on its running statistics. Afterwards the mode is restored."""
     was_training = module.training
     module.eval()
     try:

@@ -1,11 +1,11 @@
 """Joint selection (JEST, ACID): which b of B pairs are worth training on *together*. Pure functions.
 
-A contrastive loss is made by the whole batch, so what a pair teaches depends on the pairs beside it. The sub-batch is
-chosen in chunks: the first by each pair's own score, every later one by the score that a pair has beside those already
-chosen. Evans et al. 2024, arXiv 2406.17711, algorithm 1; with a reference larger than the learner that is ACID,
+A contrastive loss depends on the whole batch, so what a pair teaches depends on the other pairs in it. The sub-batch is
+chosen in chunks: the first by each pair's own score, every later one by the score that a pair has together with those
+already chosen. Evans et al. 2024, arXiv 2406.17711, algorithm 1. With a reference larger than the learner it is ACID,
 arXiv 2411.18674.
 
-Nothing here holds a [B, B] matrix: losses are made in blocks of columns, so that memory is O(B x block).
+Nothing here holds a [B, B] matrix: losses are computed in blocks of columns, so memory is O(B x block).
 Shape suffixes: B super-batch, b sub-batch, c a chunk or block of it, D embedding width. z is the matrix of logits,
 scale * image . text + bias.
 """
@@ -25,7 +25,7 @@ BLOCK = 1024
 
 
 def difference(known: Losses) -> torch.Tensor:
-    """The score of JEST: loss(online) - loss(reference), or what there is of the two."""
+    """The score of JEST: loss(online) - loss(reference), or the one of them that is given."""
     if known.online_B is None:
         assert known.reference_B is not None
         return -known.reference_B
@@ -94,7 +94,7 @@ def chunk_sizes(b: int, n_chunks: int) -> list[int]:
 def selection_flops(B: int, b: int, widths: Sequence[int], loss: ContrastiveLoss, n_chunks: int = N_CHUNKS) -> int:
     """FLOPs (2 x multiply-adds) of the matrix products of one `select_jointly`; `widths` are D of each model given.
 
-    Every chunk but the last is multiplied with all pairs, both ways; `softmax` begins with all against all.
+    Every chunk but the last is multiplied with all pairs, both ways; `softmax` first multiplies all with all.
     """
     columns = b - chunk_sizes(b, n_chunks)[-1] + (B if loss == "softmax" else 0)
     return sum(2 * 2 * B * columns * width for width in widths)

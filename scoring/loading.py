@@ -45,7 +45,7 @@ def find_model(name: str, *, task: str, num_classes: int = 0, config: Config | N
 def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Model:
     """Build the module on the CPU in float32 and load its weights; random ones are drawn from `seed`.
 
-    `trained=True` refuses random weights: a reference that was never trained scores noise.
+    `trained=True` refuses random weights: the losses of a reference that was never trained are noise.
     """
     if trained and not spec.weights:
         raise ModelError(
@@ -78,7 +78,7 @@ def load_weights(module: nn.Module, url: str) -> None:
         module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
     except FileNotFoundError:
         raise ModelError(f"{url}: no such weights file") from None
-    except Exception as e:  # safetensors and pickle raise their own kinds on damage
+    except Exception as e:  # on damage, safetensors and pickle raise exceptions of their own
         raise ModelError(f"{url}: these weights do not load: {' '.join(str(e).split())[:300]}") from None
 
 

@@ -1,6 +1,6 @@
-"""Scoring losses: one number an example, what a score is made of. Pure functions of tensors.
+"""Scoring losses: one number for each example, from which scores are computed. Pure functions of tensors.
 
-They may differ from the loss that trains the learner. Arithmetic is float32 whatever the inputs' dtype.
+They may differ from the loss that trains the learner. Arithmetic is float32 for inputs of any dtype.
 Shape suffixes: B examples, C classes, D embedding width.
 """
 
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one model says of a super-batch: unit-norm embeddings [B, D], and the scale and bias of its logits.
+    """One model's unit-norm embeddings [B, D] of a super-batch, and the scale and bias of its logits.
 
-    `group_B` (int64 [B], optional) marks pairs that are not each other's negatives: those of one identical caption.
+    Pairs with the same number in `group_B` (int64 [B], optional) are not each other's negatives: their captions are
+    identical.
     """
 
     image_BD: torch.Tensor
@@ -33,8 +34,8 @@ class Pairs:
         return self.scale * (self.image_BD.float() * self.text_BD.float()).sum(-1) + self.bias
 
     def logits(self, columns_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every pair with those of `columns_c`: image to text z_ij and text to image z_ji, float32 [B, c], and bool
-        [B, c]: whether the two are negatives of each other."""
+        """Logits of every pair with those of `columns_c`: image to text z_ij and text to image z_ji, float32 [B, c]; and
+        bool [B, c], whether the two are negatives of each other."""
         z_Bc = self.scale * (self.image_BD.float() @ self.text_BD[columns_c].float().T) + self.bias
         zt_Bc = self.scale * (self.text_BD.float() @ self.image_BD[columns_c].float().T) + self.bias
         if self.group_B is None:
@@ -45,10 +46,10 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Losses:
-    """What is known of B examples before some are chosen; None where a policy does not ask for it.
+    """The losses of B examples, by which some of them are chosen; None where a policy does not need them.
 
     `online_B` and `reference_B` are the two models' losses, float32 [B]; `online_pairs` and `reference_pairs` their
-    embeddings, for joint policies; `age_B` how many steps ago the online loss was made, int64 [B] (0 where it is None).
+    embeddings, for joint policies; `age_B` is how many steps ago the online loss was computed, int64 [B] (None: 0).
     """
 
     online_B: torch.Tensor | None = None
@@ -80,7 +81,7 @@ def negative_dot_product(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch
 def identical_captions(tokens_BL: torch.Tensor) -> torch.Tensor:
     """bool [B, B]: pairs of different examples whose captions have the same tokens.
 
-    Rows are compared by a 64-bit sum with odd weights, so that no [B, B, L] is made.
+    Rows are compared by a 64-bit sum with odd weights, so that no [B, B, L] tensor is needed.
     """
     B, L = tokens_BL.shape
     generator = torch.Generator().manual_seed(L)

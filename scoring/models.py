@@ -1,4 +1,4 @@
-"""What a model is (its specification, how its images are prepared, the built module) and what a task asks of one."""
+"""Models: their specification, the preprocessing of their images, the built module; and the protocol of a task."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All that is needed to build a model again; JSON-able. `weights` says where they come from ("" is random), `coarse`
-    how it scores (see coarse.py)."""
+    """All that is needed to build a model again; JSON-able. `weights` says where its weights come from ("" is random),
+    `coarse` how it scores (see coarse.py)."""
 
     name: str
     task: str
@@ -61,7 +61,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model says of B examples: `loss` [B] always; the rest by task. All on the model's device."""
+    """A model's outputs for B examples: `loss` [B] always; the others depend on the task. All on the model's device."""
 
     loss: torch.Tensor
     predicted: torch.Tensor | None = None
@@ -71,7 +71,7 @@ class Scored:
 
 
 class ShardScorer(Protocol):
-    """Scores one shard, batch by batch. `flops` is what that took so far."""
+    """Scores one shard, batch by batch. `flops` is the cost so far."""
 
     flops: float
 
@@ -81,10 +81,10 @@ class ShardScorer(Protocol):
 
 
 class Task(Protocol):
-    """All that differs between tasks. One file in `scoring/tasks/` is all that a task is.
+    """All that differs between tasks. A task is one file in `scoring/tasks/`.
 
-    `quality` names the measure that comparisons read; `lr` is AdamW's peak rate and `augment` the augmentation where the
-    user names none; `score_scale` multiplies per-example losses before they are sampled by.
+    `quality` names the measure that comparisons read. `lr` is the default of AdamW's peak rate, `augment` the default
+    augmentation. `score_scale` multiplies per-example losses in the score.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Task(Protocol):
         ...
 
     def blank(self) -> int | str:
-        """A target that stands for any other where only shapes count."""
+        """A target for passes in which only shapes matter."""
         ...
 
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -136,7 +136,7 @@ class Task(Protocol):
         ...
 
     def kept(self, model: Model) -> Any:
-        """What the scorers of many shards of one worker share."""
+        """An object that one worker's scorers of many shards share."""
         ...
 
     def shard_scorer(
@@ -159,7 +159,7 @@ class Task(Protocol):
         ...
 
     def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
-        """What a line of metrics says of a sub-batch."""
+        """The task's values for a line of metrics of a sub-batch."""
         ...
 
     def evaluate(
@@ -203,13 +203,13 @@ class Model:
     def normalize(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
         """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels last in memory) with this model's mean and std."""
         B, H, W, C = pixels_BHWC.shape
-        # A whole row at a time, and in place: an innermost dimension of three channels is four times as slow on CPUs.
+        # Whole rows, in place: with three channels as the innermost dimension it is four times as slow on CPUs.
         rows = pixels_BHWC.reshape(B, H, W * C).to(torch.float32, copy=True)
         rows.sub_(self._mean.repeat(W)).div_(self._std.repeat(W))
         return rows.view(B, H, W, C).permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:
-        """64 hex digits of weights, architecture and preprocessing; the same whichever name or path it came by."""
+        """64 hex digits of weights, architecture and preprocessing. They do not depend on the model's name or path."""
         architecture = {
             "architecture": self.spec.architecture if self.spec.open_clip_config is None else "",
             "arguments": self.spec.arguments,
@@ -225,7 +225,7 @@ class Model:
 
 
 def merged_preprocessing(spec: ModelSpec, values: dict[str, Any]) -> Preprocessing:
-    """What a library says of a model's preprocessing, with what the user set over it. Raises ModelError."""
+    """A library's preprocessing of a model, changed by the user's settings. Raises ModelError."""
     merged = {**values, **spec.preprocessing}
     if merged["interpolation"] not in INTERPOLATIONS:
         merged["interpolation"] = "bicubic"

@@ -69,7 +69,7 @@ _TOKENIZERS: dict[Any, Any] = {}
 
 
 def _shared(tokenizer: Any) -> Any:
-    """One object for all of CLIP's own tokenizers that tokenize alike: learner and online model need a caption done once."""
+    """One object for all of CLIP's own tokenizers that tokenize alike, so that a caption is tokenized once for all models."""
     from open_clip.tokenizer import SimpleTokenizer
 
     if type(tokenizer) is not SimpleTokenizer:
@@ -79,7 +79,7 @@ def _shared(tokenizer: Any) -> Any:
 
 
 def _register_config(config: dict[str, Any]) -> str:
-    """Make open_clip know a JSON config under a name drawn from its content."""
+    """Register a JSON config with open_clip, under a name made from its content."""
     import open_clip
 
     text = json.dumps(config, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Scoring one shard of image-text pairs without work that need not be done: no padding, nothing twice."""
+"""Scoring one shard of image-text pairs without padding, and without embedding an image or a caption twice."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .settings import Precision
 class PairScorer:
     """Takes a shard's batches one by one, then scores all their pairs at once.
 
-    Identical images (by hash of their bytes) and identical captions are embedded once a shard; captions go through the
-    text tower sorted by length, each batch cut to its longest. Memory holds the shard's embeddings and captions.
+    Identical images (by hash of their bytes) and identical captions are embedded once for each shard. Captions are sorted
+    by length, and each batch is cut to its longest one. Memory holds the shard's embeddings and captions.
     """
 
     model: Model
@@ -39,7 +39,7 @@ class PairScorer:
     _caption_of: list[int] = field(default_factory=list)
 
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
-        """Embed the images that were not seen before, and note the captions. Nothing is scored yet."""
+        """Embed the images that were not seen before, and keep the captions. Nothing is scored yet."""
         new = []
         for i, example in enumerate(batch.examples):
             digest = hashlib.blake2b(example.image, digest_size=16).digest()

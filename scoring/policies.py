@@ -1,6 +1,6 @@
-"""Policies: what a run chooses by. One frozen row each; everything that differs between policies follows from its row.
+"""Policies: how a run chooses. Each policy is one frozen row, and all that differs between policies is in its row.
 
-A policy of your own is a `Policy` like these. It is taken wherever a name is: as an object in Python, and on the command
+Your own policy is a `Policy` like these. It can be used wherever a name can: as an object in Python, and on the command
 line as `--policy module:NAME`.
 """
 
@@ -29,12 +29,12 @@ ReferenceUse = Literal["none", "loss", "embeddings"]
 class Policy:
     """How the b of B examples are chosen.
 
-    `score` makes the score [B] from what is known of the examples: larger is more worth training on. None draws
-    uniformly. `online` says whose losses it needs: those of a small `model` that trains beside the learner, the
-    `learner`'s own, `either` (the model's where one is given), or `none`. `reference` says what it reads from the score
-    table. A `joint` policy chooses pairs for what they teach together; its `score` combines the two models' losses.
-    `tasks` are the names of the tasks that it works for; empty for all. `larger_reference`: the reference has to cost
-    more than the learner. `colour` is its line's in plots.
+    `score` computes the score [B] from the losses: larger is more worth training on. None draws uniformly. `online` says
+    whose losses it needs: those of a small `model` that trains beside the learner, the `learner`'s own, `either` (the
+    model's if there is one, else the learner's), or `none`. `reference` says what it reads from the score table. A
+    `joint` policy chooses pairs for what they teach together; its `score` combines the two models' losses. `tasks` are
+    the names of the tasks that it works for; empty for all. `larger_reference`: the reference must cost more than the
+    learner. `colour` is the colour of its line in plots.
     """
 
     name: str
@@ -86,7 +86,7 @@ def _learnability(known: Losses) -> torch.Tensor:
     return online_B - reference_B
 
 
-# Colours are Okabe and Ito's, told apart with any colour vision; grey is the baseline.
+# Okabe and Ito's colours, which people with any colour vision can distinguish. Grey is the baseline.
 UNIFORM = Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b")
 LEARNABILITY = Policy(
     "learnability",
@@ -152,7 +152,7 @@ def find_policy(policy: str | Policy) -> Policy:
         raise SpecError(
             f"unknown policy '{policy}'; known are {', '.join(POLICIES)}, or module:NAME for one of your own"
         )
-    # As `python -m` does, but behind all that is installed: a user's random.py must not replace the library's.
+    # As `python -m` does, but after all installed packages: a user's random.py must not replace the library's.
     if "" not in sys.path:
         sys.path.append("")
     try:

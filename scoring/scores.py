@@ -1,7 +1,7 @@
 """Scores: larger is more worth training on. Pure functions of per-example losses [B].
 
-`scale` multiplies the losses: 1 for cross-entropy; a dot product lies in [-1, 1] and needs more for softmax sampling
-to tell examples apart.
+`scale` multiplies the losses: 1 for cross-entropy. A dot product lies in [-1, 1], so softmax sampling needs a larger
+scale there to prefer any example clearly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def hard_learner(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Te
 
 
 def easy_reference(reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
-    """`-loss(x | reference)`: does not look at the learner at all."""
+    """`-loss(x | reference)`: independent of the learner."""
     return -scale * reference_loss_B
 
 

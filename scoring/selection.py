@@ -11,8 +11,9 @@ from .settings import Sampler
 
 @dataclass(frozen=True)
 class Selection:
-    """Which examples of a super-batch to train on: `index` int64 [b], ascending. `score`, float32 [B], is what they were
-    chosen by; `online_loss` and `reference_loss` [B] are each model's own; None where the policy had no such thing."""
+    """Which examples of a super-batch to train on: `index` int64 [b], ascending. `score`, float32 [B], is the score by
+    which they were chosen; `online_loss` and `reference_loss` [B] are each model's losses; None where the policy has
+    none."""
 
     index: torch.Tensor
     score: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""From what is known of a super-batch to which of it is trained on: a policy, its settings, and its random numbers."""
+"""The selector: chooses which examples of a super-batch to train on, by a policy, its settings and random numbers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .settings import N_CHUNKS, ContrastiveLoss, Sampler
 class Selector:
     """Chooses `b` of the examples of a super-batch: steps 2 and 3 of Algorithm 1 of arXiv 2312.05328.
 
-    `policy` is a name, `module:NAME` or a `Policy`. `scale` multiplies the scores: 1 for cross-entropy; dot products lie
-    in [-1, 1] and want about 20. `sampler` and `temperature` are those of `curate.select`, `chunks` and `joint_loss`
-    those of `curate.select_jointly` (None: sigmoid where both models have a bias, else softmax). Two selectors of the
-    same `seed` that see the same losses choose the same; the random numbers are drawn on the CPU on any device.
+    `policy` is a name, `module:NAME` or a `Policy`. `scale` multiplies the scores: use 1 for cross-entropy, and about 20
+    for dot products, which lie in [-1, 1]. `sampler` and `temperature` are those of `curate.select`, `chunks` and
+    `joint_loss` those of `curate.select_jointly` (None: sigmoid where both models have a bias, else softmax). Two
+    selectors with the same `seed` and the same losses choose the same examples: random numbers are drawn on the CPU,
+    for any device.
     """
 
     def __init__(
@@ -57,15 +58,16 @@ class Selector:
         reference_pairs: Pairs | None = None,
         age: torch.Tensor | None = None,
     ) -> Selection:
-        """Choose by the losses that the policy asks for, float [B] on one device, or by embeddings [B, D] for joint ones.
+        """Choose by the losses that the policy needs, float [B] on one device; a joint policy needs embeddings [B, D].
 
-        Returns `index`, int64 [b], ascending and without repeats, on the same device. Raises SpecError where something
-        that the policy needs is not given, ValueError where a score is not finite or b is larger than B.
+        Returns a `Selection`: its `index` is int64 [b], ascending and without repeats, on the same device. Raises
+        SpecError where the policy needs something that is not given, ValueError where a score is not finite or b is
+        larger than B.
         """
         return self.choose(Losses(online_loss, reference_loss, online_pairs, reference_pairs, age))
 
     def choose(self, known: Losses, B: int | None = None) -> Selection:
-        """As calling the selector. `B` is needed where nothing is known of the examples: they are drawn uniformly."""
+        """The same as calling the selector. A uniform draw without any losses needs `B`, the number of examples."""
         if self.policy.score is None:
             return self._uniform(known, B)
         settings: dict[str, Any] = {
@@ -96,7 +98,9 @@ class Selector:
         given = next((x for x in (known.online_B, known.reference_B) if x is not None), None)
         size = len(given) if given is not None else B
         if size is None:
-            raise SpecError(f"policy '{self.policy.name}' knows no number of examples; give B, or a loss of each")
+            raise SpecError(
+                f"policy '{self.policy.name}' cannot know how many examples there are; give B, or their losses"
+            )
         device = given.device if given is not None else torch.device("cpu")
         if size == self.b:
             return Selection(torch.arange(size, device=device))
@@ -104,7 +108,7 @@ class Selector:
         return Selection(index, None, known.online_B, known.reference_B)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the random numbers: enough to choose the same from here on."""
+        """The state of the random numbers, so that a resumed selector makes the same choices."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

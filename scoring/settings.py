@@ -17,14 +17,14 @@ N_CHUNKS = 16
 
 
 def check_precision(precision: str | None) -> None:
-    """Raises SpecError for an unknown precision; None leaves it to the hardware."""
+    """Raises SpecError for an unknown precision. None is allowed: the hardware decides."""
     if precision not in (None, *get_args(Precision)):
         raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coarse:
-    """How images are seen when scoring: `size` pixels a side (None: the model's own), and the share of a vision
+    """The resolution of scoring: `size` pixels a side (None: the model's own), and `patch_dropout`, the share of a vision
     transformer's patches that is left out."""
 
     size: int | None = None
@@ -45,7 +45,7 @@ class Coarse:
         return ", ".join(parts) or "the model's own resolution"
 
     def to_dict(self) -> dict[str, Any]:
-        """Only what differs from the model's own way; empty where nothing does."""
+        """Only the settings that differ from the model's own resolution; may be empty."""
         return {name: value for name, value in asdict(self).items() if value}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Scoring one shard: read, decode and forward overlapped, one table of scores out. Knows nothing of Beam."""
+"""Scoring one shard: it overlaps reading, decoding and forward passes, and returns a table of scores. Without Beam."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def score_shard(
     forward_flops: float,
     kept: Any = None,
 ) -> ScoredShard:
-    """Score every example of a shard. Batches cross neither shards nor tasks; memory holds a few batches and the rows.
+    """Score every example of a shard. Batches do not cross shards; memory holds a few batches and the rows.
 
-    `forward_flops` are those of one example's whole pass. `kept` is what `model.task.kept(model)` made once for many
+    `forward_flops` are those of one example's whole pass. `kept` is the result of `model.task.kept(model)`, for many
     shards. Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or infinite is a
     failure of stage `loss`.
     """

@@ -1,4 +1,4 @@
-"""Classifiers by timm's names. timm is imported where it is needed: a worker that scores pairs does not wait for it."""
+"""Classifiers by timm's names. timm is imported only where it is needed, because a worker that scores pairs does not."""
 
 from __future__ import annotations
 

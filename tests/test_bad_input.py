@@ -188,7 +188,7 @@ def test_a_key_twice_in_a_shard(work):
     members = read_tar(work.shards[1])
     write_tar(work.shards[1], members + members[:2])
     key = members[0][0].split(".")[0]
-    refused(work.score(), work.shards[1], f"key '{key}' is there twice")
+    refused(work.score(), work.shards[1], f"key '{key}' occurs twice")
     (table,) = work.out.glob("*/*")
     assert "00001.parquet" not in tree(table)
 
@@ -261,7 +261,7 @@ def test_more_failures_than_allowed_end_the_job(work):
     message = refused(
         work.score("--max-failures", "0.1%"), "1 of 900 examples failed", "allowed 0.1%", "--max-failures"
     )
-    folder = Path(message.split("see why in ")[1].split(",")[0])
+    folder = Path(message.split("the reasons are in ")[1].split(";")[0])
     assert [p.name for p in folder.iterdir()] == ["00003.parquet"]
     # The threshold is the user's: raised, the same command finds everything done.
     again = work.score("--max-failures", "0.2%")

@@ -17,7 +17,7 @@ from ..spec import add_dataset
 from ..writing import whole_folder
 
 PREPARERS: dict[str, str] = {
-    "cifar10n": "CIFAR-10 with the labels people gave it, 40 % of them wrong, and a clean part for references",
+    "cifar10n": "CIFAR-10 with labels given by people, 40 % of them wrong, and a clean part for references",
     "digits": "scikit-learn's 1,797 handwritten digits: ready in a second",
     "emoji": "emoji of four vendors with their names, 64 px: clean image-text pairs for references",
     "icons": "icons and clip art with their authors' names, 64 px: 51,000 noisy image-text pairs",
@@ -36,11 +36,11 @@ def prepare(
 ) -> None:
     """Write the known data set `name` under `data_dir`/`name` and enter it in the curate.toml at `config_path`.
 
-    Where it is already written, only the entries are; `force` writes it again. Needs package clients and a network
-    the first time. `report` gets lines of progress.
+    If the data is already written, only the entries are written; `force` writes all again. Needs package clients and a
+    network the first time. `report` gets lines of progress.
 
-    Raises SpecError for an unknown name or a folder that is somebody else's, FetchError where a package cannot be
-    had, WriteError where the data cannot be written, BusyError where another job prepares into `data_dir`.
+    Raises SpecError for an unknown name or a folder that `prepare` did not write, FetchError where a package cannot be
+    fetched, WriteError where the data cannot be written, BusyError where another process prepares into `data_dir`.
     """
     if name not in PREPARERS:
         raise SpecError(f"unknown data set to prepare '{name}'; known are {', '.join(PREPARERS)}")
@@ -69,14 +69,14 @@ def _write(preparer: Any, name: str, folder: Path, report: Report) -> dict[str, 
     except ModuleNotFoundError as e:
         raise FetchError(f"{name}: preparing it needs {e.name}; run pip install 'curate[prepare]'") from None
     except OSError as e:  # data that cannot be read
-        raise FetchError(f"{name}: {e}; nothing of it was left in {folder.parent}") from None
+        raise FetchError(f"{name}: {e}; no partial data was left in {folder.parent}") from None
     for split, count in mark["counts"].items():
         report(f"{name}: {split} has {count['examples']:,} examples in {count['shards']} shards")
     return mark
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:
-    """What was prepared in `folder`, None where it does not exist; a folder that is not ours is never touched."""
+    """What was prepared in `folder`, None where it does not exist. A folder that `prepare` did not write is never touched."""
     if not folder.exists():
         return None
     try:
@@ -92,14 +92,14 @@ def _read_mark(folder: Path) -> dict[str, Any] | None:
 
 
 def _as_written(folder: Path, config_path: Path) -> str:
-    """`folder` as curate.toml shall name it: relative where it lies beside or below the file, so both can move."""
+    """`folder` as curate.toml names it: relative where it is in or below the file's folder, so that both can be moved."""
     base, target = config_path.resolve().parent, folder.resolve()
     return str(target.relative_to(base) if target.is_relative_to(base) else target)
 
 
 @contextlib.contextmanager
 def _alone_in(data_dir: Path) -> Iterator[None]:
-    """Hold `data_dir` against a second prepare, which would remove the first one's temporary folder."""
+    """Lock `data_dir`: a second prepare would remove the first one's temporary folder."""
     handle = os.open(data_dir, os.O_RDONLY)
     try:
         try:

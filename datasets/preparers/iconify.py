@@ -1,4 +1,4 @@
-"""Iconify: 379,000 named vector pictures of 238 sets by different authors, and emojibase's names for the emoji."""
+"""Iconify: 379,000 named vector images of 238 sets by different authors, and emojibase's names for the emoji."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def emoji_of(entries: list[Mapping[str, Any]]) -> list[Emoji]:
 
 
 def normal_code_point(hexcode: str) -> str:
-    """Lower case without FE0F, which vendors put or leave as they like: `2764-FE0F` -> `2764`."""
+    """Lower case without FE0F, which some vendors write and others do not: `2764-FE0F` -> `2764`."""
     return "-".join(part for part in hexcode.lower().split("-") if part != "fe0f")
 
 

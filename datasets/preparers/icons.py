@@ -1,8 +1,8 @@
-"""Icons and clip art under the names that their authors gave them: the noisy web in miniature, for image-text.
+"""Icons and clip art with the names that their authors gave them: the noisy web in miniature, for image-text.
 
 Train: the colour icon sets of Iconify (caption: the icon's name, hyphens to spaces), Open Clip Art (caption: title and
-description), and emoji that come with a name alone. Of those, only drawings whose name is surely that of a concept
-which the `emoji` data set trains on: nothing here redraws a held-out concept.
+description), and emoji that have only a name. Of the emoji, only drawings whose name certainly belongs to a concept that
+the `emoji` data set trains on, so that no image shows a held-out concept.
 Test: Tux Paint's stamps, each with a hand-written sentence. All are drawings; hardly any is a photograph.
 """
 
@@ -30,7 +30,7 @@ LONGEST_KEY = 80
 
 
 def build(folder: Path, report: Report) -> dict[str, Any]:
-    """Render and write train and test into `folder`; returns what prepared.json keeps, skipped pictures among it."""
+    """Render and write train and test into `folder`; returns what prepared.json keeps, with the skipped images."""
     packages: list[Package] = [ICONS, EMOJIBASE, CLIP_ART_PICTURES, CLIP_ART_NAMES, STAMPS]
     paths = {package: fetch(package, report) for package in packages}
     report("icons: reading the icon sets")
@@ -46,21 +46,21 @@ def build(folder: Path, report: Report) -> dict[str, Any]:
     skipped: list[tuple[str, str]] = []
     for split, drawings in (("train", train), ("test", test)):
         by_key = {drawing.key: drawing for drawing in drawings}
-        assert len(by_key) == len(drawings), "two pictures have one key"
+        assert len(by_key) == len(drawings), "two images have one key"
         shuffled = [by_key[key] for key in seeded_order(by_key, SEED)]
-        report(f"icons: rendering {len(shuffled):,} pictures for {split}")
+        report(f"icons: rendering {len(shuffled):,} images for {split}")
         columns: dict[str, list[Any]] = {}
         rendered = render_all(shuffled, report, skipped)
-        # The bulk keeps its white logos on white, as a scrape would; a test picture must show something.
+        # The bulk keeps white logos on white, as a crawl of the web would; a test image must show something.
         usable = without_blank(rendered, skipped) if split == "test" else rendered
         counts[split], placed = write_shards(folder / split, written(usable, columns))
         write_analysis(folder / "analysis" / f"{split}.parquet", placed, columns)
-    report(f"icons: {len(skipped)} pictures could not be used; prepared.json says which and why")
+    report(f"icons: {len(skipped)} images could not be used; prepared.json says which and why")
     return {"packages": [provenance(p, paths[p]) for p in packages], "counts": counts, "skipped": skipped}
 
 
 def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]:
-    """The table of curate.toml; `root` is the prepared folder as the file shall name it."""
+    """The table of curate.toml; `root` is the prepared folder as that file names it."""
     return {
         "icons": {
             "train": shard_pattern(f"{root}/train", counts["train"]),
@@ -75,7 +75,7 @@ def entries(root: str, counts: Mapping[str, Count]) -> dict[str, dict[str, Any]]
 
 
 def is_colour(icon_set: Mapping[str, Any]) -> bool:
-    """Whether a set is in colour and its licence free of NC and GPL terms."""
+    """Whether a set is in colour and has a licence without NC and GPL terms."""
     info = icon_set["info"]
     return bool(info.get("palette")) and not re.search(r"\bNC\b|GPL", info["license"].get("spdx") or "NC")
 
@@ -127,7 +127,7 @@ def clip_art_drawings(source: str, pictures: Iterable[Captioned]) -> Iterator[Dr
 
 
 def without_blank(rendered: Iterable[Rendered], skipped: list[tuple[str, str]]) -> Iterator[Rendered]:
-    """The pictures with anything to see; the others go to `skipped`."""
+    """The images that are not blank; the others go to `skipped`."""
     for one in rendered:
         if one.blank:
             skipped.append((one.drawing.key, "blank: every pixel has one colour"))
@@ -136,7 +136,7 @@ def without_blank(rendered: Iterable[Rendered], skipped: list[tuple[str, str]]) 
 
 
 def key_of(source: str, name: str) -> str:
-    """A key without dots or slashes that fits a tar header; what the plain form would lose, a hash tells apart."""
+    """A key without dots or slashes that fits a tar header; a hash distinguishes names whose plain forms are equal."""
     plain = f"{source}--" + re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     if plain == f"{source}--{name}" and len(plain) <= LONGEST_KEY:
         return plain

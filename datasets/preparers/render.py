@@ -1,4 +1,4 @@
-"""Vector drawings and large pictures to small ones on white, in as many processes as there are cores."""
+"""Vector drawings and large images to small ones on white, with one worker process per core."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture to be: key and caption in the shard, SVG or PNG bytes, and what the analysis file says of it."""
+    """An image to render: its key and caption in the shard, its SVG or PNG bytes, and its columns of the analysis file."""
 
     key: str
     caption: str
@@ -42,9 +42,9 @@ class Rendered:
 
 
 def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[str, str]]) -> Iterator[Rendered]:
-    """Render in order, one process a core; those that cannot be are put into `skipped` as (key, reason).
+    """Render in order, with one worker process per core. Drawings that cannot be rendered go to `skipped` as (key, reason).
 
-    Reports examples/s every 10,000. Memory holds a few chunks beside the input.
+    Reports examples/s every 10,000. Memory holds the input and a few chunks.
     """
     started = time.monotonic()
     # Spawned, since a forked copy of a process with torch's threads in it may hang.
@@ -61,7 +61,7 @@ def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[
                 done += 1
                 if done % PROGRESS_EVERY == 0:
                     rate = done / (time.monotonic() - started)
-                    report(f"rendered {done:,} of {len(drawings):,} pictures ({rate:,.0f} examples/s)")
+                    report(f"rendered {done:,} of {len(drawings):,} images ({rate:,.0f} examples/s)")
                 if reason:
                     skipped.append((drawing.key, reason))
                 else:
@@ -73,13 +73,13 @@ def render_or_reason(content: bytes) -> tuple[bytes, bool, str]:
     try:
         image = render(content)
     except Exception as e:
-        # resvg and Pillow raise all sorts of things on damaged input; one bad picture must not end the job.
+        # resvg and Pillow raise many kinds of exceptions on damaged input; one bad image must not end the job.
         return b"", False, f"{type(e).__name__}: {e}"[:200]
     return encode_png(image), image.getcolors(maxcolors=1) is not None, ""
 
 
 def render(content: bytes, size: int = SIZE) -> Image.Image:
-    """RGB of `size` x `size`: the SVG or PNG whole and centred, its aspect kept, on white.
+    """RGB of `size` x `size`: the whole SVG or PNG, centred on white, with its aspect ratio.
 
     Raises ValueError for an SVG that resvg refuses and for a PNG over MAX_PIXELS, of which only the header is read.
     """
@@ -93,8 +93,7 @@ def render(content: bytes, size: int = SIZE) -> Image.Image:
         import resvg_py
 
         text = content.decode("utf-8", errors="replace")
-        # The machine's fonts would make the pictures differ from one machine to the next. Without a dpi, sizes in
-        # points come out as nothing.
+        # The machine's fonts would make the images differ between machines. Without a dpi, sizes in points are zero.
         png = resvg_py.svg_to_bytes(svg_string=text, width=size, dpi=96, skip_system_fonts=True)
         image = Image.open(io.BytesIO(png)).convert("RGBA")
     if image.size != (size, size):

@@ -67,7 +67,7 @@ def shard_pattern(folder: str, count: Count) -> str:
 
 
 def write_analysis(path: Path, placed: Sequence[tuple[str, str]], columns: Mapping[str, Sequence[Any] | Any]) -> None:
-    """Write what only reports may know of the examples: Parquet columns shard, key and `columns`, row for row."""
+    """Write what only reports may read about the examples: Parquet with shard, key and `columns`, one row for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shards, keys = [shard for shard, _ in placed], [key for _, key in placed]
     table = {"shard": pa.array(shards, pa.string()), "key": pa.array(keys, pa.string())}
@@ -75,21 +75,21 @@ def write_analysis(path: Path, placed: Sequence[tuple[str, str]], columns: Mappi
 
 
 def seeded_order(items: Iterable[Hashable], seed: str) -> list[Any]:
-    """`items` in an order set by the sha256 of seed and item, which no library's version can change."""
+    """`items` in the order of the sha256 of seed and item, which does not depend on a library's version."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{seed}:{item}".encode()).digest())
 
 
 def stratified_split(labels: Sequence[int], sizes: Sequence[int], seed: str) -> list[list[int]]:
     """Split positions 0..n-1 into parts of `sizes` (their sum is n) so that each has the classes' shares, shuffled.
 
-    Within a class the order is `seeded_order`; positions are dealt so that every part's share of a class is off by
-    less than one example for each part.
+    Within a class the order is `seeded_order`. Every part's share of a class is off by less than one example for each
+    part.
     """
     assert sum(sizes) == len(labels)
     by_class: dict[int, list[int]] = {}
     for position in seeded_order(range(len(labels)), seed):
         by_class.setdefault(int(labels[position]), []).append(position)
-    # An example at quantile q of its class takes place q of the whole: cutting the whole cuts every class alike.
+    # An example at quantile q of its class gets position q of the whole, so cutting the whole cuts every class alike.
     dealt = [
         ((rank + 0.5) / len(members), label, position)
         for label, members in sorted(by_class.items())
@@ -104,7 +104,7 @@ def stratified_split(labels: Sequence[int], sizes: Sequence[int], seed: str) -> 
 
 
 def encode_png(pixels: np.ndarray[Any, Any] | Image.Image) -> bytes:
-    """PNG bytes of an image, or of a uint8 array (height, width) or (height, width, 3); quick rather than small."""
+    """PNG bytes of an image, or of a uint8 array (height, width) or (height, width, 3); fast to write, not small."""
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)

@@ -1,4 +1,4 @@
-"""Whether a score table is the one that a run needs: everything that can be known before the first step."""
+"""Checks, before the first step, that a score table is the one that a run needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .lookup import ScoreTable
 def check_table(
     table: ScoreTable, dataset: DatasetSpec, shards: Sequence[Shard], on_missing: OnMissing, needed: int
 ) -> None:
-    """Everything about a table that can be known before step 1, over all of its rows. Raises TableError.
+    """Check all rows of a table, and that it was made for this data set. Raises TableError.
 
     `needed` is the super-batch's size: a table with fewer examples cannot fill one.
     """

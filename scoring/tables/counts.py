@@ -1,4 +1,4 @@
-"""How much every committed shard holds. A table keeps it in one file, so that 10^5 shards are looked at in seconds."""
+"""How many rows each committed shard has. A table keeps the counts in one file, so that 10^5 shards take seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...datasets.writing import write_whole
 from .read import ShardCounts, shard_counts
 from .schema import ENDING
 
-# In a folder of its own: a pattern for the score files must not find it.
+# In a separate folder: a pattern for the score files must not match it.
 KEPT = ("_counts", "counts.parquet")
 SCHEMA = pa.schema(
     [
@@ -29,10 +29,10 @@ SCHEMA = pa.schema(
 
 
 def all_counts(folder: str, *, keep: bool = False) -> dict[str, ShardCounts]:
-    """Counts of every committed shard, by name, sorted. Files unchanged since counts were kept are not opened.
+    """Counts of every committed shard, by name, sorted. Files that did not change since the last count are not opened.
 
-    `keep` writes them down for the next call; only the job that holds the table may. Raises TableError where a file
-    that has to be opened is damaged.
+    `keep` writes the counts for the next call; only the job that holds the table's lock may do so. Raises TableError
+    where a file that has to be opened is damaged.
     """
     times = {
         name.removesuffix(ENDING): written
@@ -58,7 +58,7 @@ def _read(folder: str) -> dict[str, tuple[float, ShardCounts]]:
         rows = zip(*(columns[name] for name in SCHEMA.names), strict=True)
         return {shard: (written, ShardCounts(*counts)) for shard, written, *counts in rows}
     except (OSError, KeyError, TypeError, pa.ArrowException):
-        return {}  # none yet, or damaged: the score files themselves are what counts
+        return {}  # none yet, or damaged: then count from the score files themselves
 
 
 def _write(folder: str, times: Mapping[str, float | None], found: Mapping[str, ShardCounts]) -> None:

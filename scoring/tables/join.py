@@ -15,8 +15,8 @@ from .lookup import ShardScores
 
 
 class Joined(NamedTuple):
-    """The examples that stay, their reference losses float32 [N] (NaN where they are left to be computed), counts of what
-    was dropped or left, and where in the score file each is found, int64 [N] (-1: nowhere)."""
+    """The examples that stay, their reference losses float32 [N] (NaN where the run has to compute them), counts of those
+    that were dropped or have to be computed, and each one's row in the score file, int64 [N] (-1: none)."""
 
     examples: list[Example]
     loss: np.ndarray
@@ -27,14 +27,14 @@ class Joined(NamedTuple):
 def join_shard(examples: Sequence[Example], scores: ShardScores, on_missing: OnMissing = "error") -> Joined:
     """Join one shard's examples with its scores.
 
-    `on_missing="score"` leaves the losses that are missing to be computed. Raises JoinError at the first example whose
-    score is missing or whose target is not the one that was scored, naming shard, key and both values.
+    With `on_missing="score"` the caller computes the missing losses. Raises JoinError at the first example whose score is
+    missing or whose target is not the one that was scored; it names shard, key and both values.
     """
     counts: Counter[str] = Counter()
     keys = [example.key for example in examples]
     hashes = np.fromiter((e.target_hash for e in examples), dtype=np.uint64, count=len(examples))
     if keys == scores.keys:
-        # The usual case, and why the join costs next to nothing: same shard, same order.
+        # The usual case: same shard, same order. It makes the join nearly free.
         positions = np.arange(len(keys))
     else:
         index = {key: i for i, key in enumerate(scores.keys)}

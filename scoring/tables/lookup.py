@@ -1,4 +1,4 @@
-"""Reading scores back: a table, its shards as flat arrays, and the check of all its rows."""
+"""Reading scores: a table, its shards as flat arrays, the check of all rows, and the verified lookup."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ShardScores:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where each key is."""
+        """Each key's row in the arrays."""
         return {key: i for i, key in enumerate(self.keys)}
 
 
@@ -60,7 +60,7 @@ class ScoreTable:
 
     @cached_property
     def embedding_width(self) -> int:
-        """D of the stored embeddings. Raises TableError where the table has none, or no shard yet."""
+        """D of the stored embeddings. Raises TableError where the table has no embeddings or no shard yet."""
         if not self.manifest["embeddings"] or not self._names:
             raise TableError(
                 f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
@@ -75,11 +75,11 @@ class ScoreTable:
         return self.shard_names()
 
     def holds(self, shard: str) -> bool:
-        """Whether a shard was scored when this table was first asked."""
+        """Whether a shard is scored. The table lists its shards once, at the first call."""
         return shard in self._names
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole table (or some columns) in memory; for analysis of what fits there."""
+        """The whole table, or some of its columns, in memory."""
         parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
         return pa.concat_tables(parts)
 
@@ -113,7 +113,7 @@ class ScoreTable:
 
     @property
     def _has_labels(self) -> bool:
-        """Whether targets are class numbers; text is known by its hash alone."""
+        """Whether targets are class numbers. Of captions the table has only hashes."""
         target = TARGETS.get(self.manifest.get("task", ""))
         return target is not None and target.has_classes
 
@@ -125,12 +125,13 @@ class ScoreTable:
         targets: torch.Tensor | Sequence[int | str],
         on_missing: Literal["error", "nan"] = "error",
     ) -> torch.Tensor:
-        """The stored losses of B examples, float32 [B], each proven by its target: its label, or its caption.
+        """The stored losses of B examples, float32 [B], each verified by its target: its label or its caption.
 
-        The same verified join as training's. An example is known by (shard, key). `targets` are labels int64 [B] (or class
-        names as they are stored), or captions, with or without the white space around them. With `on_missing="nan"` an
-        example that was not scored is NaN. Raises JoinError that names shard, key and both values where the target is not
-        the one that was scored, and where a score is missing; TableError where a shard's file is damaged.
+        This is the join that training uses. (shard, key) identifies an example. `targets` are labels int64 [B] (or class
+        names as they are stored), or captions, with or without the white space around them. With `on_missing="nan"` the
+        loss of an example that was not scored is NaN. Raises JoinError, which names shard, key and both values, where
+        the target is not the one that was scored, and where a score is missing; TableError where a shard's file is
+        damaged.
         """
         import torch
 
@@ -139,7 +140,7 @@ class ScoreTable:
         given = targets.tolist() if isinstance(targets, torch.Tensor) else list(targets)
         if not len(shards) == len(keys) == len(given):
             raise SpecError(
-                f"{len(shards)} shards, {len(keys)} keys and {len(given)} targets are given, expected as many"
+                f"{len(shards)} shards, {len(keys)} keys and {len(given)} targets are given, expected equal numbers"
             )
         found = []
         for shard, key, target in zip(shards, keys, given, strict=True):
@@ -159,13 +160,13 @@ class ScoreTable:
 
     @cached_property
     def _recent(self) -> Callable[[str], ShardScores]:
-        """Shards read lately stay open: examples of a batch come from some dozens of them."""
+        """Keeps the scores of recent shards in memory: a batch has examples of some dozens of shards."""
         return lru_cache(maxsize=RECENT)(self.shard)
 
     def check(self, workers: int = 8) -> tuple[int, int]:
         """Read every file's keys, rows and losses. Returns (examples, failures).
 
-        Raises TableError at the first loss that is NaN or infinite, row out of order, or key that is there twice.
+        Raises TableError at the first loss that is NaN or infinite, row out of order, or repeated key.
         """
         names = sorted(self.shard_names())
         if not names:
@@ -182,9 +183,9 @@ class ScoreTable:
             bad = int(np.flatnonzero(~np.isfinite(loss))[0])
             raise TableError(f"{where}: the loss of key '{table['key'][bad]}' is {loss[bad]}; score this shard again")
         if (np.diff(row) <= 0).any():
-            raise TableError(f"{where}: rows are out of order or doubled; delete the file and score this shard again")
+            raise TableError(f"{where}: rows are out of order or repeated; delete the file and score this shard again")
         if pc.count_distinct(table["key"]).as_py() != table.num_rows:
-            raise TableError(f"{where}: a key is there twice; delete the file and score this shard again")
+            raise TableError(f"{where}: a key occurs twice; delete the file and score this shard again")
         if table.num_rows and pc.unique(table["shard"]).to_pylist() != [name]:
             raise TableError(f"{where}: holds rows of shard '{table['shard'][0]}'; the file was renamed or copied")
         return table.num_rows, about["failures"]
@@ -239,7 +240,7 @@ def _check_target(scores: ShardScores, place: int, target: int | str) -> None:
             )
         return
     stored_hash, bare = int(scores.target_hash[place]), target.strip()
-    # The hash is of the stored bytes; readers of captions often strip the line break that a text file ends with.
+    # The hash is of the stored bytes. Readers of captions often strip the line break at the end of a text file.
     if stored_hash not in {hash_target(text.encode()) for text in (target, bare, f"{bare}\n", f"{bare}\r\n")}:
         raise JoinError(
             f"shard '{scores.shard}', key '{scores.keys[place]}': the hash of {target[:60]!r} is "

@@ -1,4 +1,4 @@
-"""What a score table holds, from its files alone: finished shards, their counts, unreadable shards, the manifest."""
+"""Reading a score table's state from its files: finished shards, their counts, unreadable shards, the manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _footer(folder: str, name: str) -> pq.FileMetaData:
 
 
 class ShardCounts(NamedTuple):
-    """What a score file's metadata tells. `flops` is what scoring it took; None in files that do not know."""
+    """A score file's metadata. `flops` is what scoring it cost; None in older files."""
 
     examples: int
     failures: int
@@ -38,7 +38,7 @@ class ShardCounts(NamedTuple):
 
 
 def read_about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """What a score file says of itself. Raises KeyError, TypeError or ValueError where it is not all there."""
+    """A score file's metadata, parsed. Raises KeyError, TypeError or ValueError where it is incomplete."""
     about: dict[str, Any] = json.loads(metadata[b"curate"])
     for name, kind in {"examples": int, "failures": int, "shard_size": int, "reference_fingerprint": str}.items():
         if not isinstance(about[name], kind):
@@ -53,8 +53,8 @@ def shard_counts(folder: str, name: str) -> ShardCounts:
     except ReadError:
         raise
     except FileNotFoundError:
-        raise TableError(f"{folder}/{name}{ENDING}: is no longer there; run the same command again") from None
-    except Exception as e:  # pyarrow raises ArrowInvalid, OSError, or a KeyError follows
+        raise TableError(f"{folder}/{name}{ENDING}: no longer exists; run the same command again") from None
+    except Exception as e:  # pyarrow raises ArrowInvalid or OSError, or read_about a KeyError
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
     return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
 

@@ -1,4 +1,4 @@
-"""What it cost to train a reference, where the run that made it says so."""
+"""The cost of training a reference, from the summary of its run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...datasets.storage import join_url, read_bytes
 
 
 def recorded_train_flops(reference: str) -> float | None:
-    """FLOPs of everything that the run folder `reference` spent on training it; None where it is no run folder."""
+    """FLOPs that the run in the folder `reference` spent; None where it is no run folder."""
     try:
         summary = json.loads(read_bytes(join_url(reference, "summary.json")))
     except (FileNotFoundError, ValueError):

@@ -1,10 +1,11 @@
-"""The score table on disk: one Parquet file a data shard, which appears whole or not at all and so marks itself done.
+"""The score table on disk: one Parquet file for each data shard. A file appears whole or not at all, so its presence
+marks its shard as done.
 
     SCORES/dataset=D/reference=NAME-FINGERPRINT8/
         SHARD.parquet  _failures/SHARD.parquet  _errors/SHARD.json  _manifest.json
 
-Failures lie in a folder of their own, so that `scores/*/*/*.parquet` is the scores and nothing else;
-and every name that is not scores starts with `_` or `.`, which Arrow, Spark and Polars pass over.
+Failures are in a separate folder, so that `scores/*/*/*.parquet` matches only scores. All other names start with `_` or
+`.`, which Arrow, Spark and Polars skip.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
 
 
 def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:
-    """Where the scores of this reference over this data set lie: hive-partitioned, one folder for each pair."""
+    """The folder of this reference's scores of this data set: hive-partitioned, one folder for each such pair."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", reference_name.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
     return join_url(root, f"dataset={spec.name}", f"reference={plain}-{reference_fingerprint[:8]}")
 
 
 def shards_digest(shards: Sequence[Shard]) -> str:
-    """16 hex digits of every shard's name and size: whether the data set is still the one last scored."""
+    """16 hex digits of every shard's name and size, to see whether the data set is still the one that was scored."""
     lines = "\n".join(sorted(f"{shard.name} {shard.size}" for shard in shards))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -21,7 +21,7 @@ from .schema import ENDING, ERRORS, FAILURE_SCHEMA, FAILURES, FORMAT_VERSION, MA
 
 
 def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence[Failure], meta: dict[str, Any]) -> int:
-    """Write a shard's failures, then its scores (the mark that it is done). Returns the bytes written."""
+    """Write a shard's failures, then its scores, which mark it as done. Returns the bytes written."""
     about = {"shard_size": shard.size, "examples": scores.num_rows, "failures": len(failures), **meta}
     written = 0
     failures_url = join_url(folder, FAILURES, shard.name + ENDING)
@@ -31,8 +31,8 @@ def commit_shard(folder: str, shard: Shard, scores: pa.Table, failures: Sequence
         write_whole(failures_url, content)
         written += len(content)
     else:
-        remove(failures_url)  # of an attempt at other data, killed before its scores
-    # Embeddings are noise to a compressor: plain bytes read faster and take no more room.
+        remove(failures_url)  # left by an attempt at other data that was killed before it wrote its scores
+    # Embeddings do not compress: plain bytes are read faster and are no larger.
     vectors = [name for name in scores.schema.names if name.endswith("_embedding")]
     content = to_bytes(
         scores.replace_schema_metadata({"curate": json.dumps(about)}),
@@ -49,7 +49,7 @@ def _leaf_columns(schema: pa.Schema) -> list[str]:
 
 
 def note_error(folder: str, shard: Shard, message: str) -> None:
-    """Leave word of a shard that could not be read, for the job's end and for whoever looks at the folder."""
+    """Record a shard that could not be read, for the end of the job and for `curate status`."""
     content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()
     write_whole(join_url(folder, ERRORS, shard.name + ".json"), content)
 
@@ -65,11 +65,11 @@ def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
 
 @contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Hold the table for one job. The lock dies with its process, so a killed job never blocks the next, which
-    clears up what it left half-written.
+    """Lock the table for one job. The lock ends with its process, so a killed job never blocks the next one, which
+    removes the files that were left half-written.
 
-    Only local folders are locked; on object stores two jobs would do the same work twice, never mix it: every shard
-    is one put of the same content.
+    Only local folders are locked. On object stores two jobs do the same work twice but never mix it: each writes a
+    shard in one request, with the same content.
     """
     if not is_local(folder):
         yield
@@ -84,7 +84,7 @@ def writing(folder: str) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise BusyError(f"{folder}: {owner} is writing this table; wait for it or stop it") from None
-        with suppress(OSError):  # a full disk: the lock holds, only its owner's name is missing
+        with suppress(OSError):  # on a full disk the lock still works, only its owner's name is missing
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()}".encode())
         remove_partials(os.path.dirname(path))

@@ -1,4 +1,4 @@
-"""Tasks by name. A file here is all that a task is; `datasets/targets.py` has its name and what its examples carry."""
+"""Tasks by name. Each task is one file here; `datasets/targets.py` has its name and the target of its examples."""
 
 from __future__ import annotations
 

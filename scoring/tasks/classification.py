@@ -114,7 +114,7 @@ class Classification:
 
 @dataclass
 class _BatchScorer:
-    """Every batch is scored as it comes."""
+    """Scores each batch when it is added."""
 
     model: Model
     device: torch.device

@@ -33,10 +33,10 @@ class ImageText:
     target = CAPTION
     loss_name = "negative-dot-product"
     quality = "mean_recall"
-    # Contrastive ViTs do not start to learn at the rate that suits small ConvNets.
+    # With the learning rate of small ConvNets, contrastive ViTs do not start to learn.
     lr = 5e-4
     augment = "none"
-    # A dot product lies in [-1, 1], and a softmax of that hardly selects.
+    # A dot product lies in [-1, 1]; a softmax of such scores hardly selects.
     score_scale = 20.0
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
@@ -147,7 +147,7 @@ def _retrieval(
     quality = recall(image_ND, text_ND, caption_N, "image_to_text") | recall(
         text_ND, image_ND, caption_N, "text_to_image"
     )
-    # One number of less noise than a single recall: a test split has some hundred queries.
+    # The mean is less noisy than a single recall: a test split has some hundred queries.
     return {"mean_recall": sum(quality.values()) / len(quality), **quality, "test_examples": len(captions)}
 
 

@@ -74,5 +74,5 @@ def test_other_filesystems(tmp_path):
 
 def test_a_folder_of_pictures_cannot_be_followed(tmp_path):
     touch(tmp_path, "pictures/cat/1.jpg")
-    with pytest.raises(SpecError, match=r"folder of pictures.*only \.tar and \.parquet shards can be followed"):
+    with pytest.raises(SpecError, match=r"folder of images.*only \.tar and \.parquet shards can be followed"):
         landed_files(spec_of(tmp_path, "pictures", classes=["cat"]))

@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ShardError, match="is not a folder"):
         shards_of(tmp_path, "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ShardError, match="no picture"):
+    with pytest.raises(ShardError, match="no image"):
         shards_of(tmp_path, "empty")
     touch(tmp_path, "a/cat/0.png", "b/cat/0.png")
     with pytest.raises(ShardError, match=r"'cat/0\.png' is in two of the folders"):

@@ -41,7 +41,7 @@ def test_a_file_systems_own_kinds_of_errors_become_a_write_error(moody, do):
 @pytest.mark.parametrize(
     ("number", "way_out"),
     [
-        (errno.ENOENT, "make the folder or bucket that it is to lie in"),
+        (errno.ENOENT, "create the folder or bucket that it belongs in"),
         (errno.EACCES, "allow this user to write there"),
         (errno.EROFS, "allow this user to write there"),
         (errno.ENOSPC, "free space"),

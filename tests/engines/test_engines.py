@@ -58,7 +58,7 @@ def test_a_shard_that_cannot_be_read_is_one_line_and_the_others_are_scored(engin
         path.write_bytes(whole)
     assert result.code == 1
     assert "00012.tar: the tar is cut or damaged" in result.error
-    assert f"the other {SHARDS - 1} shards are scored, run again to go on" in result.error
+    assert f"the other {SHARDS - 1} shards are scored, run again to resume" in result.error
     folder = digit_shards.table(digit_shards.score(engine.options, out=f"{engine.name}-cut"))
     assert_same_table(folder, local_digits)
 
@@ -79,7 +79,9 @@ def test_a_workers_error_reaches_the_user_as_its_one_line(engine, digit_shards, 
     # Beam prints the worker's traceback too, before or after.
     (line,) = [line for line in result.err.splitlines() if line.startswith("curate: ")]
     read = "3,600" if engine.name in TRYING_AGAIN else "1,800"
-    assert line.startswith(f"curate: {read} of {read} examples failed (100.0%, allowed 1.0%); see why in "), line
+    assert line.startswith(f"curate: {read} of {read} examples failed (100.0%, allowed 1.0%); the reasons are in "), (
+        line
+    )
     assert ("not a readable image" in line) == (engine.name not in TRYING_AGAIN)
 
 

@@ -195,7 +195,7 @@ def test_2000_damaged_examples_in_tars(digits, tmp_path):
     truth = {(r["shard"], r["key"]): r for r in open_scores(str(good)).read().to_pylist()}
     kept, failed, noted = by_shard(bad)
     assert (result.code, bool(noted)) == (1, True)
-    assert "run again to go on" in result.error
+    assert "run again to resume" in result.error
     totals = Counter()
     for path in sorted((tmp_path / "shards").iterdir()):
         name = path.name.split(".")[0]

@@ -101,7 +101,7 @@ def test_engines_that_follow():
     assert runner_of(("--runner=FlinkRunner",), 0, follow=True)[1].view_as(StandardOptions).runner == "FlinkRunner"
     for named in ("FnApiRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"):
         with pytest.raises(
-            SpecError, match="cannot follow a data set; leave it out, or take PrismRunner or FlinkRunner"
+            SpecError, match="cannot follow a data set; leave it out, or use PrismRunner or FlinkRunner"
         ):
             runner_of((f"--runner={named}",), 0, follow=True)
 
@@ -125,4 +125,4 @@ def test_what_cannot_be_followed_is_told_before_anything_starts(digits, tmp_path
     )
     assert "--every is 0, expected seconds above 0" in curate(*common, "--dataset", "digits", "--every", 0).error
     (tmp_path / "pictures/cat").mkdir(parents=True)
-    assert "folder of pictures" in curate(*common, "--dataset", tmp_path / "pictures").error
+    assert "folder of images" in curate(*common, "--dataset", tmp_path / "pictures").error

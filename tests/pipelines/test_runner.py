@@ -25,5 +25,5 @@ def test_a_shard_is_a_task_of_its_own_on_dask_unless_told_otherwise(arguments, p
 def test_workers_that_write_to_a_folder_of_their_own_are_an_error(digits):
     # fsspec's memory:// is a folder that every process has to itself, as a cluster's machines have their disks.
     options = digits.options("memory://apart", runner_options=("--direct_num_workers=2",))
-    with pytest.raises(TableError, match=r"6 of 6 shards are not there, '00000' for one.*a URL"):
+    with pytest.raises(TableError, match=r"6 of 6 shards are missing, such as '00000'.*a URL"):
         score_reference(options, silent)

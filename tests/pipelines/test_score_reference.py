@@ -249,9 +249,7 @@ def test_a_runner_that_loses_a_shard_is_found_out(digits, tmp_path, monkeypatch)
     monkeypatch.setattr(
         job.ScoreShard, "process", lambda self, shard: (shard.name != "00003" and process(self, shard)) or None
     )
-    with pytest.raises(
-        TableError, match="1 of 6 shards are not there, '00003' for one, though every worker ended well"
-    ):
+    with pytest.raises(TableError, match="1 of 6 shards are missing, such as '00003', although every worker succeeded"):
         score_reference(digits.options(tmp_path), silent)
     monkeypatch.undo()
     assert score_reference(digits.options(tmp_path), silent).examples == 900
