@@ -112,7 +112,7 @@ class Selector:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())  # also of a checkpoint that was mapped to a GPU
 
 
 def _loss_of(known: Losses) -> ContrastiveLoss:
