@@ -106,6 +106,12 @@ def test_light_commands_import_neither_torch_nor_beam(arguments, tmp_path):
     assert done.stdout
 
 
+def test_who_scores_classes_does_not_wait_for_open_clip():
+    code = "import sys, curate.scoring.tasks; assert not {'open_clip', 'timm', 'transformers'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def literals(path: Path):
     """(line, text) of every string that is a value: docstrings and parts of f-strings are prose."""
     tree = ast.parse(path.read_text())

@@ -16,7 +16,6 @@ from ...datasets.spec import DatasetSpec
 from ...datasets.targets import CAPTION, LABEL
 from ...errors import ModelError
 from ..captions import CaptionEncoder
-from ..contrastive import contrastive_loss
 from ..evaluation import nothing_read, recall, split_batches
 from ..forward import autocast, embed, evaluating, score_batch, score_embeddings
 from ..losses import identical_captions
@@ -73,6 +72,8 @@ class ImageText:
         return run(images, targets)
 
     def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        from ..contrastive import contrastive_loss  # imports open_clip, which who trains no pairs can do without
+
         return contrastive_loss(model)
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
