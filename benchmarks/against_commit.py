@@ -22,7 +22,7 @@ from measuring import Benchmark, Figure, Report, in_turn, ratios
 
 ROOT = Path(__file__).parent.parent
 BASE = os.environ.get("CURATE_BASE", "8df39c1")
-ROUNDS, STEPS, SHARDS = 7, 40, 10
+ROUNDS, STEPS, SHARDS = 5, 30, 10
 TRAIN = ("--dataset", "part", "--learner", "learner", "--steps", STEPS, "--batch-size", 128, "--precision", "fp32")
 CHOOSING = ("--policy", "learnability", "--online", "scorer", "--filter-ratio", 0.5)
 
