@@ -11,9 +11,11 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 from ..errors import ShardError, SpecError
 from .hidden import is_hidden
 from .notices import counted, say_once
-from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of
+from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of, without_query
 
 SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parquet", ".pq")}
+# What is left out, in words that follow a number.
+HIDDEN, READ_ALREADY = "hidden or system file", "link to a folder that is read already"
 
 
 def expand_braces(dataset: str, pattern: str) -> list[str]:
@@ -81,7 +83,7 @@ def _say_hidden(dataset: str, where: str, hidden: set[str]) -> None:
 
 def is_shards_folder(url: str, format: str) -> bool:
     """Whether a path without a wildcard is a folder of shards."""
-    return not url.split("?")[0].endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
+    return not without_query(url).endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
 
 
 def in_folder(folder: str, dataset: str, format: str) -> dict[str, Entry]:

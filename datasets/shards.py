@@ -19,7 +19,7 @@ from .hidden import is_hidden
 from .notices import counted, say_once
 from .patterns import SHARD_ENDINGS, ending_word, expand, expand_braces
 from .spec import DatasetSpec
-from .storage import is_folder, list_below, open_read
+from .storage import is_folder, list_below, open_read, without_query
 
 Split = Literal["train", "test"]
 ENDINGS = tuple(ending for endings in SHARD_ENDINGS.values() for ending in endings)
@@ -107,7 +107,7 @@ def file_of(shard: str) -> str:
 
 def path_of(url: str) -> str:
     """A file's URL without its query and its ending."""
-    path = url.split("?")[0]
+    path = without_query(url)
     for ending in ENDINGS:
         if path.endswith(ending):
             return path[: -len(ending)]
@@ -201,7 +201,7 @@ def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
         key = printable(path)
         ending = key.rsplit(".", 1)[-1].lower()
         if is_hidden(key):
-            left_out.append(("hidden or system file", key))
+            left_out.append((HIDDEN, key))
         elif ending in spec.image:
             found.append((key, url, int(entry["size"] or 0)))
         elif not beside or ending != beside:

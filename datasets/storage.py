@@ -56,6 +56,11 @@ def join_url(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+def without_query(url: str) -> str:
+    """A URL's path; a local path may hold any character."""
+    return url.split("?")[0] if "://" in url else url
+
+
 def full_url(url: str) -> str:
     """The URL as listings give it; for a local file its absolute path."""
     fs, path = filesystem(url)
