@@ -47,8 +47,9 @@ def guess_format(pattern: str) -> Literal["webdataset", "parquet", "folder"]:
     return "parquet" if found == "parquet" else "webdataset" if found == "webdataset" else "folder"
 
 
-def classes_in_folders(roots: Sequence[str]) -> tuple[str, ...]:
+def classes_in_folders(dataset: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """The names of an image folder's classes: its folders, sorted; () where they are numbers, which then are labels."""
+    roots = [root for pattern in patterns for root in expand_braces(dataset, pattern)]
     names = sorted({name for root in roots for name in class_folders(root)})
     return () if all(name.isdecimal() for name in names) else tuple(names)
 
