@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, threads
 from .command import reference_page, takes, without
 from .errors import CurateError, SpecError
 from .options import options_of
@@ -51,6 +51,7 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    threads.settle()
     try:
         cli()
     except CurateError as e:

@@ -11,7 +11,7 @@
         TableError        a score table
             JoinError     a training example and its stored score
         RunError          a run folder
-        BudgetError  FailuresError  BusyError  WorkerError  FetchError  QueryError
+        BudgetError  FailuresError  BusyError  WorkerError  RankError  FetchError  QueryError
 
 Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
 --out, catches a WriteError and raises an error of its own that adds it.
@@ -86,6 +86,10 @@ class BusyError(CurateError):
 
 class WorkerError(CurateError):
     """A process that did part of a job died: killed, or out of memory."""
+
+
+class RankError(CurateError):
+    """Another process of a distributed run failed, or cannot be reached."""
 
 
 class FetchError(CurateError):
