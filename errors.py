@@ -19,6 +19,16 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    near = get_close_matches(str(word), names, 1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(names)}"
+
 
 def printable(text: str) -> str:
     """Text that can be stored and printed: bytes of a name that were not UTF-8 are spelt out."""
