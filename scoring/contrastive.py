@@ -13,7 +13,6 @@ from .forward import embeddings_of
 from .losses import identical_captions
 from .models import Model
 
-
 # As open_clip trains CoCa by default; the padding of its own tokenizer.
 CAPTION_WEIGHT, PADDING = 2.0, 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,9 @@ def load_weights(module: nn.Module, url: str) -> None:
             state = state.get(kept, state) if isinstance(state, dict) and isinstance(state.get(kept), dict) else state
         if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise ValueError(f"it holds a {type(state).__name__}, expected a state dict: tensors by name")
-        module.load_state_dict({k.removeprefix("_orig_mod.").removeprefix("module."): v for k, v in state.items()})
+        state = {name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in state.items()}
+        _check_names(state, module.state_dict())
+        module.load_state_dict(state)
     except FileNotFoundError:
         raise ModelError(f"{url}: no such weights file") from None
     except StorageError as e:
@@ -114,6 +116,14 @@ def load_weights(module: nn.Module, url: str) -> None:
         ) from None
     except Exception as e:  # on damage, safetensors and torch raise exceptions of their own
         raise ModelError(f"{url}: these weights do not load: {' '.join(str(e).split())[:300]}") from None
+
+
+def _check_names(given: Collection[str], wanted: Collection[str]) -> None:
+    missing, foreign = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
+    if missing or foreign:
+        parts = [f"{len(missing)} of {len(wanted)} tensors are missing, such as '{missing[0]}'"] if missing else []
+        parts += [f"{len(foreign)} are not the model's, such as '{foreign[0]}'"] if foreign else []
+        raise ValueError(f"{'; '.join(parts)}; they are of another architecture")
 
 
 def _unpickled(content: bytes) -> Any:

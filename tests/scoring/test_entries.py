@@ -99,7 +99,7 @@ def changed(config, tower=None, **values):
         (lambda c: {**c, "text_cfg": "small"}, ("config.text_cfg is 'small'",)),
         (lambda c: {"model_cfg": c}, ("local-dir:FOLDER",)),
         (lambda c: {**c, "multimodal_cfg": {}}, ("custom_text = true",)),
-        (lambda c: changed(c, "vision_cfg", head_width=64), ("cannot be built", "zero")),
+        (lambda c: changed(c, "vision_cfg", head_width=64), ("cannot be built", "num_heads=0")),
         (lambda c: changed(c, "vision_cfg", image_size=[32, 64]), ("32 x 64 pixels", "square")),
         (lambda c: changed(c, "text_cfg", vocab_size=100), ("vocab_size is 100", "token 49407")),
         (lambda c: changed(c, "text_cfg", tokenizer_kwargs={"cleen": "lower"}), ("tokenizer", "cleen")),
