@@ -80,7 +80,7 @@ def test_classifiers(tmp_path, entry, words):
 
 def test_a_data_set_without_classes_still_needs_outputs(tmp_path):
     refused(tmp_path, {**RESNET, "arguments": {"num_classes": 0}}, "num_classes is 0", num_classes=0)
-    refused(tmp_path, {**RESNET, "arguments": {"global_pool": ""}}, "no classifier")
+    refused(tmp_path, {**RESNET, "arguments": {"global_pool": ""}}, "does not take images")
     assert made(tmp_path, {**RESNET, "arguments": {"num_classes": 10}}).outputs == 10
     assert made(tmp_path, {**RESNET, "arguments": {"num_classes": 7}}, num_classes=0).outputs == 7
 
