@@ -20,6 +20,8 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
 _USERINFO = re.compile(r"((?:https?|ftp)://)[^\s/'\"]*@|([a-z][a-z0-9+.-]*://)[^\s/'\"]*:[^\s/'\"]*@", re.IGNORECASE)
@@ -41,6 +43,18 @@ def without_secrets(text: str) -> str:
     for pattern in (_USERINFO, _SLASHED, _QUERY):
         text = pattern.sub(lambda found: found[1] or (found[2] if found.re.groups > 1 else ""), text)
     return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'label'?` for a word that is near a known one, else nothing."""
+    near = get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    return nearest(word, names).removeprefix("; ") or f"known are {', '.join(names)}"
 
 
 def printable(text: str) -> str:
