@@ -19,6 +19,8 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 
 from __future__ import annotations
 
+from signal import Signals
+
 
 def printable(text: str) -> str:
     """Text that can be stored and printed: bytes of a name that were not UTF-8 are spelt out."""
@@ -94,6 +96,22 @@ class FetchError(CurateError):
 
 class QueryError(CurateError):
     """An SQL query is not a read, or DuckDB refuses it."""
+
+
+class StoppedError(BaseException):
+    """A signal asked the process to end: the machine is taken back, or the terminal is gone. No error, as Ctrl-C is none."""
+
+    def __init__(self, signal: int, message: str = "") -> None:
+        super().__init__(signal, message)
+        self.signal, self.message = signal, message
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it for a process that a signal ended."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"stopped by {Signals(self.signal).name}" + (f" {self.message}" if self.message else "")
 
 
 class ExampleError(CurateError):
