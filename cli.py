@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import typer
 
 from . import __version__
 from .command import reference_page, takes, without
-from .errors import CurateError, SpecError, StoppedError
+from .errors import CurateError, CurateWarning, SpecError, StoppedError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
@@ -52,6 +53,12 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    format_others = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *where, **line: (
+        f"curate: {message}\n"
+        if issubclass(category, CurateWarning)
+        else format_others(message, category, *where, **line)
+    )
     try:
         with handled_by(_end):
             cli()

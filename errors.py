@@ -19,7 +19,29 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 
 from __future__ import annotations
 
+import re
 from signal import Signals
+
+# Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
+_USERINFO = re.compile(r"((?:https?|ftp)://)[^\s/'\"]*@|([a-z][a-z0-9+.-]*://)[^\s/'\"]*:[^\s/'\"]*@", re.IGNORECASE)
+_SLASHED = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/'\"@]*:(?!\d+(?:/|$))[^\s'\"@]*@", re.IGNORECASE)
+_END = r"(?=[:;,.)]*(?:[\s'\"]|$))"
+_QUERY = re.compile(
+    rf"(https?://[^\s'\"?#]*)[?#][^\s'\"]*?{_END}|([a-z][a-z0-9+.-]*://[^\s'\"?#]*)[?#][^\s'\"]*=[^\s'\"]*?{_END}",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without user names, passwords, queries and fragments: they may hold secrets.
+
+    A path without a protocol stays as it is.
+    """
+    if "://" not in text:
+        return text
+    for pattern in (_USERINFO, _SLASHED, _QUERY):
+        text = pattern.sub(lambda found: found[1] or (found[2] if found.re.groups > 1 else ""), text)
+    return text
 
 
 def printable(text: str) -> str:
@@ -28,10 +50,17 @@ def printable(text: str) -> str:
 
 
 class CurateError(Exception):
-    """Base of all: the message says what was found, where, and what to do about it, in one printable line."""
+    """Base of all: the message says what was found, where, and what to do about it, in one printable line.
+
+    Secrets in URLs are left out.
+    """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(" ".join(message.splitlines())))
+        super().__init__(printable(without_secrets(" ".join(message.splitlines()))))
+
+
+class CurateWarning(UserWarning):
+    """Something that the user may not expect was found, and the work goes on. The command line prints its one line."""
 
 
 class SpecError(CurateError):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
-from ..errors import SpecError
+from ..errors import SpecError, without_secrets
 from ..ledger import BASELINE
 from ..options import (
     Bytes,
@@ -254,9 +254,12 @@ class RunOptions(Options):
     def changed_since(self, before: Mapping[str, Any], free: Collection[str]) -> list[str]:
         """Lines such as `seed = 0, now 1` for options that a config.json has otherwise; those of `free` may differ.
 
-        An option that it does not know, since it is older, had its default.
+        An option that it does not know, since it is older, had its default. Of URLs it holds no secrets, which may change.
         """
-        now = json.loads(json.dumps(self.to_dict()))
+        now = {
+            name: without_secrets(value) if isinstance(value, str) else value
+            for name, value in json.loads(json.dumps(self.to_dict())).items()
+        }
         known = {o.name: o.default for o in options_of(type(self)).values() if o.default is not MISSING} | _renamed(
             before
         )

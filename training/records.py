@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..datasets.writing import whole_file, write_errors, write_whole
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, without_secrets
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
@@ -119,6 +119,7 @@ class RunRecords:
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
+        text = without_secrets(text)
         self._echo(text)
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
@@ -143,11 +144,14 @@ def _step_of(line: str) -> int:
 
 
 def plain(content: Any) -> Any:
-    """The same as JSON can hold it: a number that is NaN or infinite is null, which every reader takes."""
+    """The same as a run's files may hold it: a number that is NaN or infinite is null, which every reader of JSON takes,
+    and URLs are without their secrets."""
     if isinstance(content, dict):
         return {key: plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [plain(value) for value in content]
+    if isinstance(content, str):
+        return without_secrets(content)
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
