@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..datasets.shards import Shard
+from ..datasets.spec import DatasetSpec
 from ..datasets.storage import read_bytes, version_of
 from ..errors import StorageError
 from ..scoring.models import Model
@@ -38,7 +45,11 @@ DIGITS = 16
 
 def shards_of(shards: Sequence[Shard]) -> dict[str, Any]:
     """What is known of a split: its shards, a digest of their list, and one of their content or of their files' versions."""
-    listed = [(s.name, s.size, s.bytes, s.row_groups, s.members) for s in shards]
+    members = [member for shard in shards for member in shard.members]
+    folder = os.path.commonprefix(members)  # noqa: RUF071 - of URLs too; left out, as the folder may be moved
+    listed = [
+        (s.name, s.size, s.bytes, s.row_groups, [member.removeprefix(folder) for member in s.members]) for s in shards
+    ]
     content, versions, written = _versions(shards)
     return {
         "shards": len(shards),
@@ -70,6 +81,30 @@ def _ask(what: Any, urls: Sequence[str]) -> list[Any] | None:
             return list(pool.map(what, urls))
     except (StorageError, FileNotFoundError):
         return None
+
+
+def versions() -> dict[str, str]:
+    """Of this package and what the weights of a run depend on."""
+    return {
+        "curate": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "open_clip": version("open_clip_torch"),
+    }
+
+
+def dataset_of(dataset: DatasetSpec, shards: Sequence[Shard]) -> dict[str, Any]:
+    """A data set's settings."""
+    return {**dataset.to_dict(), "fingerprint": dataset.fingerprint, "shards": len(shards)}
+
+
+def models_of(models: Mapping[str, Model]) -> dict[str, Any]:
+    """Models as they are built again from a run's folder: all but their weights."""
+    return {
+        name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
+        for name, m in models.items()
+    }
 
 
 def weights_of(model: Model) -> str:

@@ -6,14 +6,12 @@ import os
 import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import RunError, SpecError, TableError
@@ -25,7 +23,7 @@ from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
-from . import checkpoint
+from . import checkpoint, frozen
 from .options import RunOptions, SelectionOptions
 
 # Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
@@ -161,22 +159,13 @@ def manifest_of(
 ) -> dict[str, Any]:
     """What ran, on what, with which versions: manifest.json. `began` is what a resume compares beside."""
     return {
-        "versions": {
-            "curate": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "open_clip": version("open_clip_torch"),
-        },
+        "versions": frozen.versions(),
         "hardware": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"{platform.machine()}, {os.cpu_count()} cores",
         "precision": precision,
-        "dataset": {**dataset.to_dict(), "fingerprint": dataset.fingerprint, "shards": len(shards)},
-        "models": {
-            name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
-            for name, m in models.items()
-        },
+        "dataset": frozen.dataset_of(dataset, shards),
+        "models": frozen.models_of(models),
         "score_table": table
         and {
             "folder": table.folder,
