@@ -131,7 +131,7 @@ def test_finished_runs_of_other_models_data_or_scores_are_refused(options, digit
     shutil.copytree(shard, other)
     sorted(other.glob("*.tar"))[0].unlink()
     toml.write_text(text.replace(str(shard), str(other)))
-    with pytest.raises(RunError, match="was made with data set: shards = 6, now 5|was made with train shards: 6 of"):
+    with pytest.raises(RunError, match=r"was made with data set: shards = 6, now 5|was made with train shards: 6 of"):
         compare_runs(small, config=load_config(toml), report=silent)
     assert stamps(options) == before
     toml.write_text(text)
