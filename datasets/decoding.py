@@ -125,7 +125,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _is_bright(image: Image.Image) -> bool:
     try:
-        return bool(image.getextrema()[1] > 255)
+        return bool(np.max(image.getextrema()) > 255)
     except ValueError:  # a mode that it does not measure
         return True
 
