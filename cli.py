@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import sys
-import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,8 @@ import typer
 
 from . import __version__, threads
 from .command import reference_page, takes, without
-from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .datasets.notices import in_one_line
+from .errors import CurateError, SpecError, StoppedError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
@@ -54,12 +54,7 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
     threads.settle()
-    format_others = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"curate: {message}\n"
-        if issubclass(category, CurateWarning)
-        else format_others(message, category, *where, **line)
-    )
+    in_one_line()
     try:
         with handled_by(_end):
             cli()
