@@ -201,6 +201,11 @@ def train(
     from .datasets.spec import load_config
     from .training import train as run_training
 
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise SpecError(
+            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
+            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
+        )
     if train_num_samples is not None:
         if given["examples"] is not None:
             raise SpecError("--train-num-samples and --examples are both given; drop one")
