@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ExampleError, ShardError, printable
-from .shards import Shard
+from .shards import Shard, is_held_out
 from .spec import DatasetSpec
 from .storage import Reader, filesystem, open_read, read_bytes
 from .targets import hash_target
@@ -68,6 +68,8 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
         records = _read_parquet(spec, shard)
     else:
         records = _read_folder(spec, shard)
+    if spec.hold_out:
+        records = (r for r in records if is_held_out(shard.name, r[0], spec.hold_out) == shard.held_out)
     seen: set[str] = set()
     for row, (key, image, stored) in enumerate(records):
         if key in seen:

@@ -28,7 +28,8 @@ class Shard:
     `name` is its identity in score tables. `size` shows whether a shard changed since it was scored: the bytes of the
     whole file, or the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
     images are decoded. `row_groups` is the half-open range of a large Parquet file; `members` are an image folder's
-    files; `rows` is how many examples it has, None where that is not known without reading it.
+    files; `rows` is how many examples it has, None where that is not known without reading it. Where the data set holds
+    out a part of train, `held_out` says which part of the shard this is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Shard:
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
     rows: int | None = None
+    held_out: bool = False
 
 
 def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
@@ -46,6 +48,11 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
     missing, or two shards would share a name; StorageError where the storage fails.
     """
+    if spec.hold_out:
+        held_out = split == "test"
+        whole = [replace(s, rows=None, held_out=held_out) for s in list_shards(replace(spec, hold_out=0.0))]
+        # Whoever reads only the first of the held-out shards gets a random part of them.
+        return sorted(whole, key=lambda s: zlib.crc32(s.name.encode())) if held_out else whole
     patterns = spec.train if split == "train" else spec.test
     if not patterns:
         raise SpecError(f"data set '{spec.name}' has no {split} shards; set {split} = ... in its entry")
@@ -193,6 +200,11 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         for i, members in enumerate(buckets)
         if members
     ]
+
+
+def is_held_out(shard: str, key: str, share: float) -> bool:
+    """Whether an example is in the share of train that is held out: the same examples wherever it is asked."""
+    return zlib.crc32(f"{shard}/{key}".encode()) < share * 2**32
 
 
 def class_folders(root: str) -> tuple[str, ...]:

@@ -31,12 +31,16 @@ class DatasetSpec:
 
     `image`, `label` and `text` name tar extensions or Parquet columns. An image-text data set may also have a
     `label` and `classes`: zero-shot classification is then evaluated on its test split with `templates`.
-    `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training.
+    `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training. Settings are
+    searched on `validation`, a split of its own. With `hold_out` above 0 this share of train, found by a hash of shard and
+    key, is the test split and is not trained on.
     """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    hold_out: float = 0.0
     task: str
     format: Format
     image: tuple[str, ...] = ()
@@ -90,7 +94,9 @@ class DatasetSpec:
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """JSON-able. `validation` and `hold_out` are left out where they are not set, as in older manifests."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v for k, v in values.items() if v or k not in ("validation", "hold_out")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -158,7 +164,7 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
     values: dict[str, Any] = dict(table)
     if isinstance(values.get("classes"), int):
         values["classes"] = [str(i) for i in range(values["classes"])]
-    for option in ("train", "test", "image", "classes", "templates"):
+    for option in ("train", "test", "validation", "image", "classes", "templates"):
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
     for option, value in values.items():
@@ -166,7 +172,8 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
         if wanted and not isinstance(value, wanted):
             raise SpecError(f"data set '{name}': {option} is {value!r}, expected a {wanted.__name__}")
     values["train"] = tuple(p for pattern in values.get("train", ()) for p in _absolute(pattern, base))
-    values["test"] = tuple(p for pattern in values.get("test", ()) for p in _absolute(pattern, base))
+    for split in ("test", "validation"):
+        values[split] = tuple(p for pattern in values.get(split, ()) for p in _absolute(pattern, base))
     if values.get("analysis"):
         values["analysis"] = _absolute(values["analysis"], base)[0]
     values.setdefault("format", guess_format(values["train"][0] if values["train"] else ""))
