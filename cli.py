@@ -80,9 +80,14 @@ def app() -> None:
 
 
 def _run() -> int:
-    """The command. Typer itself would take a closed pipe for a failure, and an interrupt for an abort."""
+    """The command's exit code."""
+    streams = sys.stdout, sys.stderr
     try:
         return cli(standalone_mode=False) or 0
+    except SystemExit as e:
+        sys.stdout, sys.stderr = streams  # typer replaces them
+        # So do typer and rich end where nobody reads on, such as `| head`.
+        return 0 if e.code == 1 else int(e.code or 0)
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
             raise

@@ -38,6 +38,7 @@ def print_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
     cells = [[format_cell(value) for value in row] for row in rows]
     widths = [max(cell_len(text) for text in (name, *column)) for name, column in _columns(names, cells)]
     console = Console(file=file, highlight=False)
+    console.width = console.width or 80  # COLUMNS=0, where nobody knows the size
     shown = _that_fit(widths, console.width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, field in zip(names[:shown], result.schema, strict=False):

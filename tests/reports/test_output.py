@@ -143,8 +143,9 @@ def test_json_keeps_what_it_can_and_says_what_it_cannot(tmp_path):
     sql = """
         SELECT 'inf'::FLOAT AS x, ['nan'::DOUBLE, 1.5] AS l, 0.10000000000000000001::DECIMAL(38, 20) AS d, 9007199254740993 AS i,
                TIMESTAMP '2026-01-02 03:04:05.5' AS t, TIMESTAMP_NS '2026-01-02 03:04:05.123456789' AS ns,
-               DATE '12026-01-02' AS later, INTERVAL '1 month 2 days 3 seconds' AS v, '{"a": [1,\n0.10000000000000000001]}'::JSON AS j,
-               MAP {1: 'a\n"b"'} AS m, 'x'::BLOB AS b, TIME '01:02:03' AS c, [DECIMAL '1.50'] AS ds
+               DATE '12026-01-02' AS later, INTERVAL '1 month 2 days 3 seconds' AS v,
+               '{"a": [1,\n0.10000000000000000001]}'::JSON AS j,
+               MAP {1: 'a\n"b"'} AS m, 'x'::BLOB AS b, TIME '01:02:03' AS c, ['1.5'::DECIMAL(9, 3)] AS ds
     """
     told = []
     write(query(connect(), sql), None, f"{tmp_path}/out.jsonl", told.append)
@@ -155,7 +156,7 @@ def test_json_keeps_what_it_can_and_says_what_it_cannot(tmp_path):
     assert (row["d"], row["i"]) == ("0.10000000000000000001", 9007199254740993)
     assert (row["t"], row["ns"]) == ("2026-01-02 03:04:05.500000", "2026-01-02 03:04:05.123456789")
     assert row["later"] == "12026-01-02"
-    assert (row["v"], row["c"], row["ds"]) == ("P1M2DT3S", "01:02:03", ["1.50"])
+    assert (row["v"], row["c"], row["ds"]) == ("P1M2DT3S", "01:02:03", ["1.500"])
     assert (row["j"], row["m"], row["b"]) == ({"a": [1, "0.10000000000000000001"]}, {"1": 'a\n"b"'}, "78")
 
 

@@ -14,15 +14,15 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+def on_terminal(monkeypatch, columns="60"):
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    for name, value in {"COLUMNS": "60", "TERM": "xterm", "NO_COLOR": "1"}.items():
+    for name, value in {"COLUMNS": columns, "TERM": "dumb"}.items():
         monkeypatch.setenv(name, value)
     return terminal
 
 
-def test_a_table_reads_easily(terminal):
+def test_a_table_reads_easily(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     sql = "SELECT 'a' AS name, 1234567 AS n, 0.123456::DOUBLE AS x, NULL AS nothing, 1.5e15::DOUBLE AS f, '[b]' AS tag"
     assert write(query(connect(), sql)) == 1
     lines = [line.split() for line in terminal.getvalue().splitlines() if line.strip()]
@@ -30,7 +30,8 @@ def test_a_table_reads_easily(terminal):
     assert lines[2] == ["a", "1,234,567", "0.1235", "NULL", "1.5e+15", "[b]"]
 
 
-def test_a_table_on_a_terminal_stops_and_counts(terminal):
+def test_a_table_on_a_terminal_stops_and_counts(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     assert write(query(connect(), "SELECT range AS i, repeat('x', 40) AS long FROM range(12345)")) == 50
     out = terminal.getvalue()
     assert out.rstrip().endswith("… 12,345 rows; --format csv for all")
@@ -52,7 +53,8 @@ def test_a_table_in_a_pipe_or_a_file_is_whole(capsys, tmp_path):
     assert (tmp_path / "out.txt").read_text(encoding="utf-8").splitlines() == lines
 
 
-def test_a_terminal_gets_whole_columns(terminal):
+def test_a_terminal_gets_whole_columns(monkeypatch):
+    terminal = on_terminal(monkeypatch)
     write(query(connect(), "SELECT " + ", ".join(f"{i} AS column_{i:02d}" for i in range(12))))
     out = terminal.getvalue()
     assert "column_04" in out.splitlines()[1]
@@ -61,7 +63,7 @@ def test_a_terminal_gets_whole_columns(terminal):
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "5", "20"])
-def test_no_width_is_too_small(terminal, monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", columns)
+def test_no_width_is_too_small(monkeypatch, columns):
+    terminal = on_terminal(monkeypatch, columns)
     assert write(query(connect(), "SELECT 1 AS a, 'long enough to be cut' AS b")) == 1
     assert terminal.getvalue()
