@@ -5,21 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, threads
 from .command import reference_page, takes, without
-from .errors import CurateError, SpecError
-from .options import options_of
+from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
 from .streams import end_within, flush_or_drop, nobody_reads, settle
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
+from .training.signals import handled_by
 
 cli = typer.Typer(
     name="curate",
@@ -52,10 +54,18 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    threads.settle()
     settle()
+    format_others = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *where, **line: (
+        f"curate: {message}\n"
+        if issubclass(category, CurateWarning)
+        else format_others(message, category, *where, **line)
+    )
     code = 0
     try:
-        code = _run()
+        with handled_by(_end):
+            code = _run()
         sys.stdout.flush()
     except CurateError as e:
         report(f"curate: {e}")
@@ -69,10 +79,14 @@ def app() -> None:
             raise
         report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
         code = 1
+    except StoppedError as e:
+        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
+        code = e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:
         report("curate: interrupted; run the same command again to resume (train: add --resume)")
+    if code >= INTERRUPTED:
         end_within(1.0, code)
     flush_or_drop()
     if code:
@@ -95,6 +109,10 @@ def _run() -> int:
 
         rich_format_error(e)  # type: ignore[arg-type]
         return int(e.exit_code)
+
+
+def _end(signal: int, frame: Any) -> None:
+    raise StoppedError(signal)
 
 
 report = Screen()
@@ -132,6 +150,8 @@ def prepare(
     """
     from .datasets.preparers import prepare as prepare_dataset
 
+    refuse_url(data, "--data")
+    refuse_url(config, "--config")
     prepare_dataset(name, data, config, force=force, report=report)
 
 
@@ -332,6 +352,7 @@ def demo(
     """
     from .reports.demo import demo as run_demo
 
+    refuse_url(folder, "--folder")
     run_demo(folder)
 
 

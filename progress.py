@@ -1,15 +1,17 @@
 """How far long work is: a bar on a terminal, lines elsewhere, nothing where it takes less than five seconds.
 
-A library's caller gives a `Report` and gets lines. The command line gives a `Screen`, which may draw bars.
+A library's caller gives a `Report` and gets lines. The command line gives a `Screen`, which may draw bars. A report may have
+a `bar` method as `Screen` has, and a `note` method for lines that are kept while a bar is shown.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, Self
 
 from .units import NOT_WORTH_SAYING, Report, format_duration
@@ -18,6 +20,7 @@ from .units import NOT_WORTH_SAYING, Report, format_duration
 LONGEST_PAUSE = 60.0
 # A bar is drawn earlier where the pace so far says that the work is long.
 SOON = 1.0
+TICK = 0.5
 
 
 class Bar(Protocol):
@@ -46,13 +49,11 @@ class Screen:
 class Progress:
     """Progress of one piece of work, of which `total` is to be done (0 where nobody knows) and `first` was done before.
 
-    What is done may be counted in anything that grows as the time does. `log` gets the lines too while a bar is shown.
+    What is done may be counted in anything that grows as the time does.
     """
 
-    def __init__(
-        self, report: Report, what: str, total: float, *, first: float = 0.0, log: Report | None = None
-    ) -> None:
-        self._report, self._what, self._total, self._first, self._log = report, what, total, first, log
+    def __init__(self, report: Report, what: str, total: float, *, first: float = 0.0) -> None:
+        self._report, self._what, self._total, self._first = report, what, total, first
         self._started = time.perf_counter()
         self._next = self._started + NOT_WORTH_SAYING
         self._bar: Bar | None = None
@@ -62,6 +63,10 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -88,15 +93,34 @@ class Progress:
         if late:
             pause = min(LONGEST_PAUSE, max(NOT_WORTH_SAYING, seconds / 2))
             self._next = self._started + seconds + pause
-            for tell in (self._report if self._bar is None else None, self._log):
-                if tell is not None:
-                    tell(f"{self._what}: {words}")
+            tell = self._report if self._bar is None else getattr(self._report, "note", None)
+            if tell is not None:
+                tell(f"{self._what}: {words}")
 
     def _left(self, done: float, seconds: float) -> float | None:
         """Seconds that are left at the pace so far; None where it is not known."""
         if not self._total or done <= self._first:
             return None
         return seconds * max(0.0, self._total - done) / (done - self._first)
+
+
+@contextmanager
+def working(report: Report, what: str) -> Iterator[None]:
+    """Say while the block runs that it does, and for how long: for work that cannot say how far it is."""
+    ended = threading.Event()
+    with Progress(report, what, 0) as progress:
+
+        def tell() -> None:
+            while not ended.wait(TICK):
+                progress.update(0, lambda: f"{format_duration(progress.seconds)} so far")
+
+        thread = threading.Thread(target=tell, daemon=True, name="progress")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 class _RichBar:

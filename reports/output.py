@@ -109,11 +109,7 @@ def _standard_output() -> Any:
 
 
 def _write_table(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
-    rows = write_table(result, text)
-    text.flush()
-    text.detach()
-    return rows
+    return write_table(result, lambda text: file.write(text.encode()))
 
 
 def _write_csv(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str], delimiter: str = ",") -> int:

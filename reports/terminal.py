@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import IO, Any
 
@@ -60,7 +61,7 @@ def print_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
     return len(rows)
 
 
-def write_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
+def write_table(result: pa.RecordBatchReader, write: Callable[[str], object]) -> int:
     """Write all rows and columns, no value cut, for a pipe or a file; returns the rows. Holds them in memory."""
     cells = [[format_cell(value, cut=False) for value in row] for batch in result for row in _rows_of(batch)]
     names = result.schema.names
@@ -71,7 +72,7 @@ def write_table(result: pa.RecordBatchReader, file: IO[str]) -> int:
         for text, width, right in zip(row, widths, numeric, strict=True):
             room = " " * (width - cell_len(text))
             padded.append(room + text if right else text + room)
-        file.write("  ".join(padded).rstrip() + "\n")
+        write("  ".join(padded).rstrip() + "\n")
     return len(cells)
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
-from ..errors import RunError, SpecError, WriteError
+from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
 from ..progress import Progress
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
+from ..threads import cores
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops, took
+from .finished import refuse_mixed
 from .options import CompareOptions
 
 # (learning rate, quality) of every rate that was tried.
@@ -67,6 +69,10 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
         )
     quality = find_task(dataset.task).quality
     headline_policy = _refuse_other_settings(options)
+    refuse_mixed(list(_finished_points(options)), options.base, config, report)
+    if options.search_lr:
+        searching, _ = _held_out(options.base.dataset, config)
+        refuse_mixed(_finished_of(_searching(options).values()), options.base, searching, report)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
     given = options.base.optimization.lr
@@ -124,6 +130,18 @@ def _point(options: CompareOptions, policy: str | Policy, multiple: float, seed:
     )
 
 
+def _searching(options: CompareOptions) -> dict[tuple[float, float], RunOptions]:
+    """The runs of the search, by multiple of 1x and learning rate."""
+    multiples = options.multiples if options.tune_every_rung else [1.0]
+    return {
+        (multiple, lr): _point(options, BASELINE, multiple, 0, lr).but(
+            name=f"{multiple:g}x-lr{lr:g}", out=str(Path(options.out, "search"))
+        )
+        for multiple in multiples
+        for lr in options.search_lr
+    }
+
+
 def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> dict[float, Tried]:
     """Uniform with every learning rate, measured on examples that are neither trained on nor in the test split.
 
@@ -131,17 +149,11 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     """
     if not options.search_lr:
         return {}
-    multiples = options.multiples if options.tune_every_rung else [1.0]
-    runs = {
-        (multiple, lr): _point(options, BASELINE, multiple, 0, lr).but(
-            name=f"{multiple:g}x-lr{lr:g}", out=str(Path(options.out, "search"))
-        )
-        for multiple in multiples
-        for lr in options.search_lr
-    }
+    runs = _searching(options)
+    multiples = list(dict.fromkeys(multiple for multiple, _ in runs))
     searching, searched_on = _held_out(options.base.dataset, config)
-    rates, budgets = (", ".join(f"{x:g}" for x in all) for all in (options.search_lr, multiples))
-    report(f"searching {BASELINE}'s learning rate at {budgets}x: {rates}; measured on {searched_on}")
+    rates, budgets = ", ".join(f"{lr:g}" for lr in options.search_lr), ", ".join(f"{x:g}x" for x in multiples)
+    report(f"searching {BASELINE}'s learning rate at {budgets}: {rates}; measured on {searched_on}")
     run_all([run for run in runs.values() if not _finished(run)], options.jobs, searching, quality, report)
     return {
         multiple: tuple((lr, float(_summary(runs[multiple, lr])["quality"][quality])) for lr in options.search_lr)
@@ -195,23 +207,28 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores."""
     context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     shares = context.Queue()
     for i in range(jobs):
-        shares.put(cores[i::jobs] or cores)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_to, initargs=(shares,))
+        shares.put(own[i::jobs] or own)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
+    )
     try:
         yield pool
-    except KeyboardInterrupt:
-        # Every run has its checkpoints; waiting for those that go on could take hours.
+    except (KeyboardInterrupt, StoppedError) as e:
+        # Every run has its checkpoints; waiting for those that go on could take hours. A signal gives them a step's time.
         for process in list((pool._processes or {}).values()):
-            process.terminate()
+            if isinstance(e, StoppedError):
+                process.terminate()
+            else:
+                process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _keep_to(shares: Any) -> None:
+def _keep_to(shares: Any, threads: int) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
@@ -219,7 +236,7 @@ def _keep_to(shares: Any) -> None:
     share = shares.get()
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
+    torch.set_num_threads(min(len(share), threads))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -285,7 +302,18 @@ def _folder(options: RunOptions) -> Path:
 
 
 def _finished(options: RunOptions) -> bool:
-    return (_folder(options) / "summary.json").exists()
+    """Whether a run is trained and evaluated."""
+    return (_folder(options) / "summary.json").exists() and "not_evaluated" not in _summary(options)
+
+
+def _finished_points(options: CompareOptions) -> Iterator[tuple[Path, RunOptions]]:
+    """Folder and options of every point that is there already, with the learning rate that the run itself names."""
+    for folder, point in _finished_of(planned(options, dict.fromkeys(options.multiples, 0.0))):
+        yield folder, point.but(lr=read_document(folder / "config.json").get("lr"))
+
+
+def _finished_of(runs: Iterable[RunOptions]) -> list[tuple[Path, RunOptions]]:
+    return [(_folder(run), run) for run in runs if (_folder(run) / "summary.json").exists()]
 
 
 def _summary(options: RunOptions) -> dict[str, Any]:
