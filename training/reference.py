@@ -54,7 +54,7 @@ def open_reference(
     if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
-    with working(report, "checking the score table"):
+    with working(log, "checking the score table"):
         check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
         if options.selection.reference:
