@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 import warnings
 from dataclasses import MISSING, replace
@@ -18,6 +17,8 @@ from .command import reference_page, takes, without
 from .errors import CurateError, CurateWarning, SpecError, StoppedError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
+from .progress import Screen
+from .streams import end_within, flush_or_drop, nobody_reads, settle
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 from .training.signals import handled_by
@@ -54,43 +55,69 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
     threads.settle()
+    settle()
     format_others = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *where, **line: (
         f"curate: {message}\n"
         if issubclass(category, CurateWarning)
         else format_others(message, category, *where, **line)
     )
+    code = 0
     try:
         with handled_by(_end):
-            cli()
+            code = _run()
+        sys.stdout.flush()
     except CurateError as e:
-        typer.echo(f"curate: {e}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        report(f"curate: {e}")
+        code = 1
+    except BrokenPipeError:
+        if not nobody_reads(sys.stdout) and not nobody_reads(sys.stderr):
+            raise  # another pipe, of a process that died
+        code = 0  # `| head` has seen enough
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        typer.echo(
-            f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again", err=True
-        )
-        sys.exit(1)
+        report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
+        code = 1
     except StoppedError as e:
-        typer.echo(f"curate: {e}; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("curate: interrupted; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(130)
+        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
+        code = e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        report("curate: interrupted; run the same command again to resume (train: add --resume)")
+    if code >= INTERRUPTED:
+        end_within(1.0, code)
+    flush_or_drop()
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
+    """The command's exit code."""
+    streams = sys.stdout, sys.stderr
+    try:
+        return cli(standalone_mode=False) or 0
+    except SystemExit as e:
+        sys.stdout, sys.stderr = streams  # typer replaces them
+        # So do typer and rich end where nobody reads on, such as `| head`.
+        return 0 if e.code == 1 else int(e.code or 0)
+    except Exception as e:
+        if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
+            raise
+        from typer.rich_utils import rich_format_error
+
+        rich_format_error(e)  # type: ignore[arg-type]
+        return int(e.exit_code)
 
 
 def _end(signal: int, frame: Any) -> None:
     raise StoppedError(signal)
 
 
-def report(line: str) -> None:
-    """Progress, to standard error, so that results can be piped."""
-    typer.echo(line, err=True)
+report = Screen()
+"""Progress, to standard error, so that results can be piped."""
+INTERRUPTED = 130
 
 
 def _version(show: bool) -> None:
@@ -294,8 +321,16 @@ def sql(
     ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
-    format: Annotated[str, typer.Option(metavar="table|csv|json|parquet", help="Write in this format.")] = "table",
-    output: Annotated[str | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="table|csv|tsv|json|jsonl|parquet",
+            help="Write in this format. Default: by the ending of --output; else a table on a terminal, csv in a pipe.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write to this file instead of standard output, in place of one that is there.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Ask SQL (DuckDB, read-only) over score tables and runs.
@@ -305,9 +340,11 @@ def sql(
     from .datasets.spec import analysis_files, load_config
     from .reports import connect, write
     from .reports import query as run_query
+    from .reports.output import choose_format
 
+    chosen = choose_format(format, output)  # before the query, which may take long
     connection = connect(scores=scores, runs=runs, datasets=analysis_files(load_config(config)))
-    write(run_query(connection, query), format, output)
+    write(run_query(connection, query), chosen, output, report)
 
 
 @cli.command()

@@ -16,6 +16,7 @@ import torch
 
 from ..datasets.writing import whole_file, write_errors, write_whole
 from ..errors import RunError, SpecError, without_secrets
+from ..progress import Bar
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
@@ -123,9 +124,19 @@ class RunRecords:
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
-        text = without_secrets(text)
-        self._echo(text)
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self._echo(without_secrets(text))
+        self.note(text)
+
+    __call__ = log
+
+    def note(self, text: str) -> None:
+        """A line for log.txt alone, while a bar is on the terminal."""
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_secrets(text)}")
+
+    def bar(self, what: str) -> Bar | None:
+        """The terminal's bar; None where there is no terminal."""
+        draw = getattr(self._echo, "bar", None)
+        return draw(what) if draw else None
 
     def _append(self, name: str, line: str) -> None:
         path = self.run / name

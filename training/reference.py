@@ -15,6 +15,7 @@ from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import ModelError, TableError
+from ..progress import working
 from ..scoring.forward import score_batch
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
@@ -53,7 +54,8 @@ def open_reference(
     if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
-    check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
+    with working(log, "checking the score table"):
+        check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
         if options.selection.reference:
             spec = find_model(

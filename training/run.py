@@ -215,7 +215,7 @@ def _train(
             options.optimization.batch_size,
             log_every=options.records.log_every,
             checkpoint_every=options.records.checkpoint_every,
-            report=records.log,
+            report=records,
         ),
         timing=timing,
         stop=stop,
@@ -272,7 +272,7 @@ def _models(
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, config, dataset, shards, device, records.log)
+    opened = open_reference(options, config, dataset, shards, device, records)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {
