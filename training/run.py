@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .pace import Pace
 from .records import RunRecords, write_json
 from .reference import open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
-from .sub import SubBatches
+from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
 from .trainee import Trainee
@@ -149,9 +150,12 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         joint_loss=joint_loss,
         seed=startup.stream_seed(options.seed, "select"),
     )
+    checked = [model for model in (*trained.values(), made_in_run) if model]
     job = TrainingJob(
         run=run,
-        subs=SubBatches(batches, selector, scorer=scorer, device=device, timing=timing),
+        subs=SubBatches(
+            batches, selector, scorer=scorer, device=device, timing=timing, check=partial(refuse_misfits, checked)
+        ),
         learner=models.learner,
         online=models.online,
         steps=steps,
