@@ -157,6 +157,8 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     for i in range(jobs):
         shares.put(cores[i::jobs] or cores)
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_to, initargs=(shares,))
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working folder must not replace the library's in these
     try:
         yield pool
     except KeyboardInterrupt:
@@ -165,6 +167,9 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
         raise
     finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
         pool.shutdown(cancel_futures=True)
 
 
