@@ -28,6 +28,8 @@ from .options import RunOptions
 # each task says it.
 FP32_TOLERANCE = 1e-3
 RESCORED_EXAMPLES = 64
+# What decides which part of an image a model sees, and how finely.
+SEEN = ("size", "mode", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,20 @@ def check_rescored(
                 "a new --out"
             )
     return len(kept)
+
+
+def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -> None:
+    """Say once where the reference and the model that scores beside it see images otherwise."""
+    if table is None or scorer is None:
+        return
+    theirs = table.manifest["reference"].get("preprocessing", {})
+    ours = scorer.geometry.to_dict()
+    other = [f"{k} {theirs[k]} and {ours[k]}" for k in SEEN if k in theirs and theirs[k] != ours[k]]
+    if other:
+        log(
+            f"the reference and '{scorer.spec.name}' see images otherwise ({', '.join(other)}), and their losses differ by "
+            "that too; preprocessing = in the model's entry makes them alike"
+        )
 
 
 def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:

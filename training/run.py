@@ -30,7 +30,7 @@ from .loop import TrainingJob, train_loop
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
-from .reference import open_reference
+from .reference import note_geometry, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
@@ -231,6 +231,7 @@ def _models(
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
+    note_geometry(opened.table, scorer, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)
 
 
