@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from .loop import TrainingJob, train_loop
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
-from .reference import open_reference
+from .reference import note_geometry, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .signals import Stop, handled_by
-from .sub import SubBatches
+from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
 from .trainee import Trainee
@@ -198,9 +199,17 @@ def _train(
         joint_loss=joint_loss,
         seed=startup.stream_seed(options.seed, "select"),
     )
+    checked = [model for model in (*trained.values(), made_in_run) if model]
     job = TrainingJob(
         run=run,
-        subs=SubBatches(batches, selector, scorer=scorer, device=device, timing=_until_stopped(timing, stop)),
+        subs=SubBatches(
+            batches,
+            selector,
+            scorer=scorer,
+            device=device,
+            timing=_until_stopped(timing, stop),
+            check=partial(refuse_misfits, checked),
+        ),
         learner=models.learner,
         online=models.online,
         steps=steps,
@@ -294,4 +303,5 @@ def _models(
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
+    note_geometry(opened.table, scorer, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)

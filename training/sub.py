@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import DivergedError, SpecError
+from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
+from ..scoring.models import Model
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
@@ -53,7 +54,8 @@ class SubBatches:
 
     `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
-    `timing` is entered with "data", "score" and "select" (and "train" for the online step) round each part.
+    `timing` is entered with "data", "score" and "select" (and "train" for the online step) round each part. `check`, if
+    given, is called with every super-batch before anything is computed of it, and may raise.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -67,6 +69,7 @@ class SubBatches:
         scorer: Scorer | None = None,
         device: torch.device | str | None = None,
         timing: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
+        check: Callable[[SuperBatch], None] = lambda batch: None,
     ) -> None:
         if online is not None and scorer is not None:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
@@ -74,7 +77,7 @@ class SubBatches:
             raise SpecError(f"policy '{selector.policy.name}' scores with a model; give online or scorer")
         self.batches, self.selector = batches, selector
         self.online, self.scorer = online, online or scorer
-        self.device, self.timing = device, timing
+        self.device, self.timing, self.check = device, timing, check
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
@@ -84,6 +87,7 @@ class SubBatches:
                 batch = next(source)
             with self.timing("score"):
                 with self.batches.group.together():
+                    self.check(batch)
                     batch = batch if self.device is None else batch.to(self.device)
                     known = self._known(batch)
                 if batch.division is not None:
@@ -119,6 +123,17 @@ class SubBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.batches.load_state_dict(state["batches"])
         self.selector.load_state_dict(state["selector"])
+
+
+def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
+    """Raises ModelError for the first example for whose label one of the models has no output."""
+    if isinstance(batch.targets, list) or not len(batch):
+        return
+    largest = int(batch.targets.argmax())
+    for model in models:
+        why = model.task.misfit(model, int(batch.targets[largest]))
+        if why:
+            raise ModelError(f"shard '{batch.shards[largest]}', key '{batch.keys[largest]}': {why}")
 
 
 def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
