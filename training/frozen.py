@@ -36,7 +36,8 @@ MOST_VERSIONS = 2_000
 MOST_LOSSES = 1_000_000
 READERS = 16
 
-REFUSED = ("dataset", "models", "score_table", "precision", "flops_per_step", "began")
+# A cause comes before what follows from it: the first difference is the one that is told.
+REFUSED = ("models", "flops_per_step", "began", "dataset", "score_table", "precision")
 SAID = ("versions", "hardware")
 # Of these, a setting that is missing on one side is a difference; elsewhere an older version did not know it.
 WHOLE = ("arguments", "open_clip_config", "coarse")
@@ -210,7 +211,7 @@ NAMES = {
 def _told(path: tuple[str, ...]) -> str:
     for length in (2, 1):
         if path[:length] in NAMES:
-            return " ".join(filter(None, [NAMES[path[:length]], ".".join(path[length:]).replace("_", " ")]))
+            return " ".join(filter(None, [NAMES[path[:length]], ".".join(path[length:])]))
     return ".".join(path)
 
 

@@ -104,7 +104,7 @@ def test_quality_on_fewer_examples_is_said(tested):
 
 def test_a_run_that_was_trained_and_not_evaluated_has_a_summary_and_is_evaluated_by_a_resume(tested):
     replace_member(tested / "test.tar", {f"{i}.png": b"no image" for i in range(500, 510)})  # found when decoded
-    with pytest.raises(FailuresError, match="trained, its weights are kept, but not evaluated: .* 10 of 100"):
+    with pytest.raises(FailuresError, match=r"trained, its weights are kept, but not evaluated: .* 10 of 100"):
         go(tested, evaluate=True)
     summary = json.loads((tested / "runs/run/summary.json").read_text())
     assert summary["quality"] == {} and "10 of 100" in summary["not_evaluated"]
