@@ -13,13 +13,13 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from .. import __version__
+from ..datasets.batches import map_in_threads
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import read_bytes, version_of
@@ -78,8 +78,7 @@ def _versions(shards: Sequence[Shard]) -> tuple[str | None, str | None, str | No
 def _ask(what: Any, urls: Sequence[str]) -> list[Any] | None:
     """None where a file does not answer: whether it can be read is for others to say."""
     try:
-        with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(what, urls))
+        return map_in_threads(what, urls, READERS)
     except (StorageError, FileNotFoundError):
         return None
 

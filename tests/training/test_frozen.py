@@ -7,9 +7,9 @@ import os
 import shutil
 
 import pytest
+from curate.datasets import writing
 from curate.errors import RunError
 from curate.scoring.loading import find_model, load_model, save_weights
-from curate.training import folder as run_folder
 from curate.training import frozen
 from support.tiny import MODELS, CutError, go, go_until, options_of, shard, weights, write_toml
 
@@ -230,7 +230,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def no_locks(file, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(writing.fcntl, "flock", no_locks)
     told = []
     go(tmp_path, report=told.append)
     assert "this file system has no locks (No locks available)" in told[0]
