@@ -176,7 +176,12 @@ class SuperBatches:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
         then, now = state.get("rows"), self._rows_read
         # A shard of no rows was unreadable then, or is now.
-        if then and now and all(a == b or not a or not b for a, b in zip(then, now, strict=False)):
+        if (
+            then
+            and now
+            and len(then) == len(now)
+            and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
+        ):
             self._rows_read = list(then)
             self._lay_out(self._rows_read)
         if state["order"] != self._digest:
