@@ -17,6 +17,7 @@ from .command import reference_page, takes, without
 from .errors import CurateError, SpecError
 from .options import options_of
 from .pipelines.options import ScoreOptions
+from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
@@ -266,7 +267,8 @@ def evaluate(
 @cli.command()
 def sql(
     query: Annotated[
-        str, typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections and analysis.")
+        str,
+        typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections, analysis and metadata."),
     ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
@@ -281,9 +283,35 @@ def sql(
     from .datasets.spec import analysis_files, load_config
     from .reports import connect, write
     from .reports import query as run_query
+    from .reports.metadata import add_metadata_of_all
 
-    connection = connect(scores=scores, runs=runs, datasets=analysis_files(load_config(config)))
+    known = load_config(config)
+    connection = connect(scores=scores, runs=runs, datasets=analysis_files(known))
+    add_metadata_of_all(connection, known, query)
     write(run_query(connection, query), format, output)
+
+
+@cli.command()
+@takes(options_of(ExportOptions))
+def export(
+    given: dict[str, Any],
+    target: Annotated[
+        str, typer.Argument(help="Write to this file or folder, a path or URL. Its ending may say the format.")
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Write a chosen part of a data set in a format that other tools read: by SQL, or the best share by a score.
+
+    TARGET.export.json says what was kept, of how many, by which table and SQL. The same command again resumes.
+
+    Example: curate export subset.npy --dataset align --keep 30% --by similarity
+    """
+    from .datasets.spec import load_config
+    from .reports.export import export as run_export
+
+    done = run_export(target, ExportOptions.of(**given), load_config(config), report)
+    report(done.line())
+    typer.echo(target)
 
 
 @cli.command()
