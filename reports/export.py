@@ -40,15 +40,18 @@ FOLDER_WRITERS: dict[str, tuple[Writer, str]] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: the examples kept, of how many (None: unknown), and the path of the JSON that says so."""
+    """A finished export: the examples kept, of how many (None: unknown), how many of these have no value to choose by, and
+    the path of the JSON that says so."""
 
     rows: int
     of: int | None
+    without_value: int
     about: str
 
     def line(self) -> str:
         of = f" of {self.of:,} scored" if self.of is not None else ""
-        return f"{self.rows:,}{of} examples exported; {self.about} says how they were chosen"
+        without = f" ({self.without_value:,} have no value to choose by)" if self.without_value else ""
+        return f"{self.rows:,}{of} examples{without} exported; {self.about} says how they were chosen"
 
 
 def export(target: str, options: ExportOptions, config: Config, report: Report) -> Exported:
@@ -82,7 +85,7 @@ def export(target: str, options: ExportOptions, config: Config, report: Report) 
     facts = {"rows": picks.rows, "of": selected.of, "without_value": selected.without_value, **facts}
     _write_about(about, {**asked, **facts, "finished": True})
     remove(picks.url)
-    return Exported(picks.rows, selected.of, about)
+    return Exported(picks.rows, selected.of, selected.without_value, about)
 
 
 def _write(
@@ -119,7 +122,7 @@ def _asked(options: ExportOptions, format: str, spec: DatasetSpec, selected: Sel
         "dataset_fingerprint": spec.fingerprint,
         "train": list(spec.train),
         "tables": selected.tables,
-        "sql": " ".join(selected.sql.split("\n")),
+        "sql": selected.sql,
         "options": {name: value for name, value in given.items() if value is not None},
     }
 

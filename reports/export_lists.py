@@ -100,7 +100,9 @@ def _from_json(picks: Picks, shards: Mapping[str, Shard]) -> Iterator[tuple[int,
                 ) from None
             found.add(member.key)
             yield parse_uid(uid, name, member.key)
-        check_found(shard, wanted, found, "without a .json member; --uid key or metadata takes the uids from elsewhere")
+        check_found(
+            shard, wanted, found, "it has no .json member; --uid key and --uid metadata take the uids from elsewhere"
+        )
 
 
 def parse_uid(uid: object, shard: str, key: str) -> tuple[int, int]:

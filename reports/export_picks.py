@@ -70,11 +70,11 @@ def _runs(column: pa.Array) -> Iterator[tuple[str, int]]:
 
 
 def check_found(shard: Shard, wanted: set[str], found: set[str], why: str = "") -> None:
-    """Raises QueryError where the source lacks a chosen key."""
+    """Raises QueryError where the source lacks a chosen key. `why` is there where its example is bad."""
     missing = sorted(wanted - found)
     if missing:
+        why = why or f"{shard.url} has no such key; the data changed since it was scored, or the keys are of other data"
         raise QueryError(
-            f"shard '{shard.name}': {len(missing):,} of {len(wanted):,} chosen keys cannot be exported, first "
-            f"'{missing[0]}' ({why or f'not in {shard.url}'}); the data changed since it was scored, or the query's keys "
-            "are of other data"
+            f"shard '{shard.name}': {len(missing):,} of {len(wanted):,} chosen examples cannot be exported, first "
+            f"'{missing[0]}': {why}"
         )

@@ -80,17 +80,18 @@ def _by_query(options: ExportOptions, sql: str, spec: DatasetSpec, config: Confi
 def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
     assert options.by is not None and options.keep is not None
     by = POLICY_SQL.get(options.by, options.by)
-    table = table_of(options.scores, spec)
+    tables = [table_of(options.scores, spec)]
     runs, _, run = (options.run or "").rstrip("/").rpartition("/")
-    connection = connect(scores=root_of(table), runs=runs or ".")
-    tables = [table]
-    joined = [f"({_rows_of(connection, table)}) s"]
-    parts = {"s": tuple(name for name in columns_of(table) if name not in LEFT_OUT)}
+    connection = connect(scores=root_of(tables[0]), runs=runs or ".")
+    _name_rows(connection, "reference", tables[0])
+    joined = ["reference s"]
+    parts = {"s": tuple(name for name in columns_of(tables[0]) if name not in LEFT_OUT)}
     if options.online is not None:
         tables.append(table_of(options.online, spec))
+        _name_rows(connection, "online", tables[1])
         # Another target means another label or caption: then the two losses are not of the same example.
         joined.append(
-            f"LEFT JOIN (SELECT shard, key, target_hash, loss AS online_loss FROM ({_rows_of(connection, tables[1])})) o "
+            "LEFT JOIN (SELECT shard, key, target_hash, loss AS online_loss FROM online) o "
             "ON (s.shard, s.key, s.target_hash) = (o.shard, o.key, o.target_hash)"
         )
         parts["o"] = ("online_loss",)
@@ -110,15 +111,15 @@ def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
         parts["m"] = tuple(name for name in add_metadata(connection, [spec]) if name not in (*known, "dataset"))
         joined.append(f"LEFT JOIN {VIEW} m ON (s.shard, s.key) = (m.shard, m.key)")
     fields = ", ".join(f'{part}."{name}"' for part, names in parts.items() for name in names)
-    per = f"PARTITION BY ({options.per})" if options.per is not None else ""
+    per = f"PARTITION BY ({options.per}) " if options.per is not None else ""
     direction = "DESC" if options.highest else "ASC"
     share, rows = options.keep
     valued = f"SELECT *, ({by})::DOUBLE AS {VALUE} FROM (SELECT {fields} FROM {' '.join(joined)})"
-    sql = f"""SELECT * EXCLUDE (_place, _of) FROM (
-        SELECT *, row_number() OVER ({per} ORDER BY {VALUE} {direction}, shard, "row") AS _place,
-            count(*) OVER ({per}) AS _of
-        FROM ({valued}) WHERE {HAS_VALUE}
-    ) WHERE _place <= {f"round(_of * {share!r})" if share is not None else rows}"""
+    sql = (
+        "SELECT * EXCLUDE (_place, _of) FROM (SELECT *, "
+        f'row_number() OVER ({per}ORDER BY {VALUE} {direction}, shard, "row") AS _place, count(*) OVER ({per}) AS _of '
+        f"FROM ({valued}) WHERE {HAS_VALUE}) WHERE _place <= {f'round(_of * {share!r})' if share is not None else rows}"
+    )
     check_read(sql)
     columns = _columns(connection, sql)
     of, with_value = _one(connection, f"SELECT count(*), count(*) FILTER ({HAS_VALUE}) FROM ({valued})")
@@ -130,8 +131,13 @@ def _sorted(columns: tuple[str, ...]) -> str:
     return 'ORDER BY shard, "row", key' if "row" in columns else "ORDER BY shard, key"
 
 
-def _rows_of(connection: duckdb.DuckDBPyConnection, table: ScoreTable) -> str:
-    return parquet_sql(f"{open_root(connection, table.folder)}/*{ENDING}", SCORES_COLUMNS, {})
+def _name_rows(connection: duckdb.DuckDBPyConnection, name: str, table: ScoreTable) -> None:
+    """A view of one table's rows."""
+    rows = parquet_sql(f"{open_root(connection, table.folder)}/*{ENDING}", SCORES_COLUMNS, {})
+    try:
+        connection.execute(f"CREATE VIEW {name} AS {rows}")
+    except (duckdb.Error, OSError) as e:
+        raise QueryError(f"{table.folder}: {error_line(e)}") from None
 
 
 def _selections(connection: duckdb.DuckDBPyConnection, run: str, given: str, spec: DatasetSpec) -> str:
