@@ -315,6 +315,31 @@ def export(
 
 
 @cli.command()
+def doctor(
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Look at this data set, and give it again for another. Default: all named.")
+    ] = None,
+    scores: ScoresOption = "scores",
+    shards: Annotated[int, typer.Option(help="Read this many shards of each source of a data set.")] = 3,
+    format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
+    config: ConfigOption = None,
+) -> None:
+    """Look at this machine, the data sets and their score tables, and say for each fault what to type.
+
+    The exit code is 1 where something has to be done.
+
+    Example: curate doctor --dataset align
+    """
+    from .datasets.spec import load_config
+    from .reports.doctor import diagnose
+    from .reports.doctor_findings import check_format, write_findings
+
+    check_format(format)
+    if not write_findings(diagnose(load_config(config), dataset or [], scores, shards, report), format):
+        raise typer.Exit(1)
+
+
+@cli.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Write data, scores and runs to this folder.")] = Path("demo"),
 ) -> None:

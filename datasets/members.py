@@ -22,8 +22,9 @@ class Member(NamedTuple):
     content: bytes
 
 
-def tar_members(shard: Shard, keys: Collection[str], endings: Collection[str] = ()) -> Iterator[Member]:
-    """Stream the members of these examples, in the tar's order; only those with one of the endings where some are given.
+def tar_members(shard: Shard, keys: Collection[str] | None, endings: Collection[str] = ()) -> Iterator[Member]:
+    """Stream the members of these examples (None: of all), in the tar's order; only those with one of the endings where
+    some are given.
 
     Memory is bounded by one member. Raises ShardError for a cut or damaged tar, StorageError where the storage fails.
     What was yielded before is valid, but the caller must not keep it as a whole shard.
@@ -43,7 +44,7 @@ def tar_members(shard: Shard, keys: Collection[str], endings: Collection[str] = 
                     if not member.isreg() or found is None or METADATA.match(member.name):
                         continue
                     key, ending = found, ending.lower()
-                    if key in keys and (not endings or ending in endings):
+                    if (keys is None or key in keys) and (not endings or ending in endings):
                         yield Member(key, ending, member.name, _member_bytes(tar, member))
             while tail.read(1 << 20):
                 pass

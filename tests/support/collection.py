@@ -12,6 +12,7 @@ from curate.datasets.preparers.writer import encode_png
 from curate.datasets.shards import Shard
 from curate.datasets.spec import DatasetSpec, add_dataset, find_dataset, load_config
 from curate.datasets.targets import hash_target
+from curate.scoring.models import ModelSpec
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
@@ -114,7 +115,8 @@ def write_table(root: str, spec: DatasetSpec, examples: list[One], losses: list[
         table = pa.Table.from_pydict({field: columns[field] for field in schema.names}, schema=schema)
         shard = Shard(name=name, url=name, size=1, bytes=1)
         commit_shard(folder, shard, table, [], {"reference_fingerprint": fingerprint})
-    reference = {"name": "clip", "fingerprint": fingerprint}
+    model = ModelSpec("clip", spec.task, "clip", weights="/nowhere/clip.safetensors").to_dict()
+    reference = {"name": "clip", "fingerprint": fingerprint, "model": model}
     write_manifest(
         folder,
         {
