@@ -134,7 +134,7 @@ def test_a_table_of_other_fields_and_a_reference_that_changed(digits, tmp_path):
     content["reference"]["fingerprint"] = "0" * 64
     manifest.write_text(json.dumps(content))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
-    assert [text for text, _ in acts(found)][0].endswith(f"it was 00000000, and is {digits.table.name[-8:]}")
+    assert acts(found)[0][0].endswith(f"it was 00000000, and is {digits.table.name[-8:]}")
     manifest.write_text(json.dumps({**content, "dataset_fingerprint": "0" * 16}))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
     assert "made with other fields or classes than curate.toml has now" in acts(found)[0][0]

@@ -115,7 +115,7 @@ def write_table(root: str, spec: DatasetSpec, examples: list[One], losses: list[
         table = pa.Table.from_pydict({field: columns[field] for field in schema.names}, schema=schema)
         shard = Shard(name=name, url=name, size=1, bytes=1)
         commit_shard(folder, shard, table, [], {"reference_fingerprint": fingerprint})
-    model = ModelSpec("clip", spec.task, "clip", weights="/nowhere/clip.safetensors").to_dict()
+    model = ModelSpec(name="clip", task=spec.task, architecture="clip", weights="/nowhere/clip.safetensors").to_dict()
     reference = {"name": "clip", "fingerprint": fingerprint, "model": model}
     write_manifest(
         folder,
