@@ -13,15 +13,18 @@ from typing import Literal
 
 from ..datasets.batches import decode_all, decode_threads
 from ..datasets.decoding import Geometry
+from ..datasets.fields import split_field
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard, Split, list_shards
 from ..datasets.spec import DatasetSpec
+from ..datasets.tars import tar_members
 from ..errors import CurateError
 from ..units import format_bytes
 from .doctor_findings import Finding
 
 # Of each sampled shard. A thousand examples take about a second.
 MAX_EXAMPLES = 1000
+MAX_MEMBERS = 5000
 MAX_DECODED = 256
 GEOMETRY = Geometry(size=224)
 # `--max-failures` of score-reference and train.
@@ -67,14 +70,13 @@ def _endings(spec: DatasetSpec, shard: Shard, about: str) -> Iterator[Finding]:
     """What the tar's members end in, where the ones that the data set names are not there."""
     if spec.format != "webdataset":
         return
-    from ..datasets.members import tar_members
-
     try:
-        found = Counter(member.ending for member in islice(tar_members(shard, None), MAX_EXAMPLES))
+        found = Counter(member.ending for member in islice(tar_members(shard, lambda *_: None), MAX_MEMBERS))
     except CurateError:  # told where the shard was read
         return
-    shown = ", ".join(f".{ending} {count:,}" for ending, count in found.most_common(8)) or "nothing"
-    missing = [f".{spec.target_field} ({spec.target.word})"] if spec.target_field not in found else []
+    shown = ", ".join(f".{name} {count:,}" for name, count in found.most_common(8)) or "nothing"
+    ending, _ = split_field(spec.target_field)
+    missing = [f".{ending} ({spec.target.word})"] if ending not in found else []
     if not set(spec.image) & set(found):
         missing.append("an image (" + ", ".join(spec.image) + ")")
     if missing:

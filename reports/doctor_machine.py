@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from ..datasets.batches import decode_threads
 from ..datasets.storage import filesystem, is_local
 from ..errors import StorageError
 from ..scoring.settings import Precision
+from ..threads import CGROUP, cgroup_limit, cores
 from .doctor_findings import Finding
 
 MACHINE = "machine"
@@ -114,34 +114,18 @@ def _precision(default: Precision, speed: float) -> Finding:
 
 
 def _threads() -> Iterator[Finding]:
-    cores, limit, asked = decode_threads(), cpu_limit(), os.environ.get("OMP_NUM_THREADS")
-    about = f"{cores} of {os.cpu_count()} cores may be used"
-    if asked:
-        about += f"; OMP_NUM_THREADS is {asked}"
-    if limit is not None and limit < cores:
-        yield Finding(
-            MACHINE,
-            "act",
-            f"{about}; but this container has the time of {limit:g} cores, so more threads only wait for each other",
-            f"taskset --cpu-list 0-{max(1, int(limit)) - 1} curate ...",
-        )
+    used, limit, asked = cores(), cgroup_limit(), os.environ.get("OMP_NUM_THREADS", "")
+    about = f"{used} of {os.cpu_count()} cores may be used"
+    if limit is not None:
+        about += f", by this container's limit of {limit:g}"
+    if asked.isdigit() and int(asked) > used:
+        told = f"{about}, but OMP_NUM_THREADS is {asked}: more threads only wait for each other"
+        yield Finding(MACHINE, "act", told, f"export OMP_NUM_THREADS={used}")
     else:
-        yield Finding(MACHINE, "ok", about)
+        yield Finding(MACHINE, "ok", about + (f"; OMP_NUM_THREADS is {asked}" if asked else ""))
 
 
-def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """How many cores' time the container may use; None without a limit."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        except OSError:
-            return None
-    return int(quota) / int(period) if quota.isdigit() else None
-
-
-def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def memory_limit(root: Path = CGROUP) -> int | None:
     """Bytes that the container may use; None without a limit."""
     for place in (root / "memory.max", root / "memory" / "memory.limit_in_bytes"):
         try:

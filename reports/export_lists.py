@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from ..datasets.fields import MAX_JSON_BYTES
 from ..datasets.shards import Shard
+from ..datasets.tars import tar_members
 from ..datasets.writing import whole_file
 from ..errors import QueryError, SpecError
 from .export_picks import Picks, check_found
 from .export_select import UID
-from .output import plain
 
 # The resharder of DataComp compares 128-bit uids as (upper, lower) pairs of 64-bit numbers, by binary search.
 UIDS = np.dtype("u8,u8")
@@ -34,8 +35,8 @@ def write_keys(url: str, picks: Picks) -> None:
 def _write_jsonl(file: IO[bytes], picks: Picks) -> None:
     for batch in picks.batches():
         for row in batch.to_pylist():
-            file.write(json.dumps({name: plain(value) for name, value in row.items()}, ensure_ascii=False).encode())
-            file.write(b"\n")
+            finite = {name: None if value != value else value for name, value in row.items()}  # JSON has no NaN
+            file.write(json.dumps(finite, ensure_ascii=False, default=str).encode() + b"\n")
 
 
 def _write_text(file: IO[bytes], picks: Picks) -> None:
@@ -85,15 +86,19 @@ def _from_column(picks: Picks, column: str) -> Iterator[tuple[int, int]]:
 
 def _from_json(picks: Picks, shards: Mapping[str, Shard]) -> Iterator[tuple[int, int]]:
     """The field uid of every chosen example's .json member. Every tar is read once."""
-    from ..datasets.members import tar_members
-
     for name, table in picks.by_shard():
         shard, wanted, found = shards[name], set(table["key"].to_pylist()), set[str]()
-        for member in tar_members(shard, wanted, (JSON_MEMBER,)):
+        members = tar_members(
+            shard,
+            lambda key, ending, keys=wanted: (  # type: ignore[misc]
+                (MAX_JSON_BYTES, "read") if ending == JSON_MEMBER and key in keys else None
+            ),
+        )
+        for member in (m for m in members if m.content is not None):
             try:
-                content: Any = json.loads(member.content)
+                content: Any = json.loads(cast(bytes, member.content))
                 uid = content[UID]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise QueryError(
                     f"shard '{name}', key '{member.key}': {member.name} is no JSON object with the field '{UID}'; "
                     "give --uid key or metadata, or a query with the column uid"

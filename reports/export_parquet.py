@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..datasets.columns import key_text
 from ..datasets.readers import Example, Failure, read_shard
+from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import open_read
+from ..datasets.tars import open_shard
 from ..datasets.writing import whole_file
 from ..errors import ShardError
 from .export_folders import Part
@@ -102,16 +105,19 @@ def write_source_rows(url: str, spec: DatasetSpec, parts: Sequence[Part]) -> Non
             check_found(shard, wanted, found)
 
 
-def _batches(spec: DatasetSpec, shard: Any) -> Iterator[tuple[list[str], pa.RecordBatch]]:
-    """Every batch of a shard, and the key of each row: the key column, or the row's number in the file."""
+def _batches(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[list[str], pa.RecordBatch]]:
+    """Every batch of a shard, and the key of each row, as the reader makes it."""
     try:
-        with open_read(shard.url) as file:
+        with open_shard(shard) as file:
             parquet = pq.ParquetFile(file)
             first, last = shard.row_groups or (0, parquet.num_row_groups)
             row = sum(parquet.metadata.row_group(g).num_rows for g in range(first))
             for batch in parquet.iter_batches(batch_size=GROUP_ROWS, row_groups=list(range(first, last))):
-                keys = batch[spec.key].to_pylist() if spec.key else range(row, row + batch.num_rows)
-                yield [str(key) for key in keys], batch
+                keys = [str(row + i) for i in range(batch.num_rows)]
+                if spec.key:
+                    values = batch[spec.key].to_pylist()
+                    keys = [key_text(value, shard.url, spec.key, row + i) for i, value in enumerate(values)]
+                yield keys, batch
                 row += batch.num_rows
     except (pa.ArrowException, OSError, KeyError) as e:
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None

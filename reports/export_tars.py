@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from PIL import Image
 
-from ..datasets.members import tar_members
 from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
+from ..datasets.tars import MAX_IMAGE_BYTES, tar_members
 from ..datasets.writing import whole_file
-from ..errors import QueryError
+from ..errors import ExampleError, QueryError
 from .export_folders import Part
 from .export_picks import check_found
 
@@ -62,7 +62,13 @@ def _members(spec: DatasetSpec, parts: Sequence[Part]) -> Iterator[tuple[str, by
 def _of_shard(spec: DatasetSpec, shard: Shard, wanted: set[str]) -> Iterator[tuple[str, str, str, bytes]]:
     """(key in the source, key, name, content) of every member."""
     if spec.format == "webdataset":
-        yield from ((m.key, m.key, m.name, m.content) for m in tar_members(shard, wanted))
+        for member in tar_members(shard, lambda key, _: (MAX_IMAGE_BYTES, "read") if key in wanted else None):
+            if isinstance(member.content, ExampleError):
+                raise QueryError(
+                    f"shard '{shard.name}', key '{member.key}': {member.content}; leave it out of the query"
+                )
+            if member.content is not None:
+                yield member.key, member.key, member.name, member.content
         return
     for example in read_shard(spec, shard):
         if isinstance(example, Example) and example.key in wanted:

@@ -83,7 +83,7 @@ def _write_json(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
     file.write(b"[")
     for batch in result:
         for values in zip(*map(_values, batch.columns), strict=True):
-            row = dict(zip(names, map(plain, values), strict=True))
+            row = dict(zip(names, map(_plain, values), strict=True))
             file.write((",\n" if rows else "\n").encode() + json.dumps(row, ensure_ascii=False).encode())
             rows += 1
     file.write(b"\n]\n")
@@ -121,16 +121,16 @@ def _needs_text(kind: pa.DataType) -> bool:
 
 
 def _as_text(value: Any) -> str:
-    shown = plain(value)
-    return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
+    plain = _plain(value)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """The value in types that JSON has."""
     if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return [plain(part) for part in value]
+        return [_plain(part) for part in value]
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from curate.datasets.spec import add_dataset
 from curate.reports import doctor, doctor_machine
-from curate.reports.doctor_machine import bf16_speed, cpu_limit, look_at_machine, memory_limit
+from curate.reports.doctor_machine import bf16_speed, look_at_machine, memory_limit
 from support.collection import make_collection
 from support.commands import curate
 from support.tars import replace_member, write_tar
@@ -196,21 +196,19 @@ def test_precision_is_advised_where_the_default_is_slower():
 
 
 def test_limits_of_a_container(tmp_path, monkeypatch):
-    assert cpu_limit(tmp_path) is None and memory_limit(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert memory_limit(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
-    assert cpu_limit(tmp_path) is None and memory_limit(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert memory_limit(tmp_path) is None
     (tmp_path / "memory.max").write_text(f"{1 << 30}\n")
-    assert cpu_limit(tmp_path) == 1.5 and memory_limit(tmp_path) == 1 << 30
+    assert memory_limit(tmp_path) == 1 << 30
     older = tmp_path / "older"
-    (older / "cpu").mkdir(parents=True)
-    (older / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    (older / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cpu_limit(older) is None
-    (older / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
-    assert cpu_limit(older) == 4
-    monkeypatch.setattr(doctor_machine, "cpu_limit", lambda: 1.0)
-    monkeypatch.setattr(doctor_machine, "decode_threads", lambda: 8)
+    (older / "memory").mkdir(parents=True)
+    (older / "memory" / "memory.limit_in_bytes").write_text(f"{(1 << 63) - 4096}\n")
+    assert memory_limit(older) is None
+    monkeypatch.setattr(doctor_machine, "cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
     (found,) = doctor_machine._threads()
-    assert (found.level, found.do) == ("act", "taskset --cpu-list 0-0 curate ...")
+    assert (found.level, found.do) == ("act", "export OMP_NUM_THREADS=2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (found,) = doctor_machine._threads()
+    assert found.level == "ok"

@@ -14,6 +14,7 @@ import webdataset
 from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, find_dataset, load_config, spec_from_path
+from curate.errors import ReadError
 from curate.reports import export_tars
 from curate.reports.export_folders import plan_files
 from curate.reports.export_picks import Picks
@@ -141,11 +142,11 @@ def test_an_interrupted_export_is_resumed(made, tmp_path, monkeypatch):
         calls.append(path)
         if len(calls) == 2:
             path.write_bytes(b"half")
-            raise KeyboardInterrupt
+            raise ReadError("the storage is away")
         real(path, members)
 
     monkeypatch.setattr(export_tars, "write_members", dies_in_the_second)
-    assert export(made, tmp_path / "out", *KEEP, "--format", "webdataset").code == 130
+    assert export(made, tmp_path / "out", *KEEP, "--format", "webdataset").error == "the storage is away"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.tar"]
     assert json.loads((tmp_path / "out.export.json").read_text())["finished"] is False
     first = (tmp_path / "out" / "00000.tar").stat()
