@@ -19,6 +19,7 @@ from .errors import CurateError, CurateWarning, SpecError, StoppedError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
+from .reports.export_options import ExportOptions
 from .streams import end_within, flush_or_drop, nobody_reads, settle
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
@@ -318,7 +319,8 @@ def evaluate(
 @cli.command()
 def sql(
     query: Annotated[
-        str, typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections and analysis.")
+        str,
+        typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections, analysis and metadata."),
     ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
@@ -341,11 +343,62 @@ def sql(
     from .datasets.spec import analysis_files, load_config
     from .reports import connect, write
     from .reports import query as run_query
+    from .reports.metadata import add_metadata_of_all
     from .reports.output import choose_format
 
     chosen = choose_format(format, output)  # before the query, which may take long
-    connection = connect(scores=scores, runs=runs, datasets=analysis_files(load_config(config)))
+    known = load_config(config)
+    connection = connect(scores=scores, runs=runs, datasets=analysis_files(known))
+    add_metadata_of_all(connection, known, query)
     write(run_query(connection, query), chosen, output, report)
+
+
+@cli.command()
+@takes(options_of(ExportOptions))
+def export(
+    given: dict[str, Any],
+    target: Annotated[
+        str, typer.Argument(help="Write to this file or folder, a path or URL. Its ending may say the format.")
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Write a chosen part of a data set in a format that other tools read: by SQL, or the best share by a score.
+
+    TARGET.export.json says what was kept, of how many, by which table and SQL. The same command again resumes.
+
+    Example: curate export subset.npy --dataset align --keep 30% --by similarity
+    """
+    from .datasets.spec import load_config
+    from .reports.export import export as run_export
+
+    done = run_export(target, ExportOptions.of(**given), load_config(config), report)
+    report(done.line())
+    typer.echo(target)
+
+
+@cli.command()
+def doctor(
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Look at this data set, and give it again for another. Default: all named.")
+    ] = None,
+    scores: ScoresOption = "scores",
+    shards: Annotated[int, typer.Option(help="Read this many shards of each source of a data set.")] = 3,
+    format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
+    config: ConfigOption = None,
+) -> None:
+    """Look at this machine, the data sets and their score tables, and say for each fault what to type.
+
+    The exit code is 1 where something has to be done.
+
+    Example: curate doctor --dataset align
+    """
+    from .datasets.spec import load_config
+    from .reports.doctor import diagnose
+    from .reports.doctor_findings import check_format, write_findings
+
+    check_format(format)
+    if not write_findings(diagnose(load_config(config), dataset or [], scores, shards, report), format):
+        raise typer.Exit(1)
 
 
 @cli.command()

@@ -51,6 +51,10 @@ OPTIONS = {
     """,
     "evaluate": "model --dataset --precision --config",
     "sql": "query --scores --runs --format --output --config",
+    "export": """
+        target --dataset --format --sql --keep --by --order --per --scores --online --run --runs --uid --shard-size --config
+    """,
+    "doctor": "--dataset --scores --shards --format --config",
     "demo": "--folder",
 }
 
