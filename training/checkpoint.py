@@ -47,6 +47,8 @@ def save(
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
             save_weights(trainee.module, partial / f"{name}.safetensors")
+            if trainee.average is not None:
+                save_weights(trainee.average.module, partial / f"{name}-average.safetensors")
         with (partial / "optimizers.pt").open("wb") as file:  # by its path, torch would hide why it cannot be written
             torch.save(tensors, file)
         (partial / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
@@ -71,6 +73,9 @@ def load(run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Ge
         tensors = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
         for name, trainee in trainees.items():
             load_weights(trainee.module, str(folder / f"{name}.safetensors"))
+            if trainee.average is not None:
+                load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"))
+            trainee.steps = state["step"]
             trainee.optimizer.load_state_dict(tensors["optimizers"][name])
         for name, generator in generators.items():
             generator.set_state(tensors["generators"][name])

@@ -190,10 +190,12 @@ def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss
 
 def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
     """Refuse what would fill the disk hours later: two checkpoints (the new one is whole before the old one goes), the
-    final weights, and the selections."""
+    final weights, both with the learner's average, and the selections."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
+    learner = next(iter(models)) if options.optimization.ema is not None else None
+    average = sum(4 * p.numel() for p in learner.module.parameters()) if learner else 0
     rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
-    needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + SELECTION_BYTES * rows
+    needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + 3 * average + SELECTION_BYTES * rows
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(

@@ -34,6 +34,7 @@ class Classification:
     lr = 2e-3
     augment = "crop-flip"
     score_scale = 1.0
+    compares = False
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
         return timm_spec(self.name, name, architecture, num_classes, {})

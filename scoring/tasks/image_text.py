@@ -37,6 +37,7 @@ class ImageText:
     augment = "none"
     # A dot product lies in [-1, 1]; a softmax of such scores hardly selects.
     score_scale = 20.0
+    compares = True
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
         return open_clip_spec(self.name, name, architecture)
