@@ -11,13 +11,51 @@
         TableError        a score table
             JoinError     a training example and its stored score
         RunError          a run folder
-        BudgetError  FailuresError  BusyError  WorkerError  FetchError  QueryError
+        BudgetError  FailuresError  BusyError  WorkerError  RankError  FetchError  QueryError
 
 Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
 --out, catches a WriteError and raises an error of its own that adds it.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from signal import Signals
+
+# Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
+_USERINFO = re.compile(r"((?:https?|ftp)://)[^\s/'\"]*@|([a-z][a-z0-9+.-]*://)[^\s/'\"]*:[^\s/'\"]*@", re.IGNORECASE)
+_SLASHED = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/'\"@]*:(?!\d+(?:/|$))[^\s'\"@]*@", re.IGNORECASE)
+_END = r"(?=[:;,.)]*(?:[\s'\"]|$))"
+_QUERY = re.compile(
+    rf"(https?://[^\s'\"?#]*)[?#][^\s'\"]*?{_END}|([a-z][a-z0-9+.-]*://[^\s'\"?#]*)[?#][^\s'\"]*=[^\s'\"]*?{_END}",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or a text with URLs in it, without user names, passwords, queries and fragments: they may hold secrets.
+
+    A path without a protocol stays as it is.
+    """
+    if "://" not in text:
+        return text
+    for pattern in (_USERINFO, _SLASHED, _QUERY):
+        text = pattern.sub(lambda found: found[1] or (found[2] if found.re.groups > 1 else ""), text)
+    return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'label'?` for a word that is near a known one, else nothing."""
+    near = get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    return nearest(word, names).removeprefix("; ") or f"known are {', '.join(names)}"
 
 
 def printable(text: str) -> str:
@@ -26,10 +64,17 @@ def printable(text: str) -> str:
 
 
 class CurateError(Exception):
-    """Base of all: the message says what was found, where, and what to do about it, in one printable line."""
+    """Base of all: the message says what was found, where, and what to do about it, in one printable line.
+
+    Secrets in URLs are left out.
+    """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(" ".join(message.splitlines())))
+        super().__init__(printable(without_secrets(" ".join(message.splitlines()))))
+
+
+class CurateWarning(UserWarning):
+    """Something that the user may not expect was found, and the work goes on. The command line prints its one line."""
 
 
 class SpecError(CurateError):
@@ -88,12 +133,32 @@ class WorkerError(CurateError):
     """A process that did part of a job died: killed, or out of memory."""
 
 
+class RankError(CurateError):
+    """Another process of a distributed run failed, or cannot be reached."""
+
+
 class FetchError(CurateError):
     """A package with a known data set could not be fetched or is not the one expected."""
 
 
 class QueryError(CurateError):
     """An SQL query is not a read, or DuckDB refuses it."""
+
+
+class StoppedError(BaseException):
+    """A signal asked the process to end: the machine is taken back, or the terminal is gone. No error, as Ctrl-C is none."""
+
+    def __init__(self, signal: int, message: str = "") -> None:
+        super().__init__(signal, message)
+        self.signal, self.message = signal, message
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it for a process that a signal ended."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"stopped by {Signals(self.signal).name}" + (f" {self.message}" if self.message else "")
 
 
 class ExampleError(CurateError):

@@ -25,7 +25,7 @@ _HOMES = {
     "Shard": "shards",
     "decode": "decoding",
     "find_dataset": "spec",
-    "hash_target": "readers",
+    "hash_target": "targets",
     "list_shards": "shards",
     "load_config": "spec",
     "read_shard": "readers",

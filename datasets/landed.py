@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import ShardError, SpecError, StorageError
-from .shards import Shard, expand_braces, has_wildcard, row_group_shards, short_names
+from .patterns import expand_braces, has_wildcard, in_folder, is_shards_folder, matching
+from .shards import Shard, row_group_shards, short_names
 from .spec import DatasetSpec
-from .storage import Entry, full_url, glob, list_entries, written_at
+from .storage import Entry, full_url, list_entries, written_at
 
 Listing = dict[str, Entry]
 
@@ -35,7 +36,7 @@ def landed_files(spec: DatasetSpec) -> list[LandedFile]:
     found: Listing = {}
     for pattern in spec.train:
         for url in expand_braces(spec.name, pattern):
-            found.update(_matches(url, listings))
+            found.update(_matches(spec, url, listings))
     names = short_names(list(found))
     return [_landed(name, url, entry) for name, (url, entry) in zip(names, found.items(), strict=True)]
 
@@ -68,16 +69,17 @@ def _split_or_whole(spec: DatasetSpec, file: Shard) -> Sequence[Shard]:
         return [file]
 
 
-def _matches(url: str, listings: dict[str, Listing]) -> Listing:
+def _matches(spec: DatasetSpec, url: str, listings: dict[str, Listing]) -> Listing:
     """Path or URL, and what the storage says of it, of every file that a pattern without braces matches."""
     if has_wildcard(url):
-        found = glob(url)
-    else:
-        url = full_url(url)
-        folder = url.rpartition("/")[0]
-        if folder not in listings:
-            listings[folder] = list_entries(folder)
-        found = {url: listings[folder][url]} if url in listings[folder] else {}
+        return matching(url, spec.name)
+    if is_shards_folder(url, spec.format):
+        return in_folder(url, spec.name, spec.format)
+    url = full_url(url)
+    folder = url.rpartition("/")[0]
+    if folder not in listings:
+        listings[folder] = list_entries(folder)
+    found = {url: listings[folder][url]} if url in listings[folder] else {}
     return {url: entry for url, entry in found.items() if entry.get("type") != "directory"}
 
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow.parquet as pq
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from ..errors import ShardError, SpecError, StorageError
+from ..errors import ShardError, SpecError, StorageError, printable
+from .columns import Columns, find_columns
+from .fields import split_field
+from .hidden import is_hidden
+from .notices import counted, say_once
+from .patterns import SHARD_ENDINGS, ending_word, expand, expand_braces
 from .spec import DatasetSpec
-from .storage import glob, is_folder, list_below, list_entries, open_read, size_of
+from .storage import is_folder, list_below, open_read
 
 Split = Literal["train", "test"]
-ENDINGS = (".tar.gz", ".tgz", ".tar", ".parquet", ".pq")
+ENDINGS = tuple(ending for endings in SHARD_ENDINGS.values() for ending in endings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,63 +55,33 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
         raise SpecError(f"data set '{spec.name}' has no {split} shards; set {split} = ... in its entry")
     if spec.format == "folder":
         return _folder_shards(spec, patterns)
-    files = [file for pattern in patterns for file in _expand(spec.name, pattern)]
+    files = [file for pattern in patterns for file in expand(spec.name, pattern, spec.format)]
     repeated = [url for url, count in Counter(url for url, _ in files).items() if count > 1]
     if repeated:
         raise ShardError(f"data set '{spec.name}': {repeated[0]} is matched twice; make the patterns disjoint")
     names = short_names([url for url, _ in files])
     shards = [Shard(name=n, url=url, size=size, bytes=size) for n, (url, size) in zip(names, files, strict=True)]
-    if spec.format == "parquet":
-        with ThreadPoolExecutor(16) as pool:
-            shards = [part for parts in pool.map(lambda s: row_group_shards(s, spec), shards) for part in parts]
-    return shards
+    return _row_groups_of_all(spec, shards) if spec.format == "parquet" else shards
 
 
-def _expand(dataset: str, pattern: str) -> list[tuple[str, int]]:
-    """(url, size) of every file that a pattern names, in order."""
-    urls = expand_braces(dataset, pattern)
-    if not has_wildcard(pattern):
-        return _named_files(dataset, urls)
-    found: list[tuple[str, int]] = []
-    for url in urls:
-        matches = glob(url)
-        if not matches:
-            raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
-        found += [(match, int(entry["size"] or 0)) for match, entry in matches.items()]
-    return found
-
-
-def expand_braces(dataset: str, pattern: str) -> list[str]:
-    """Raises SpecError where they are unbalanced."""
-    try:
-        return list(braceexpand(pattern))
-    except UnbalancedBracesError:
-        raise SpecError(f"data set '{dataset}': unbalanced braces in '{pattern}'") from None
-
-
-def has_wildcard(pattern: str) -> bool:
-    return any(mark in pattern for mark in "*?[")
-
-
-def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
-    def size(url: str) -> int | None:
-        try:
-            return size_of(url)
-        except FileNotFoundError:
-            return None
-
+def _row_groups_of_all(spec: DatasetSpec, files: Sequence[Shard]) -> list[Shard]:
     with ThreadPoolExecutor(16) as pool:
-        sizes = list(pool.map(size, urls)) if any("://" in u for u in urls) else [size(u) for u in urls]
-    missing = [url for url, n in zip(urls, sizes, strict=True) if n is None]
-    if missing:
-        what = "no shard matches" if len(missing) == len(urls) else f"{len(missing)} of {len(urls)} shards are missing,"
-        raise ShardError(f"data set '{dataset}': {what} {missing[0]}; check the path or its range")
-    return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
+        split = list(pool.map(lambda file: _split(file, spec), files))
+    never = set.intersection(*(set(columns.empty) for _, columns in split))
+    if never:
+        raise ShardError(
+            f"data set '{spec.name}': column '{min(never)}' is null in every file: it holds no value at all; name "
+            f"another one in [datasets.{spec.name}]"
+        )
+    return [part for parts, _ in split for part in parts]
 
 
 def short_names(urls: Sequence[str]) -> list[str]:
-    """Names of shards: the base name without its ending; with the folders that distinguish them where base names repeat."""
-    stems = [path_of(url) for url in urls]
+    """Names of shards: the base name without its ending; with the folders that distinguish them where base names repeat.
+
+    Raises ShardError for two equal names, and for a name that the score table could not hold.
+    """
+    stems = [printable(path_of(url)) for url in urls]
     names = [stem.rsplit("/", 1)[-1] for stem in stems]
     if len(set(names)) < len(names):
         folders = [stem.split("://")[-1].lstrip("/").split("/") for stem in stems]
@@ -118,6 +92,11 @@ def short_names(urls: Sequence[str]) -> list[str]:
     if repeated:
         both = [url for url, name in zip(urls, names, strict=True) if name == repeated[0]]
         raise ShardError(f"{both[0]} and {both[1]} would both be shard '{repeated[0]}'; rename one")
+    for name, url in zip(names, urls, strict=True):
+        if name.startswith(".") or not name.isprintable():
+            # Tools take score files with such names for hidden ones; a name with a line break is no line in a log.
+            what = "starts with a dot" if name.startswith(".") else "has a character that cannot be printed"
+            raise ShardError(f"{url!r}: the shard's name {what}; rename the file")
     return names
 
 
@@ -138,12 +117,31 @@ def path_of(url: str) -> str:
 def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
     """Split a Parquet file into runs of whole row groups of at least `rows_per_shard` rows.
 
-    Raises ShardError where it is not a whole Parquet file, ReadError where its storage fails.
+    Raises ShardError where it is not a whole Parquet file or its columns are not those of the data set, ReadError where
+    its storage fails.
     """
+    return _split(shard, spec)[0]
+
+
+def columns_of(spec: DatasetSpec, parquet: pq.ParquetFile, url: str) -> Columns:
+    """The columns that a data set reads of a file. Raises ShardError."""
+    return find_columns(
+        parquet.schema_arrow,
+        url,
+        dataset=spec.name,
+        image=spec.image,
+        target=spec.target,
+        field=spec.target_field,
+        key=spec.key,
+    )
+
+
+def _split(shard: Shard, spec: DatasetSpec) -> tuple[list[Shard], Columns]:
     try:
         with open_read(shard.url) as file:
-            metadata = pq.ParquetFile(file).metadata
-    except StorageError:
+            parquet = pq.ParquetFile(file)
+            metadata, columns = parquet.metadata, columns_of(spec, parquet, shard.url)
+    except (ShardError, StorageError):
         raise
     except FileNotFoundError:
         raise ShardError(f"{shard.url}: no such file") from None
@@ -158,17 +156,16 @@ def row_group_shards(shard: Shard, spec: DatasetSpec) -> list[Shard]:
             name = f"{shard.name}.rg{start:05d}-{number + 1:05d}"
             parts.append(replace(shard, name=name, bytes=size, row_groups=(start, number + 1), rows=rows))
             start, rows, size = number + 1, 0, 0
-    return parts if len(parts) > 1 else [replace(part, name=shard.name) for part in parts]
+    return (parts if len(parts) > 1 else [replace(part, name=shard.name) for part in parts]), columns
 
 
 def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     """Spread a folder's images over buckets by a hash of their path, so that every bucket mixes the classes."""
     files: list[tuple[str, str, int]] = []
-    for root in (url for pattern in roots for url in braceexpand(pattern)):
+    for root in (url for pattern in roots for url in expand_braces(spec.name, pattern)):
         if not is_folder(root):
             raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
-        below = ((key, url, int(entry["size"] or 0)) for key, (url, entry) in list_below(root).items())
-        files += [file for file in below if file[0].rsplit(".", 1)[-1].lower() in spec.image]
+        files += _images_below(spec, root)
     if not files:
         raise ShardError(f"data set '{spec.name}': no image ({', '.join(spec.image)}) in {', '.join(roots)}")
     repeated = [key for key, count in Counter(key for key, _, _ in files).items() if count > 1]
@@ -195,7 +192,27 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     ]
 
 
-def class_folders(root: str) -> tuple[str, ...]:
-    """The class names of an image folder: its sub-folders, sorted."""
-    entries = list_entries(root) if is_folder(root) else {}
-    return tuple(sorted(url.rstrip("/").rsplit("/", 1)[-1] for url, e in entries.items() if e["type"] == "directory"))
+def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
+    """(key, URL, bytes) of the images in a folder. All else is counted and said once, but for the captions' files."""
+    links: list[str] = []
+    found, left_out = [], []
+    beside = "" if spec.target.in_folder_name else split_field(spec.target_field)[0].lower()
+    for path, (url, entry) in list_below(root, links).items():
+        key = printable(path)
+        ending = key.rsplit(".", 1)[-1].lower()
+        if is_hidden(key):
+            left_out.append(("hidden or system file", key))
+        elif ending in spec.image:
+            found.append((key, url, int(entry["size"] or 0)))
+        elif not beside or ending != beside:
+            left_out.append((ending_word(key), key))
+    left_out += [
+        ("link to a folder that is read already", printable(link[len(root.rstrip("/")) + 1 :])) for link in links
+    ]
+    if left_out:
+        say_once(
+            (spec.name, root),
+            f"data set '{spec.name}': passed over in {root}: {counted(kind for kind, _ in left_out)}; "
+            f"first {left_out[0][1]!r}",
+        )
+    return found

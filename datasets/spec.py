@@ -5,22 +5,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import tomlkit
+from ..errors import CurateError, SpecError, nearest, printable
+from .config import CONFIG_NAME, Config, add_dataset, add_model, load_config
+from .fields import split_field
+from .inference import (
+    IMAGE_EXTENSIONS,
+    OLD_EXTENSIONS,
+    classes_in_files,
+    classes_in_folders,
+    classes_of_file,
+    guess_format,
+)
+from .targets import TARGETS, Classes, Target, default_task, task_of_path
 
-from ..errors import SpecError
-from .targets import TARGETS, Target, default_task, task_of_path
-from .writing import write_whole
+__all__ = [
+    "Config",
+    "DatasetSpec",
+    "add_dataset",
+    "add_model",
+    "analysis_files",
+    "find_dataset",
+    "load_config",
+    "spec_from_path",
+    "spec_from_table",
+]
 
-CONFIG_NAME = "curate.toml"
 FORMATS = ("webdataset", "parquet", "folder")
 SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
+LISTS = ("train", "test", "image", "classes", "templates")
+# A name is a folder's in a score table, and is a word in logs and globs.
+NOT_IN_NAMES = set("/\\[]{}*?%#")
 
 Format = Literal["webdataset", "parquet", "folder"]
 
@@ -32,6 +53,7 @@ class DatasetSpec:
     `image`, `label` and `text` name tar extensions or Parquet columns. An image-text data set may also have a
     `label` and `classes`: zero-shot classification is then evaluated on its test split with `templates`.
     `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training.
+    `classes_from` is `metadata` where the classes are those that Parquet files name themselves.
     """
 
     name: str
@@ -48,13 +70,22 @@ class DatasetSpec:
     rows_per_shard: int = 10_000
     analysis: str = ""
     description: str = field(default="", compare=False)
+    classes_from: str = ""
 
     def __post_init__(self) -> None:
         where = f"data set '{self.name}'"
+        if not is_name(self.name):
+            raise SpecError(
+                f"data set {self.name!r}: a name is a folder's in the score table; use letters, digits, '-', '_' and '.'"
+            )
         if self.task not in TARGETS:
-            raise SpecError(f"{where}: task is '{self.task}', expected one of {', '.join(TARGETS)}")
+            raise SpecError(
+                f"{where}: task is '{self.task}', expected one of {', '.join(TARGETS)}{nearest(self.task, TARGETS)}"
+            )
         if self.format not in FORMATS:
-            raise SpecError(f"{where}: format is '{self.format}', expected one of {', '.join(FORMATS)}")
+            raise SpecError(
+                f"{where}: format is '{self.format}', expected one of {', '.join(FORMATS)}{nearest(self.format, FORMATS)}"
+            )
         if not self.train:
             raise SpecError(f'{where}: no train shards are named; set train = "path/{{000..099}}.tar"')
         if self.rows_per_shard < 1:
@@ -75,22 +106,33 @@ class DatasetSpec:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @cached_property
+    def class_names(self) -> Classes:
+        return Classes(self.classes)
+
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the settings that say what an example is, not of where the shards are or how many."""
-        meaning = {
+        """16 hex digits of the settings that say what an example is, not of where the shards are or how many.
+
+        Endings that were added to the default ones, and names that only explain stored numbers, do not change it.
+        """
+        counts = self.target.has_classes and not self.classes_from
+        meaning: dict[str, Any] = {
             "task": self.task,
             "format": self.format,
-            "image": self.image,
+            "image": OLD_EXTENSIONS if self.image == IMAGE_EXTENSIONS else self.image,
             "target": self.target_field,
             "key": self.key,
-            "classes": self.classes if self.target.has_classes else (),
+            "classes": self.classes if counts else (),
             "rows_per_shard": self.rows_per_shard if self.format == "parquet" else 0,
         }
+        if counts and self.class_names.names_alone and self.format != "folder":
+            meaning["labels"] = "names"  # tables of version 0.1 took them for numbers
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values if self.classes_from else {k: v for k, v in values.items() if k != "classes_from"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -98,38 +140,11 @@ class DatasetSpec:
         return cls(**plain)
 
 
-@dataclass(frozen=True)
-class Config:
-    """The parsed curate.toml: `datasets` and `models` as written, `path` None where there is no file."""
-
-    path: Path | None
-    datasets: Mapping[str, Mapping[str, Any]]
-    models: Mapping[str, Mapping[str, Any]]
-
-
-def load_config(path: str | os.PathLike[str] | None = None) -> Config:
-    """Read `path`, or the nearest curate.toml at or above the working folder. No file gives an empty Config."""
-    found = Path(path) if path else _search_upward(Path.cwd())
-    if found is None:
-        return Config(None, {}, {})
-    try:
-        content = tomllib.loads(found.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{found}: no such file; give --config an existing curate.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise SpecError(f"{found}: not valid TOML: {e}") from None
-    for room in ("datasets", "models"):
-        entries = content.get(room, {})
-        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-            raise SpecError(f"{found}: [{room}] must hold tables such as [{room}.NAME]")
-    return Config(found.resolve(), content.get("datasets", {}), content.get("models", {}))
-
-
-def _search_upward(folder: Path) -> Path | None:
-    for parent in (folder, *folder.parents):
-        if (parent / CONFIG_NAME).is_file():
-            return parent / CONFIG_NAME
-    return None
+def is_name(text: str) -> bool:
+    """Whether a data set may be called so."""
+    return (
+        bool(text) and text == text.strip() and text[0] != "." and text.isprintable() and NOT_IN_NAMES.isdisjoint(text)
+    )
 
 
 def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
@@ -138,95 +153,90 @@ def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
     if name in config.datasets:
         assert config.path is not None
         return spec_from_table(name, config.datasets[name], base=config.path.parent)
-    if any(mark in name for mark in "/.*{") or os.path.exists(name):
+    if any(mark in name for mark in "/.*{~") or name.startswith("pipe:") or os.path.exists(name):
         return spec_from_path(name)
     known = ", ".join(sorted(config.datasets)) or "none"
     where = config.path or f"no {CONFIG_NAME} at or above {Path.cwd()}"
     raise SpecError(
         f"unknown data set '{name}': {where} knows {known}; add [datasets.{name}], give a path, or run 'curate prepare'"
+        + nearest(name, config.datasets)
     )
 
 
 def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = None) -> DatasetSpec:
     """Check and complete one [datasets.NAME] table; relative paths count from `base`."""
-    known = {f.name for f in fields(DatasetSpec)} - {"name"}
-    unknown = set(table) - known
+    where = f"data set '{name}'"
+    known = {f.name for f in fields(DatasetSpec)} - {"name", "classes_from"}
+    unknown = sorted(set(table) - known)
     if unknown:
         raise SpecError(
-            f"data set '{name}': unknown setting {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}"
+            f"{where}: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            f"{nearest(unknown[0], known)}"
         )
-    values: dict[str, Any] = dict(table)
-    if isinstance(values.get("classes"), int):
-        values["classes"] = [str(i) for i in range(values["classes"])]
-    for option in ("train", "test", "image", "classes", "templates"):
+    for option, value in table.items():
+        wanted = int if option == "rows_per_shard" else str if option in SINGLE_STRINGS else None
+        if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise SpecError(
+                f"{where}: {option} is {value!r}, expected a {'whole number' if wanted is int else 'string'}"
+            )
+    values: dict[str, Any] = {option: value for option, value in table.items() if option not in SINGLE_STRINGS or value}
+    classes = values.get("classes")
+    if isinstance(classes, int):
+        if isinstance(classes, bool) or not 1 <= classes <= 10_000_000:
+            raise SpecError(
+                f"{where}: classes is {str(classes).lower()}, expected names, how many there are, or a file"
+            )
+        values["classes"] = [str(i) for i in range(classes)]
+    elif isinstance(classes, str):
+        values["classes"] = list(classes_of_file(name, _absolute(name, classes, base)[0]))
+    for option in LISTS:
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
-    for option, value in values.items():
-        wanted = {"rows_per_shard": int, **dict.fromkeys(SINGLE_STRINGS, str)}.get(option)
-        if wanted and not isinstance(value, wanted):
-            raise SpecError(f"data set '{name}': {option} is {value!r}, expected a {wanted.__name__}")
-    values["train"] = tuple(p for pattern in values.get("train", ()) for p in _absolute(pattern, base))
-    values["test"] = tuple(p for pattern in values.get("test", ()) for p in _absolute(pattern, base))
+    for option in ("train", "test"):
+        values[option] = tuple(p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base))
     if values.get("analysis"):
-        values["analysis"] = _absolute(values["analysis"], base)[0]
+        values["analysis"] = _absolute(name, values["analysis"], base)[0]
     values.setdefault("format", guess_format(values["train"][0] if values["train"] else ""))
     values.setdefault("task", default_task(values))
-    return DatasetSpec(name=name, **_with_default_fields(values))
+    _check_read(name, values)
+    return _with_classes(DatasetSpec(name=name, **_with_default_fields(values)))
+
+
+def _check_read(name: str, values: Mapping[str, Any]) -> None:
+    """Raises SpecError for a setting that nothing would read."""
+    target = TARGETS.get(values["task"])
+    if values["format"] != "parquet" and "key" in values:
+        raise SpecError(
+            f"data set '{name}': key names a column of Parquet files, and this is {values['format']}; drop it"
+        )
+    if values["format"] == "folder" and target and target.in_folder_name and target.setting in values:
+        raise SpecError(
+            f"data set '{name}': {target.setting} is not read: the {target.word} of an image in a folder is the first "
+            f"folder of its path; drop it"
+        )
 
 
 def spec_from_path(path: str) -> DatasetSpec:
     """A data set given as a path: image-text where the shards may hold captions, classification for folders."""
-    kind = guess_format(path)
+    absolute = _absolute(path, path, Path.cwd())
+    kind = guess_format(absolute[0])
     name = path.rstrip("/").split("/")[-1].split("{")[0].split("*")[0].split(".")[0].strip("-_")
     if not name:
         name = path.rstrip("/").split("/")[-2] if "/" in path.rstrip("/") else "data"
-    values = {"train": tuple(_absolute(path, Path.cwd())), "task": task_of_path(kind), "format": kind}
-    return DatasetSpec(name=name, **_with_default_fields(values))
-
-
-def guess_format(pattern: str) -> Format:
-    """From the ending: .tar (or .tar.gz) is webdataset, .parquet parquet, anything else an image folder."""
-    for plain in (pattern.rstrip("}"), pattern.split("?")[0].rstrip("}")):  # a wildcard, or a URL's query
-        if plain.endswith((".tar", ".tar.gz", ".tgz")):
-            return "webdataset"
-        if plain.endswith((".parquet", ".pq")):
-            return "parquet"
-    return "folder"
+    if not is_name(name):
+        name = re.sub(r"[^\w.-]+", "-", printable(name)).strip("-.") or "data"
+    values = {"train": tuple(absolute), "task": task_of_path(kind), "format": kind}
+    return _with_classes(DatasetSpec(name=name, **_with_default_fields(values)))
 
 
 def analysis_files(config: Config) -> dict[str, dict[str, str]]:
     """The `analysis` setting of every data set that has one, as an absolute path or URL."""
     base = config.path.parent if config.path else None
     return {
-        name: {"analysis": _absolute(entry["analysis"], base)[0]}
+        name: {"analysis": _absolute(name, entry["analysis"], base)[0]}
         for name, entry in config.datasets.items()
         if isinstance(entry.get("analysis"), str)
     }
-
-
-def add_dataset(config_path: Path, name: str, table: Mapping[str, Any]) -> None:
-    """Write (or replace) [datasets.NAME] in `config_path`. All else in it stays, comments too."""
-    _add_entry(config_path, "datasets", name, table)
-
-
-def add_model(config_path: Path, name: str, table: Mapping[str, Any]) -> None:
-    """Write (or replace) [models.NAME] in `config_path`. All else in it stays, comments too."""
-    _add_entry(config_path, "models", name, table)
-
-
-def _add_entry(config_path: Path, room: str, name: str, table: Mapping[str, Any]) -> None:
-    text = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
-    try:
-        document = tomlkit.parse(text)
-    except tomlkit.exceptions.TOMLKitError as e:
-        raise SpecError(f"{config_path}: not valid TOML: {e}") from None
-    if room not in document:
-        document.add(room, tomlkit.table(is_super_table=True))
-    entry = tomlkit.table()
-    for key, value in table.items():
-        entry.add(key, list(value) if isinstance(value, tuple) else value)
-    cast(Any, document[room])[name] = entry
-    write_whole(config_path, tomlkit.dumps(document).encode())
 
 
 def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
@@ -237,18 +247,47 @@ def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
     raise SpecError(f"data set '{name}': {option} is {value!r}, expected a string or a list of strings")
 
 
-def _absolute(pattern: str, base: Path | None) -> list[str]:
+def _absolute(name: str, pattern: str, base: Path | None) -> list[str]:
     """Split `a::b` (but not fsspec's chained URLs, which have `::` before a protocol) and make relative paths absolute."""
+    if pattern.startswith("pipe:"):
+        raise SpecError(
+            f"data set '{name}': '{pattern}': pipe: runs a command, which is not supported; give the URL itself "
+            "(s3://, gs://, https://: pip install 'curate[s3]' or fsspec's package for it), or copy the shards first"
+        )
     if "::" in pattern and "://" in pattern.split("::", 1)[1] and "://" not in pattern.split("::", 1)[0]:
         return [pattern]
-    parts = pattern.split("::")
+    parts = [os.path.expanduser(part) if part.startswith("~") else part for part in pattern.split("::")]
     return [p if base is None or "://" in p or os.path.isabs(p) else str(base / p) for p in parts]
 
 
 def _with_default_fields(values: dict[str, Any]) -> dict[str, Any]:
     kind = values["format"]
+    if kind != "parquet":  # an ending is compared without its dot and in lower case
+        for option in {"image", *(target.setting for target in TARGETS.values())} & set(values):
+            given = values[option]
+            values[option] = _ending(given) if isinstance(given, str) else tuple(map(_ending, given))
     values.setdefault("image", ("image",) if kind == "parquet" else IMAGE_EXTENSIONS)
     target = TARGETS.get(values["task"])  # DatasetSpec refuses an unknown task
     if target and kind in target.fields:
         values.setdefault(target.setting, target.fields[kind])
     return values
+
+
+def _ending(text: str) -> str:
+    holder, path = split_field(text.removeprefix("."))
+    return f"{holder.lower()}:{path}" if path else holder.lower()
+
+
+def _with_classes(spec: DatasetSpec) -> DatasetSpec:
+    """The same data set with the classes that its folders or files name, where it names none itself."""
+    if spec.classes or not spec.target.has_classes:
+        return spec
+    try:
+        if spec.format == "folder":
+            return replace(spec, classes=classes_in_folders(spec.train))
+        if spec.format == "parquet":
+            found = classes_in_files(spec.name, spec.train[0], spec.target_field)
+            return replace(spec, classes=found, classes_from="metadata" if found else "")
+    except (CurateError, FileNotFoundError):  # what is wrong with the shards is said where they are listed
+        pass
+    return spec

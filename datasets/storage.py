@@ -8,16 +8,20 @@ missing file is no failure of the storage: it is a FileNotFoundError.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import time
 from collections.abc import Callable
 from datetime import datetime
+from glob import escape
+from glob import glob as local_glob
 from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CurateError, ReadError, StorageError
+from ..errors import without_secrets as without_secrets  # callers look for it where URLs are opened
 
 T = TypeVar("T")
 Entry = dict[str, Any]
@@ -30,7 +34,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL and the path in it."""
+    """The fsspec filesystem of a URL and the path in it. A path without a protocol is local, whatever its characters."""
+    if url.startswith("pipe:"):
+        raise StorageError(
+            f"{url}: pipe: runs a command, which is not supported; give the URL itself, such as s3://, gs:// or https://"
+        )
+    if "://" not in url:
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
     try:
         fs, path = url_to_fs(url)
     except Exception as e:  # an unknown protocol, a missing package, missing credentials
@@ -137,7 +147,15 @@ class Reader:
 def open_read(url: str) -> Reader:
     """A binary file for reading. Raises FileNotFoundError."""
     fs, path = filesystem(url)
-    return Reader(url, _read(url, lambda: fs.open(path, "rb")))
+
+    def open_again() -> Any:
+        file = fs.open(path, "rb")
+        if hasattr(file, "size") and file.size is None:  # a stream, which can neither seek nor read on after a failure
+            file.close()
+            return io.BytesIO(fs.cat_file(path))
+        return file
+
+    return Reader(url, _read(url, open_again))
 
 
 def read_bytes(url: str) -> bytes:
@@ -200,19 +218,84 @@ def _base_name(path: str) -> str:
 
 
 def glob(pattern: str) -> dict[str, Entry]:
-    """What a pattern with wildcards matches, by full URL, sorted."""
+    """What a pattern with wildcards matches, by full URL, sorted. A folder whose own name has brackets is found too."""
     fs, path = filesystem(pattern)
     fs.invalidate_cache()
+    path = _read(pattern, lambda: _escaped_folders(fs, path))
+    if isinstance(fs, LocalFileSystem):  # fsspec's own does not follow links to folders
+        names = _read(pattern, lambda: local_glob(path, recursive=True, include_hidden=True))
+        return {name.rstrip("/"): _local_entry(name) for name in sorted(names)}
     found = _read(pattern, lambda: fs.glob(path, detail=True))
     return {_url(fs, p): found[p] for p in sorted(found)}
 
 
-def list_below(folder: str) -> dict[str, tuple[str, Entry]]:
-    """Every file below a folder: by its path from there, sorted, its full URL and its entry."""
+def _escaped_folders(fs: Any, path: str) -> str:
+    """A pattern in which the brackets of folders that exist stand for themselves."""
+    parts = path.split("/")
+    for i, part in enumerate(parts[:-1]):
+        if "[" in part and fs.isdir("/".join(parts[: i + 1])):
+            continue
+        if any(mark in part for mark in "*?["):
+            return "/".join([*map(escape, parts[:i]), *parts[i:]])
+    return "/".join([*map(escape, parts[:-1]), parts[-1]])
+
+
+def _local_entry(path: str) -> Entry:
+    try:
+        about = os.stat(path)
+    except OSError:  # a link to nothing, or deleted just now
+        about = os.lstat(path) if os.path.lexists(path) else os.stat_result((0,) * 10)
+        return {"name": path, "size": 0, "type": "file", "mtime": about.st_mtime}
+    kind = "directory" if os.path.isdir(path) else "file"
+    return {"name": path, "size": about.st_size, "type": kind, "mtime": about.st_mtime}
+
+
+def list_below(folder: str, repeated: list[str] | None = None) -> dict[str, tuple[str, Entry]]:
+    """Every file below a folder: by its path from there, sorted, its full URL and its entry.
+
+    Links to folders are followed. Those that lead to a folder that is listed already, or to one above, are added to
+    `repeated` instead.
+    """
     fs, path = filesystem(folder)
-    start = len(path.rstrip("/")) + 1
-    found = _read(folder, lambda: fs.find(path, detail=True))
-    return {p[start:]: (_url(fs, p), found[p]) for p in sorted(found)}
+    root = path.rstrip("/")
+    if isinstance(fs, LocalFileSystem):
+        links: list[str] = []
+        found = _read(folder, lambda: _walk(root, links))
+        if repeated is not None:
+            repeated += links
+    else:
+        found = _read(folder, lambda: fs.find(path, detail=True))
+    return {p[len(root) + 1 :]: (_url(fs, p), found[p]) for p in sorted(found)}
+
+
+def _walk(root: str, repeated: list[str]) -> dict[str, Entry]:
+    """Folders come before the links to them, so that what is passed over does not depend on names."""
+    repeated.clear()
+    found: dict[str, Entry] = {}
+    seen: set[str] = set()
+    waiting = [root]
+    while waiting:
+        start = waiting.pop(0)
+        real = os.path.realpath(start)
+        if start != root and (real in seen or f"{os.path.realpath(root)}/".startswith(f"{real}/")):
+            repeated.append(start)
+            continue
+        for folder, folders, names in os.walk(start, onerror=_unless_gone):
+            seen.add(f"{real}{folder[len(start) :]}")
+            linked = sorted(name for name in folders if os.path.islink(os.path.join(folder, name)))
+            waiting += [os.path.join(folder, name) for name in linked]
+            folders[:] = [
+                name
+                for name in folders
+                if name not in linked and f"{real}{os.path.join(folder, name)[len(start) :]}" not in seen
+            ]
+            found |= {path: _local_entry(path) for path in (os.path.join(folder, name) for name in names)}
+    return found
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def written_at(entry: Entry) -> float | None:
@@ -223,3 +306,14 @@ def written_at(entry: Entry) -> float | None:
     if isinstance(found, datetime):
         return found.timestamp()
     return float(found) if isinstance(found, int | float) else None
+
+
+def version_of(url: str) -> tuple[str | None, float | None]:
+    """(what the store calls a file's version: its ETag; when it was written), each None where the store has none.
+
+    Raises FileNotFoundError and ReadError.
+    """
+    fs, path = filesystem(url)
+    entry = _read(url, lambda: fs.info(path))
+    tag = next((str(entry[k]) for k in ("ETag", "etag", "md5Hash", "crc32c") if entry.get(k)), None)
+    return tag, written_at(entry)

@@ -142,8 +142,8 @@ def _without_storage(model: Model, device: torch.device | str) -> Model:
 
 
 def _images(model: Model, size: int, device: torch.device) -> torch.Tensor:
-    side = model.geometry.size
-    return torch.empty(size, side, side, 3, device=device).permute(0, 3, 1, 2)  # as `Model.normalize` gives them
+    side, channels = model.geometry.size, model.preprocessing.channels
+    return torch.empty(size, side, side, channels, device=device).permute(0, 3, 1, 2)  # as `Model.normalize` gives them
 
 
 def _targets(model: Model, size: int, device: torch.device) -> torch.Tensor:

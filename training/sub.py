@@ -14,7 +14,8 @@ from ..errors import DivergedError, SpecError
 from ..scoring.losses import Losses
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
-from .superbatch import SuperBatch, SuperBatches
+from .batch import SuperBatch
+from .superbatch import SuperBatches
 
 
 @dataclass(frozen=True)

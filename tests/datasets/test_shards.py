@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from curate.datasets.inference import class_folders
 from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import class_folders, list_shards
+from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.errors import ShardError, SpecError
 from support.folders import touch

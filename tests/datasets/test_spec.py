@@ -46,7 +46,7 @@ def test_relative_paths_count_from_the_toml_not_from_the_working_folder(tmp_path
 
 
 def test_without_a_toml_the_config_is_empty(tmp_path, monkeypatch):
-    monkeypatch.setattr("curate.datasets.spec.CONFIG_NAME", "no-such-name.toml")
+    monkeypatch.setattr("curate.datasets.config.CONFIG_NAME", "no-such-name.toml")
     monkeypatch.chdir(tmp_path)
     assert load_config() == Config(None, {}, {})
 

@@ -169,15 +169,15 @@ def test_gradients_are_gone_after_a_step():
 
 
 def test_the_average_is_what_a_run_evaluates_and_writes(digits, tmp_path, monkeypatch):
-    from curate.training import run
+    from curate.training import finish
 
     seen = []
 
     def evaluate(model, dataset, **how):
         seen.append({name: value.clone() for name, value in model.module.state_dict().items()})
-        return {"top1": 0.5, "test_examples": 1}
+        return {"top1": 0.5, "test_examples": 500}
 
-    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(finish, "evaluate", evaluate)
     settings = dict(dataset="digits", learner="learner", steps=12, batch_size=16, precision="fp32", out=str(tmp_path))
     train(RunOptions.of(**settings, ema=0.9, name="averaged"), config=digits.config, report=silent)
     train(RunOptions.of(**settings, name="plain"), config=digits.config, report=silent)

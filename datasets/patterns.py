@@ -1,0 +1,146 @@
+"""Patterns of shards to files: braces, wildcards, folders of shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+
+from ..errors import ShardError, SpecError
+from .hidden import is_hidden
+from .notices import counted, say_once
+from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of
+
+SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parquet", ".pq")}
+
+
+def expand_braces(dataset: str, pattern: str) -> list[str]:
+    """Raises SpecError where they are unbalanced."""
+    if "{" in pattern and "://" not in pattern and os.path.lexists(pattern):  # a file's own name
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        raise SpecError(f"data set '{dataset}': unbalanced braces in '{pattern}'") from None
+
+
+def has_wildcard(pattern: str) -> bool:
+    if pattern.startswith(("http://", "https://")):
+        pattern = pattern.split("?")[0]  # a query
+    return any(mark in pattern for mark in "*?[")
+
+
+def expand(dataset: str, pattern: str, format: str) -> list[tuple[str, int]]:
+    """(url, size) of every file that a pattern names, in order.
+
+    Raises ShardError where it names none or where one is missing; SpecError; StorageError where the storage fails.
+    """
+    urls = expand_braces(dataset, pattern)
+    found: list[tuple[str, int]] = []
+    plain: list[str] = []
+    for url in urls:
+        if (has_wildcard(url) and not _is_file(url)) or is_shards_folder(url, format):
+            found += _named_files(dataset, plain)
+            plain = []
+            matches = matching(url, dataset) if has_wildcard(url) else in_folder(url, dataset, format)
+            if not matches:
+                raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
+            found += [(match, int(entry["size"] or 0)) for match, entry in matches.items()]
+        else:
+            plain.append(url)
+    return found + _named_files(dataset, plain)
+
+
+def _is_file(url: str) -> bool:
+    """Whether brackets are part of a file's own name."""
+    return "[" in url and exists(url)
+
+
+def matching(pattern: str, dataset: str) -> dict[str, Entry]:
+    """What a pattern with wildcards matches, but for folders and hidden files, which are passed over as a shell does."""
+    parts = full_url(pattern).split("/")
+    fixed = next(i for i, part in enumerate(parts) if has_wildcard(part))
+    found = {url: entry for url, entry in glob(pattern).items() if entry.get("type") != "directory"}
+    if not any(part.startswith(".") for part in parts[fixed:]):  # a pattern that asks for hidden files gets them
+        hidden = {url for url in found if is_hidden("/".join(url.split("/")[fixed:]))}
+        _say_hidden(dataset, pattern, hidden)
+        found = {url: entry for url, entry in found.items() if url not in hidden}
+    return found
+
+
+def _say_hidden(dataset: str, where: str, hidden: set[str]) -> None:
+    if hidden:
+        files = "file that is hidden or a system's own is" if len(hidden) == 1 else "hidden or system files are"
+        say_once(
+            (dataset, where),
+            f"data set '{dataset}': {len(hidden):,} {files} passed over in {where}, first {min(hidden)}",
+        )
+
+
+def is_shards_folder(url: str, format: str) -> bool:
+    """Whether a path without a wildcard is a folder of shards."""
+    return not url.split("?")[0].endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
+
+
+def in_folder(folder: str, dataset: str, format: str) -> dict[str, Entry]:
+    """The shards below a folder. Names with a leading `_` are what engines write beside them."""
+    repeated: list[str] = []
+    below = list_below(folder, repeated)
+    shards = {key: file for key, file in below.items() if key.endswith(SHARD_ENDINGS[format])}
+    hidden = {key for key in shards if is_hidden(key) or any(part.startswith("_") for part in key.split("/"))}
+    _say_hidden(dataset, folder, hidden)
+    others = [key for key in below if key not in shards]
+    if others or repeated:
+        kinds = [*map(ending_word, others), *["link to a folder that is read already"] * len(repeated)]
+        say_once((dataset, folder, "others"), f"data set '{dataset}': passed over in {folder}: {counted(kinds)}")
+    return {url: entry for key, (url, entry) in shards.items() if key not in hidden}
+
+
+def ending_word(key: str) -> str:
+    """`.heic`, or what a file without an ending is called."""
+    stem, dot, ending = key.rsplit("/", 1)[-1].rpartition(".")
+    return f".{ending.lower()[:12]}" if dot and stem else "without an ending"
+
+
+def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
+    def size(url: str) -> int | None:
+        try:
+            return size_of(url)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        sizes = list(pool.map(size, urls)) if any("://" in u for u in urls) else [size(u) for u in urls]
+    missing = [url for url, n in zip(urls, sizes, strict=True) if n is None]
+    if missing:
+        what = "no shard matches" if len(missing) == len(urls) else f"{len(missing)} of {len(urls)} shards are missing,"
+        raise ShardError(f"data set '{dataset}': {what} {missing[0]}; check the path or its range")
+    return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
+
+
+def format_of_folder(folder: str, images: Sequence[str]) -> str:
+    """The format of what is in a folder: images, or shards where there is no image. `folder` where it is not known."""
+    found = ""
+    for name in _names_below(folder):
+        if name.rsplit(".", 1)[-1].lower() in images:
+            return "folder"
+        if not name.startswith(("_", ".", "metadata.")):
+            found = found or next((format for format, ends in SHARD_ENDINGS.items() if name.endswith(ends)), "")
+    return found or "folder"
+
+
+def _names_below(folder: str, depth: int = 4) -> Iterator[str]:
+    """Base names of files. On object stores only the first folder of each level is looked into."""
+    if "://" not in folder:
+        for _, folders, names in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            yield from sorted(names)
+        return
+    entries = list_entries(folder) if depth else {}
+    yield from (url.rsplit("/", 1)[-1] for url, entry in entries.items() if entry["type"] != "directory")
+    inner = [url.rstrip("/") for url, entry in entries.items() if entry["type"] == "directory"]
+    visible = [url for url in inner if not is_hidden(url.rsplit("/", 1)[-1])]
+    if visible:
+        yield from _names_below(visible[0], depth - 1)

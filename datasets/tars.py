@@ -1,0 +1,151 @@
+"""Reading a tar: consecutive members of one key are an example, by webdataset's own rule."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+from ..errors import ExampleError, ShardError, printable
+from .fields import MAX_JSON_BYTES, json_field, split_field
+from .hidden import is_hidden_member
+from .notices import say_once
+from .shards import Shard
+from .spec import DatasetSpec
+from .storage import Reader, open_read
+from .targets import MAX_TARGET_BYTES
+
+# key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers.
+Record = tuple[str, bytes | ExampleError | None, bytes | ExampleError | None, tuple[str, ...]]
+
+TAR_END_BYTES = 1024
+# More than an uncompressed image of as many pixels as decoding.py takes.
+MAX_IMAGE_BYTES = 512 << 20
+MAX_HEADER_BYTES = 1 << 20
+EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# A compressed tar may unpack to so many times its size: images hardly shrink, and a bomb is a thousand times larger.
+MAX_RATIO, FREE_BYTES = 100, 1 << 30
+# Members in such a folder are webdataset's own metadata. Its reader skips them too.
+METADATA = re.compile(r"__[^/]*__($|/)")
+
+
+def open_shard(shard: Shard) -> Reader:
+    """Raises ShardError where the file does not exist."""
+    try:
+        return open_read(shard.url)
+    except FileNotFoundError:
+        raise ShardError(f"{shard.url}: no such file") from None
+
+
+def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
+    """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name.
+
+    Raises ShardError for a tar that is cut, damaged or a decompression bomb, and for a member that is there twice.
+    """
+    from webdataset.tariterators import base_plus_ext  # imports torch, which code that only reads specs does not need
+
+    wanted_target, inner = split_field(spec.target_field)
+    key: str | None = None
+    image: bytes | ExampleError | None = None
+    target: bytes | ExampleError | None = None
+    endings: set[str] = set()
+    first_hidden, hidden = "", 0
+    with open_shard(shard) as file:
+        # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
+        is_packed = shard.url.split("?")[0].endswith("gz")
+        limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None
+        tail = _Tail(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
+        try:
+            with tarfile.open(fileobj=cast(Any, tail), mode="r|", tarinfo=_Header) as tar:
+                for member in tar:
+                    cast(Any, tar).members = []  # tarfile keeps every member: memory would grow with the shard
+                    if member.issparse():  # a few bytes can declare a terabyte of zeros
+                        raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
+                    if member.isreg() and is_hidden_member(member.name):
+                        first_hidden, hidden = first_hidden or member.name, hidden + 1
+                        continue
+                    member_key, ending = base_plus_ext(printable(member.name))
+                    if not member.isreg() or member_key is None or METADATA.match(member.name):
+                        continue
+                    if member_key != key:
+                        if key is not None:
+                            yield key, image, target, ()
+                        key, image, target, endings = member_key, None, None, set()
+                    ending = ending.lower()
+                    if ending in endings:
+                        raise ShardError(f"{shard.url}: '{member.name}' occurs twice; a key has one of each ending")
+                    endings.add(ending)
+                    if ending == wanted_target:
+                        target = _content(tar, member, MAX_JSON_BYTES if inner else MAX_TARGET_BYTES, "target")
+                        if inner and isinstance(target, bytes):
+                            target = _inner(target, spec)
+                    elif ending in spec.image and image is None:
+                        image = _content(tar, member, MAX_IMAGE_BYTES, "read")
+            while tail.read(1 << 20):
+                pass
+            # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
+            if not TAR_END_BYTES <= tail.size - tar.offset <= tail.zeros:
+                raise tarfile.ReadError("no end-of-archive mark where the members end")
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+            raise ShardError(
+                f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
+            ) from None
+    if key is not None:
+        yield key, image, target, ()
+    if hidden:
+        say_once(
+            ("hidden members", spec.name, spec.train),
+            f"data set '{spec.name}': {hidden:,} hidden or system members are passed over in {shard.url}, first "
+            f"'{first_hidden}'; the same holds for other shards",
+        )
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int, stage: str) -> bytes | ExampleError:
+    if member.size > most:
+        return ExampleError(stage, f"{member.name} has {member.size:,} bytes, at most {most:,} are read")
+    file = tar.extractfile(member)
+    return file.read() if file is not None else b""
+
+
+def _inner(content: bytes, spec: DatasetSpec) -> bytes | ExampleError | None:
+    try:
+        return json_field(content, spec.target_field, is_label=spec.target.has_classes)
+    except ExampleError as e:
+        return e
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose extensions (long names, attributes), which tarfile reads into memory, are not too large."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.type in EXTENSIONS and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+class _Tail:
+    """Forwards reads, and counts the bytes and the zeros at their end. Raises ShardError past `limit` bytes."""
+
+    def __init__(self, file: Any, url: str, limit: int | None) -> None:
+        self._file, self._url, self._limit = file, url, limit
+        self.size = self.zeros = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._file.read(size)
+        zeros = len(data) - len(data.rstrip(b"\0"))
+        self.zeros = zeros + (self.zeros if zeros == len(data) else 0)
+        self.size += len(data)
+        if self._limit is not None and self.size > self._limit:
+            raise ShardError(
+                f"{self._url}: unpacks to more than {self._limit:,} bytes, {MAX_RATIO} times its size; a decompression bomb"
+            )
+        return data
