@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
-import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import __version__, threads
+from . import __version__
 from .command import reference_page, takes, without
-from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .entry import run_command
+from .errors import SpecError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
 from .reports.export_options import ExportOptions
-from .streams import end_within, flush_or_drop, nobody_reads, settle
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
-from .training.signals import handled_by
 
 cli = typer.Typer(
     name="curate",
@@ -38,6 +34,8 @@ CONFIG_HELP = "Read data sets and models from this file. Default: the nearest cu
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
+report = Screen()
+"""Progress, to standard error, so that results can be piped."""
 RUN = options_of(RunOptions)
 BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
@@ -55,71 +53,8 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 
 def app() -> None:
-    """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
-    threads.settle()
-    settle()
-    format_others = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"curate: {message}\n"
-        if issubclass(category, CurateWarning)
-        else format_others(message, category, *where, **line)
-    )
-    code = 0
-    try:
-        with handled_by(_end):
-            code = _run()
-        sys.stdout.flush()
-    except CurateError as e:
-        report(f"curate: {e}")
-        code = 1
-    except BrokenPipeError:
-        if not nobody_reads(sys.stdout) and not nobody_reads(sys.stderr):
-            raise  # another pipe, of a process that died
-        code = 0  # `| head` has seen enough
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
-        code = 1
-    except StoppedError as e:
-        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
-        code = e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        report("curate: interrupted; run the same command again to resume (train: add --resume)")
-    if code >= INTERRUPTED:
-        end_within(1.0, code)
-    flush_or_drop()
-    if code:
-        sys.exit(code)
-
-
-def _run() -> int:
-    """The command's exit code."""
-    streams = sys.stdout, sys.stderr
-    try:
-        return cli(standalone_mode=False) or 0
-    except SystemExit as e:
-        sys.stdout, sys.stderr = streams  # typer replaces them
-        # So do typer and rich end where nobody reads on, such as `| head`.
-        return 0 if e.code == 1 else int(e.code or 0)
-    except Exception as e:
-        if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
-            raise
-        from typer.rich_utils import rich_format_error
-
-        rich_format_error(e)  # type: ignore[arg-type]
-        return int(e.exit_code)
-
-
-def _end(signal: int, frame: Any) -> None:
-    raise StoppedError(signal)
-
-
-report = Screen()
-"""Progress, to standard error, so that results can be piped."""
-INTERRUPTED = 130
+    """Entry point."""
+    run_command(cli, report)
 
 
 def _version(show: bool) -> None:
