@@ -30,6 +30,8 @@ from .storage import is_folder, list_below, open_read, without_query
 
 Split = Literal["train", "test"]
 ENDINGS = tuple(ending for endings in SHARD_ENDINGS.values() for ending in endings)
+# Where a part of train is held out, it is measured on the part of at most so many shards.
+HELD_OUT_SHARDS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Shard:
     `name` is its identity in score tables. `size` shows whether a shard changed since it was scored: the bytes of the
     whole file, or the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
     images are decoded. `row_groups` is the half-open range of a large Parquet file; `members` are an image folder's
-    files; `rows` is how many examples it has, None where that is not known without reading it.
+    files; `rows` is how many examples it has, None where that is not known without reading it. Where the data set holds
+    out a part of train, `held_out` says which part of the shard this is.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Shard:
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
     rows: int | None = None
+    held_out: bool = False
 
 
 def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
@@ -57,6 +61,13 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
     missing, or two shards would share a name; StorageError where the storage fails.
     """
+    if spec.hold_out:
+        held_out = split == "test"
+        whole = [replace(s, rows=None, held_out=held_out) for s in list_shards(replace(spec, hold_out=0.0))]
+        if not held_out:
+            return whole
+        # Of a large data set a random part of the shards holds enough.
+        return sorted(whole, key=lambda s: zlib.crc32(s.name.encode()))[:HELD_OUT_SHARDS]
     patterns = spec.train if split == "train" else spec.test
     if not patterns:
         raise SpecError(f"data set '{spec.name}' has no {split} shards; set {split} = ... in its entry")
@@ -197,6 +208,11 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
         for i, members in enumerate(buckets)
         if members
     ]
+
+
+def is_held_out(shard: str, key: str, share: float) -> bool:
+    """Whether an example is in the share of train that is held out: the same examples wherever it is asked."""
+    return zlib.crc32(f"{shard}/{key}".encode()) < share * 2**32
 
 
 def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:

@@ -39,7 +39,7 @@ __all__ = [
 
 FORMATS = ("webdataset", "parquet", "folder")
 SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
-LISTS = ("train", "test", "image", "classes", "templates")
+LISTS = ("train", "test", "validation", "image", "classes", "templates")
 # A name is a folder's in a score table, and is a word in logs and globs.
 NOT_IN_NAMES = set("/\\[]{}*?%#")
 
@@ -53,12 +53,16 @@ class DatasetSpec:
     `image`, `label` and `text` name tar extensions or Parquet columns. An image-text data set may also have a
     `label` and `classes`: zero-shot classification is then evaluated on its test split with `templates`.
     `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training.
-    `classes_from` is `metadata` where the classes are those that Parquet files name themselves.
+    `classes_from` is `metadata` where the classes are those that Parquet files name themselves. Settings are searched on
+    `validation`, a split of its own. With `hold_out` above 0 this share of train, found by a hash of shard and key, is the
+    test split and is not trained on.
     """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    hold_out: float = 0.0
     task: str
     format: Format
     image: tuple[str, ...] = ()
@@ -131,8 +135,9 @@ class DatasetSpec:
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able. Newer settings are left out where they are not set, as in older manifests."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values if self.classes_from else {k: v for k, v in values.items() if k != "classes_from"}
+        return {k: v for k, v in values.items() if v or k not in ("validation", "hold_out", "classes_from")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -192,7 +197,7 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
     for option in LISTS:
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
-    for option in ("train", "test"):
+    for option in ("train", "test", "validation"):
         values[option] = tuple(
             p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base, expands=True)
         )
