@@ -13,7 +13,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["tarfile", "gzip", "curate.datasets.readers", "webdataset.tariterators"]):
+with atheris.instrument_imports(
+    include=["tarfile", "gzip", "curate.datasets.readers", "curate.datasets.tars", "webdataset.tariterators"]
+):
     import gzip
     import tarfile
 
