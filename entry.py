@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
 from . import threads
-from .errors import CurateError, CurateWarning, StoppedError
+from .datasets.notices import in_one_line
+from .errors import CurateError, StoppedError
 from .streams import end_within, flush_or_drop, nobody_reads, settle
 from .training.signals import handled_by
 from .units import Report
@@ -26,12 +26,7 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
     """
     threads.settle()
     settle()
-    format_others = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"curate: {message}\n"
-        if issubclass(category, CurateWarning)
-        else format_others(message, category, *where, **line)
-    )
+    in_one_line()
     code = 0
     try:
         with handled_by(_end):

@@ -115,8 +115,8 @@ def _read(url: str, ask: Callable[[], T]) -> T:
 class Reader:
     """An open file. Its reads are retried as its opening was, and raise ReadError."""
 
-    def __init__(self, url: str, file: Any) -> None:
-        self._url, self._file = url, file
+    def __init__(self, url: str, file: Any, read_whole: Callable[[], bytes]) -> None:
+        self._url, self._file, self._read_whole = url, file, read_whole
 
     def read(self, size: int = -1) -> bytes:
         start = self._file.tell()
@@ -124,6 +124,13 @@ class Reader:
         def again() -> bytes:
             if self._file.tell() != start:
                 self._file.seek(start)
+            try:
+                return bytes(self._file.read(size))
+            except ValueError as e:
+                if "range requests" not in str(e):
+                    raise
+            self._file = io.BytesIO(self._read_whole())  # a server that gives a file from its beginning alone
+            self._file.seek(start)
             return bytes(self._file.read(size))
 
         return _read(self._url, again)
@@ -162,7 +169,7 @@ def open_read(url: str) -> Reader:
             return io.BytesIO(fs.cat_file(path))
         return file
 
-    return Reader(url, _read(url, open_again))
+    return Reader(url, _read(url, open_again), lambda: bytes(fs.cat_file(path)))
 
 
 def read_bytes(url: str) -> bytes:

@@ -27,7 +27,7 @@ ALLOWED = {
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
-    "entry": {*BASE, "streams", "training"},
+    "entry": {*BASE, "streams", "datasets", "training"},
     "cli": {*BASE, "command", "entry", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
