@@ -19,6 +19,7 @@ from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
+from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
@@ -202,7 +203,8 @@ def _train_quietly(options: RunOptions, config: Config) -> dict[str, Any]:
 def _refuse_other_settings(options: CompareOptions) -> None:
     """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
     path = Path(options.out, "settings.json")
-    free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
+    # What the runs were made in is compared with the runs themselves.
+    free = FREE_TO_CHANGE | {"lr", "policy", "seed", "precision"}
     rates: list[float | None] = list(options.search_lr) or [options.base.optimization.lr]
     if path.exists():
         before = read_document(path)
