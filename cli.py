@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, threads
 from .command import reference_page, takes, without
 from .errors import CurateError, CurateWarning, SpecError, StoppedError
 from .options import options_of, refuse_url
@@ -53,6 +53,7 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    threads.settle()
     format_others = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *where, **line: (
         f"curate: {message}\n"

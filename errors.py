@@ -11,7 +11,7 @@
         TableError        a score table
             JoinError     a training example and its stored score
         RunError          a run folder
-        BudgetError  FailuresError  BusyError  WorkerError  FetchError  QueryError
+        BudgetError  FailuresError  BusyError  WorkerError  RankError  FetchError  QueryError
 
 Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
 --out, catches a WriteError and raises an error of its own that adds it.
@@ -20,6 +20,8 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from signal import Signals
 
 # Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
@@ -42,6 +44,18 @@ def without_secrets(text: str) -> str:
     for pattern in (_USERINFO, _SLASHED, _QUERY):
         text = pattern.sub(lambda found: found[1] or (found[2] if found.re.groups > 1 else ""), text)
     return text
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'label'?` for a word that is near a known one, else nothing."""
+    near = get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    return nearest(word, names).removeprefix("; ") or f"known are {', '.join(names)}"
 
 
 def printable(text: str) -> str:
@@ -117,6 +131,10 @@ class BusyError(CurateError):
 
 class WorkerError(CurateError):
     """A process that did part of a job died: killed, or out of memory."""
+
+
+class RankError(CurateError):
+    """Another process of a distributed run failed, or cannot be reached."""
 
 
 class FetchError(CurateError):

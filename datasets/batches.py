@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from ..errors import ExampleError
+from ..threads import cores
 from .decoding import Geometry, View, look
 from .readers import Example, Failure
 
@@ -37,8 +37,8 @@ class DecodedBatch:
 
 
 def decode_threads() -> int:
-    """As many as there are cores that this process may use; Pillow decodes outside the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One per core that this process may use: Pillow decodes outside the interpreter's lock."""
+    return cores()
 
 
 def decoded_batches(

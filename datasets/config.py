@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import tomlkit
 
-from ..errors import SpecError
+from ..errors import SpecError, nearest
 from .writing import write_whole
 
 CONFIG_NAME = "curate.toml"
@@ -75,12 +74,6 @@ def _search_upward(folder: Path) -> Path | None:
         if (parent / CONFIG_NAME).is_file():
             return parent / CONFIG_NAME
     return None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'label'?` for a name that is near a known one, else nothing."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def add_dataset(config_path: Path, name: str, table: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import CurateError, SpecError, printable
-from .config import CONFIG_NAME, Config, add_dataset, add_model, load_config, nearest
+from ..errors import CurateError, SpecError, nearest, printable
+from .config import CONFIG_NAME, Config, add_dataset, add_model, load_config
 from .fields import split_field
 from .inference import (
     IMAGE_EXTENSIONS,

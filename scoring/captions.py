@@ -6,7 +6,6 @@ longest caption of a batch has to be computed: embeddings differ only by roundin
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from .fit import on_meta, with_shared_tensors
+from .flops import count_on_meta
 from .forward import autocast, evaluating
 from .models import Model
 from .settings import Precision
@@ -28,6 +27,9 @@ class CaptionEncoder:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._tower = _causal_tower(model.module)
+        # Cutting puts shorter position embeddings and masks into the module for the time of a pass. Threads that score
+        # with one model must not see each other's, so each encoder has modules of its own, with the model's tensors.
+        self._own = with_shared_tensors(model.module)
         self._flops: dict[int, int] = {}
 
     @property
@@ -45,7 +47,7 @@ class CaptionEncoder:
 
     def __call__(self, tokens_BL: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
         """Unit-norm float32 embeddings [B, D], in evaluation mode and without gradients."""
-        module = self._model.module
+        module = self._own
         with evaluating(module), torch.inference_mode(), autocast(tokens_BL.device, precision):
             text_BD = self._encode(module, tokens_BL, int(self.lengths(tokens_BL).max()))
             return F.normalize(text_BD.float(), dim=-1)
@@ -54,9 +56,9 @@ class CaptionEncoder:
         """FLOPs of one caption of `length` tokens, measured once on shapes alone."""
         if length not in self._flops:
             tokens = torch.zeros(1, self._length, dtype=torch.int64, device="meta")
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                self._encode(self._on_meta, tokens, length)
-            self._flops[length] = int(counter.get_total_flops())
+            with torch.no_grad():
+                counted = count_on_meta(lambda: self._encode(self._on_meta, tokens, length), 1)
+            self._flops[length] = counted.total
         return self._flops[length]
 
     @cached_property
@@ -70,7 +72,7 @@ class CaptionEncoder:
 
     @cached_property
     def _on_meta(self) -> nn.Module:
-        return copy.deepcopy(self._model.module).to("meta").eval()
+        return on_meta(self._own).eval()
 
     def _encode(self, module: nn.Module, tokens_BL: torch.Tensor, length: int) -> torch.Tensor:
         text = _EncodeText(module)

@@ -7,7 +7,6 @@ table.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..errors import ModelError
+from .fit import first_line, with_shared_tensors
 from .forward import score_blank
 from .models import Model
 from .settings import Coarse
@@ -30,12 +30,12 @@ def coarsened(model: Model, coarse: Coarse) -> Model:
     with equally many patches keep the same ones. Convolutional towers take any size without a change.
     Raises ModelError where an image tower cannot do this.
     """
-    own = {id(tensor): tensor for tensor in (*model.module.parameters(), *model.module.buffers())}
-    module: nn.Module = copy.deepcopy(model.module, memo=own)
+    module = with_shared_tensors(model.module)
     full = model.geometry.size
     size = coarse.size or full
     preprocessing = replace(model.preprocessing, geometry=replace(model.geometry, size=size))
     made = type(model)(replace(model.spec, coarse=coarse.to_dict()), model.task, module, preprocessing, model.tokenizer)
+    made.outputs = model.outputs
     made.to(next(module.parameters()).device)
     try:
         if size != full:
@@ -44,8 +44,7 @@ def coarsened(model: Model, coarse: Coarse) -> Model:
             raise ValueError("its image tower has no patches to drop")
         score_blank(made)
     except (ValueError, RuntimeError, AssertionError, TypeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ModelError(f"model '{model.spec.name}' cannot score with {coarse}: {reason}") from None
+        raise ModelError(f"model '{model.spec.name}' cannot score with {coarse}: {first_line(e)}") from None
     return made
 
 

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.loss import ClipLoss, SigLipLoss
 
-from ..scoring.losses import identical_captions
-from ..scoring.models import Model
+from .forward import embeddings_of
+from .losses import identical_captions
+from .models import Model
+
+# As open_clip trains CoCa by default; the padding of its own tokenizer.
+CAPTION_WEIGHT, PADDING = 2.0, 0
 
 
 def contrastive_loss(model: Model) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """SigLIP's sigmoid loss where the model has a bias, else CLIP's softmax loss.
+    """SigLIP's sigmoid loss where the model has a bias, else CLIP's softmax loss; CoCa's has its captioning loss beside it.
 
     Takes the model's output and the caption tokens int64 [b, L]; returns the mean over the batch. Two images with one
     caption are both right answers for it: such a pair is no negative, so its logit is left out.
@@ -22,13 +27,21 @@ def contrastive_loss(model: Model) -> Callable[[Any, torch.Tensor], torch.Tensor
     contrastive = _SigLipLoss() if sigmoid else _ClipLoss()
 
     def loss(output: Any, tokens: torch.Tensor) -> torch.Tensor:
-        values = list(output.values()) if isinstance(output, dict) else list(output)
-        image_BD, text_BD, *scale_and_bias = values
+        image_BD, text_BD = embeddings_of(output)
         contrastive.masked_BB = identical_captions(tokens)
-        value: torch.Tensor = contrastive(image_BD.float(), text_BD.float(), *scale_and_bias)
+        value: torch.Tensor = contrastive(image_BD.float(), text_BD.float(), *_scale_and_bias(output))
+        if isinstance(output, dict) and "labels" in output:
+            logits_BVL = output["logits"].float().permute(0, 2, 1)
+            value = value + CAPTION_WEIGHT * F.cross_entropy(logits_BVL, output["labels"], ignore_index=PADDING)
         return value
 
     return loss
+
+
+def _scale_and_bias(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, dict):
+        return [output[name] for name in ("logit_scale", "logit_bias") if name in output]
+    return list(output[2:])
 
 
 class _ClipLoss(ClipLoss):

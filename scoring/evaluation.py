@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
-from ..datasets.readers import read_shard
+from ..datasets.readers import Example, read_shard
 from ..datasets.shards import list_shards
 from ..datasets.spec import DatasetSpec
-from ..errors import SpecError
+from ..errors import ModelError, SpecError
 from .models import Model
 
 RECALL_AT = (1, 5, 10)
@@ -21,6 +21,14 @@ def split_batches(model: Model, dataset: DatasetSpec, batch_size: int) -> Iterat
     """The test split, decoded for this model. Raises SpecError where the data set has none."""
     records = (record for shard in list_shards(dataset, "test") for record in read_shard(dataset, shard))
     return prefetch(decoded_batches(records, model.geometry, batch_size))
+
+
+def refuse_misfits(model: Model, examples: Sequence[Example]) -> None:
+    """Raises ModelError for the first example for whose target the model has no loss."""
+    for example in examples:
+        why = model.task.misfit(model, example.target)
+        if why:
+            raise ModelError(f"shard '{example.shard}', key '{example.key}': {why}")
 
 
 def nothing_read(dataset: DatasetSpec) -> SpecError:

@@ -6,13 +6,12 @@ anybody can judge what is missing (usually normalisation, activations and reduct
 
 from __future__ import annotations
 
-import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -20,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from ..errors import SpecError
 from ..ledger import Ledger, StepCost, steps_within
 from ..units import parse_flops
+from .fit import meta_inputs, on_meta
 from .models import Model
 from .tables.lookup import ScoreTable
 
@@ -58,14 +58,24 @@ class _OperatorNames(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# Which attention kernels are allowed is a switch of the whole process.
+_KERNELS = threading.Lock()
+
+
 def count(run: Callable[[], Any], examples: int) -> Flops:
     """Count one call of `run`.
 
     Attention runs as plain matrix products, for which the counter has a formula on every device. A fused kernel without a
-    formula would count as zero.
+    formula would count as zero. Other threads' attention is slower meanwhile; `count_on_meta` leaves them alone.
     """
+    with _KERNELS, sdpa_kernel(SDPBackend.MATH):
+        return count_on_meta(run, examples)
+
+
+def count_on_meta(run: Callable[[], Any], examples: int) -> Flops:
+    """Count one call of `run`, whose tensors have no storage: for those, attention is always plain matrix products."""
     names = _OperatorNames()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, names:
+    with FlopCounterMode(display=False) as counter, names:
         run()
     uncounted = {op.__name__ for op in names.seen if op not in flop_registry}
     return Flops(int(counter.get_total_flops()), examples, tuple(sorted(uncounted - NO_ARITHMETIC)))
@@ -73,14 +83,13 @@ def count(run: Callable[[], Any], examples: int) -> Flops:
 
 def forward_flops(model: Model, batch_size: int = 2) -> Flops:
     """FLOPs of scoring `batch_size` examples: one forward pass in evaluation mode."""
-    module, images, targets = _on_meta(model, batch_size)
-    module.eval()
+    module, (images, targets) = on_meta(model.module).eval(), meta_inputs(model, batch_size)
 
     def run() -> None:
         with torch.no_grad():
             model.task.infer(module, images, targets)
 
-    return count(run, batch_size)
+    return count_on_meta(run, batch_size)
 
 
 def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor], batch_size: int) -> Flops:
@@ -88,13 +97,12 @@ def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor],
 
     The optimizer's own arithmetic (a few FLOPs a weight, whatever the batch) is not counted, as is the convention.
     """
-    module, images, targets = _on_meta(model, batch_size)
-    module.train()
+    module, (images, targets) = on_meta(model.module).train(), meta_inputs(model, batch_size)
 
     def run() -> None:
         loss(model.task.forward(module, images, targets), targets).backward()
 
-    return count(run, batch_size)
+    return count_on_meta(run, batch_size)
 
 
 def step_cost(
@@ -120,15 +128,6 @@ def step_cost(
         online_train=float(sum(one.total for one in counted[1:])),
     )
     return cost, sorted({name for one in (*counted, *scoring) for name in one.uncounted})
-
-
-def _on_meta(model: Model, batch_size: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A copy without storage, and inputs of the right shape: counting needs only shapes."""
-    module = copy.deepcopy(model.module).to("meta")
-    size = model.geometry.size
-    images = torch.empty(batch_size, 3, size, size, device="meta")
-    one = model.targets([model.task.blank()])
-    return module, images, torch.empty(batch_size, *one.shape[1:], dtype=one.dtype, device="meta")
 
 
 class ComputeLedger(Ledger):

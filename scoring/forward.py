@@ -60,9 +60,18 @@ def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
 
 def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit-norm float32 embeddings [B, D] of images and captions by an open_clip module, which normalises them."""
-    out = run(images, tokens)
-    image_BD, text_BD = (out["image_features"], out["text_features"]) if isinstance(out, dict) else out[:2]
+    if hasattr(run, "text_decoder"):  # CoCa: writing captions is no part of the score
+        image_BD, text_BD = run.encode_image(images), run.encode_text(tokens)
+    else:
+        image_BD, text_BD = embeddings_of(run(images, tokens))
     return nn.functional.normalize(image_BD.float(), dim=-1), nn.functional.normalize(text_BD.float(), dim=-1)
+
+
+def embeddings_of(output: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two embeddings [B, D] in the output of an open_clip module's pass, a dictionary or a tuple."""
+    if isinstance(output, dict):
+        return output["image_features"], output["text_features"]
+    return output[0], output[1]
 
 
 def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:

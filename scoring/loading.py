@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from torch import nn
 from ..datasets.spec import Config, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..datasets.writing import whole_file
-from ..errors import ModelError
+from ..errors import CurateError, ModelError, StorageError, did_you_mean
 from .coarse import coarsened
+from .fit import check_fit, first_line
 from .models import Model, ModelSpec, Task
+from .preprocessing import check_preprocessing
 from .settings import Coarse
-from .tasks import find_task
+from .tasks import TASKS, find_task
 
 LEARNER_FILE = "checkpoints/learner.safetensors"
 
@@ -28,8 +32,8 @@ LEARNER_FILE = "checkpoints/learner.safetensors"
 def find_model(name: str, *, task: str, num_classes: int = 0, config: Config | None = None) -> ModelSpec:
     """Resolve a run folder, a [models.NAME] entry, a timm name (classification) or an open_clip name (image-text).
 
-    `ARCH:TAG` (open_clip) and `arch.tag` (timm) name published weights; `hf-hub:` and `local-dir:` work for
-    open_clip. Raises ModelError, naming near misses, before anything is built or fetched.
+    `ARCH:TAG` (open_clip) and `arch.tag` (timm) name published weights; `hf-hub:` and `local-dir:` names work for both.
+    Raises ModelError, naming near misses, before anything is built or fetched.
     """
     config = config if config is not None else load_config()
     asked = find_task(task)
@@ -39,7 +43,23 @@ def find_model(name: str, *, task: str, num_classes: int = 0, config: Config | N
         return _from_entry(name, config.models[name], asked, num_classes, config)
     if Path(name, "config.json").exists():
         raise ModelError(f"run '{name}' has no {LEARNER_FILE} yet; finish it with 'curate train ... --resume'")
-    return asked.spec(name, name, num_classes)
+    with _other_tasks_named(name, name, asked):
+        return asked.spec(name, name, num_classes)
+
+
+@contextmanager
+def _other_tasks_named(name: str, architecture: str, asked: Task) -> Iterator[None]:
+    """Says of an architecture that the task does not know whether it is one of another task."""
+    try:
+        yield
+    except ModelError:
+        for other in TASKS.values():
+            if other is not asked and not asked.knows(architecture) and other.knows(architecture):
+                raise ModelError(
+                    f"model '{name}': '{architecture}' is for {other.name}, this data set is {asked.name}; name another "
+                    "model, or correct the data set's task ="
+                ) from None
+        raise
 
 
 def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Model:
@@ -55,11 +75,20 @@ def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Mode
         torch.manual_seed(seed)
         try:
             model = find_task(spec.task).build(spec)
-        except (RuntimeError, ValueError, TypeError, OSError, KeyError, AssertionError) as e:
-            lines = str(e).strip().splitlines()
-            raise ModelError(f"model '{spec.name}' cannot be built: {lines[0] if lines else type(e).__name__}") from e
+        except CurateError:
+            raise
+        except ImportError as e:
+            raise ModelError(
+                f"model '{spec.name}' needs a library that is not installed: {first_line(e)}; install it with pip"
+            ) from e
+        except Exception as e:  # constructors raise anything for settings that do not go together
+            raise ModelError(f"model '{spec.name}' cannot be built: {first_line(e)}") from e
+    model.outputs = check_fit(model, trains=not trained)
     if spec.weights and spec.weights != "published":
-        load_weights(model.module, spec.weights)
+        try:
+            load_weights(model.module, spec.weights)
+        except ModelError as e:
+            raise ModelError(f"model '{spec.name}': weights = {e}") from e
     model.module.eval()
     return coarsened(model, Coarse.from_dict(spec.coarse)) if spec.coarse else model
 
@@ -67,19 +96,41 @@ def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Mode
 def load_weights(module: nn.Module, url: str) -> None:
     """Load a .safetensors file, or a .pt with `weights_only`. Raises ModelError where tensors do not fit."""
     try:
-        if url.endswith(".safetensors"):
-            state = safetensors.torch.load(read_bytes(url))
-        else:
-            with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-                file.write(read_bytes(url))
-                file.flush()
-                state = torch.load(file.name, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-        module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+        content = read_bytes(url)
+        state = safetensors.torch.load(content) if url.endswith(".safetensors") else _unpickled(content)
+        for kept in ("state_dict", "model"):  # as training programs save their checkpoints
+            state = state.get(kept, state) if isinstance(state, dict) and isinstance(state.get(kept), dict) else state
+        if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise ValueError(f"it holds a {type(state).__name__}, expected a state dict: tensors by name")
+        state = {name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in state.items()}
+        _check_names(state, module.state_dict())
+        module.load_state_dict(state)
     except FileNotFoundError:
         raise ModelError(f"{url}: no such weights file") from None
-    except Exception as e:  # on damage, safetensors and pickle raise exceptions of their own
+    except StorageError as e:
+        raise ModelError(str(e)) from None
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"{url}: these weights do not load: damaged, or with Python objects beside the tensors, which are never loaded "
+            "because they could run a program; save model.state_dict() alone, or a .safetensors file"
+        ) from None
+    except Exception as e:  # on damage, safetensors and torch raise exceptions of their own
         raise ModelError(f"{url}: these weights do not load: {' '.join(str(e).split())[:300]}") from None
+
+
+def _check_names(given: Collection[str], wanted: Collection[str]) -> None:
+    missing, foreign = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
+    if missing or foreign:
+        parts = [f"{len(missing)} of {len(wanted)} tensors are missing, such as '{missing[0]}'"] if missing else []
+        parts += [f"{len(foreign)} are not the model's, such as '{foreign[0]}'"] if foreign else []
+        raise ValueError(f"{'; '.join(parts)}; they are of another architecture")
+
+
+def _unpickled(content: bytes) -> Any:
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        file.write(content)
+        file.flush()
+        return torch.load(file.name, map_location="cpu", weights_only=True)
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -103,14 +154,29 @@ def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:
     return replace(spec, name=folder, weights=where)
 
 
+# What may stand in [models.NAME], and as what.
+ENTRY: dict[str, tuple[tuple[type, ...], str]] = {
+    "architecture": ((str,), "a name"),
+    "arguments": ((dict,), "a table of the constructor's arguments"),
+    "config": ((str, dict), "the path of a JSON file, or a table"),
+    "weights": ((str,), "a path or URL"),
+    "preprocessing": ((dict,), "a table of settings"),
+}
+
+
 def _from_entry(name: str, entry: Mapping[str, Any], task: Task, num_classes: int, config: Config) -> ModelSpec:
-    known = {"architecture", "arguments", "config", "weights", "preprocessing"}
-    if set(entry) - known:
-        unknown = ", ".join(sorted(set(entry) - known))
-        raise ModelError(f"model '{name}': unknown setting {unknown}; known are {', '.join(sorted(known))}")
+    for setting, value in entry.items():
+        if setting not in ENTRY:
+            raise ModelError(f"model '{name}': unknown setting {setting}; {did_you_mean(setting, ENTRY)}")
+        kinds, expected = ENTRY[setting]
+        if not isinstance(value, kinds):
+            raise ModelError(f"model '{name}': {setting} is {value!r}, expected {expected}")
     base = config.path.parent if config.path else Path.cwd()
     weights = entry.get("weights", "")
     if weights and "://" not in weights:
-        weights = str(base / weights)
-    spec = task.spec_of_entry(name, entry, num_classes, base)
-    return replace(spec, weights=weights or spec.weights, preprocessing=dict(entry.get("preprocessing", {})))
+        weights = str(base / Path(weights).expanduser())
+    preprocessing = dict(entry.get("preprocessing", {}))
+    check_preprocessing(name, preprocessing)
+    with _other_tasks_named(name, entry.get("architecture", ""), task):
+        spec = task.spec_of_entry(name, entry, num_classes, base)
+    return replace(spec, weights=weights or spec.weights, preprocessing=preprocessing)

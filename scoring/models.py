@@ -1,11 +1,11 @@
-"""Models: their specification, the preprocessing of their images, the built module; and the protocol of a task."""
+"""Models: their specification and the built module; and the protocol of a task."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,30 +14,15 @@ import torch
 from torch import nn
 
 from ..datasets.batches import DecodedBatch
-from ..datasets.decoding import INTERPOLATIONS, Geometry
+from ..datasets.decoding import Geometry
 from ..datasets.readers import Example
 from ..datasets.spec import DatasetSpec
 from ..datasets.targets import Target
-from ..errors import ModelError
+from .preprocessing import Preprocessing
 from .settings import Precision
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """Geometry (done once, when decoding) and normalisation (done on the device)."""
-
-    geometry: Geometry
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**self.geometry.to_dict(), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        known = {field.name for field in fields(Geometry)}
-        geometry = {name: value for name, value in values.items() if name in known}
-        return cls(geometry=Geometry(**geometry), mean=tuple(values["mean"]), std=tuple(values["std"]))
+# ITU-R 601: how bright people see red, green and blue.
+LUMINANCE = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +88,10 @@ class Task(Protocol):
         """Of an entry of curate.toml; relative paths count from `base`. Raises ModelError."""
         ...
 
+    def knows(self, architecture: str) -> bool:
+        """Whether the task's library has an architecture of this name."""
+        ...
+
     def without_weights(self, spec: ModelSpec) -> ModelSpec:
         """The same architecture, with nothing to fetch."""
         ...
@@ -117,6 +106,15 @@ class Task(Protocol):
 
     def blank(self) -> int | str:
         """A target for passes in which only shapes matter."""
+        ...
+
+    def outputs(self, model: Model, output: Any, targets: torch.Tensor) -> int:
+        """How many classes a pass's logits have, or how wide its embeddings are. `output` is that of `forward` or
+        `infer`. Raises ValueError where the task's losses cannot be made of it."""
+        ...
+
+    def misfit(self, model: Model, target: int | str) -> str:
+        """Why the model has no loss for a target; empty where it has one."""
         ...
 
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -170,7 +168,10 @@ class Task(Protocol):
 
 
 class Model:
-    """A built model: its `task`, `module`, `preprocessing` and, where it takes text, `tokenize` (captions -> int64 [B, L])."""
+    """A built model: its `task`, `module`, `preprocessing` and, where it takes text, `tokenize` (captions -> int64 [B, L]).
+
+    `outputs` is how many classes its logits have, or the width of its embeddings; `load_model` finds it out.
+    """
 
     def __init__(
         self, spec: ModelSpec, task: Task, module: nn.Module, preprocessing: Preprocessing, tokenizer: Any = None
@@ -180,6 +181,7 @@ class Model:
         self.module = module
         self.preprocessing = preprocessing
         self.tokenizer = tokenizer
+        self.outputs = 0
         self._mean = torch.tensor(preprocessing.mean) * 255.0
         self._std = torch.tensor(preprocessing.std) * 255.0
 
@@ -201,8 +203,14 @@ class Model:
         return self
 
     def normalize(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels last in memory) with this model's mean and std."""
+        """uint8 [B, H, W, 3] to float32 [B, 3, H, W] (channels last in memory) with this model's mean and std.
+
+        A model of grey images gets float32 [B, 1, H, W]: the luminance, as Pillow's mode L has it, but not rounded.
+        """
         B, H, W, C = pixels_BHWC.shape
+        if self.preprocessing.channels == 1:
+            grey_BHW = pixels_BHWC.float() @ torch.tensor(LUMINANCE, device=pixels_BHWC.device)
+            return grey_BHW.sub_(self._mean).div_(self._std).unsqueeze(1)
         # Whole rows, in place: with three channels as the innermost dimension it is four times as slow on CPUs.
         rows = pixels_BHWC.reshape(B, H, W * C).to(torch.float32, copy=True)
         rows.sub_(self._mean.repeat(W)).div_(self._std.repeat(W))
@@ -222,15 +230,3 @@ class Model:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def merged_preprocessing(spec: ModelSpec, values: dict[str, Any]) -> Preprocessing:
-    """A library's preprocessing of a model, changed by the user's settings. Raises ModelError."""
-    merged = {**values, **spec.preprocessing}
-    if merged["interpolation"] not in INTERPOLATIONS:
-        merged["interpolation"] = "bicubic"
-    if merged["mode"] not in ("shortest", "squash"):
-        raise ModelError(
-            f"model '{spec.name}': resize mode '{merged['mode']}' is not supported; use shortest or squash"
-        )
-    return Preprocessing.from_dict(merged)

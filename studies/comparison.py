@@ -19,6 +19,7 @@ from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
+from ..threads import cores
 from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
@@ -159,11 +160,13 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores."""
     context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     shares = context.Queue()
     for i in range(jobs):
-        shares.put(cores[i::jobs] or cores)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_to, initargs=(shares,))
+        shares.put(own[i::jobs] or own)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
+    )
     try:
         yield pool
     except (KeyboardInterrupt, StoppedError) as e:
@@ -178,7 +181,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _keep_to(shares: Any) -> None:
+def _keep_to(shares: Any, threads: int) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
@@ -186,7 +189,7 @@ def _keep_to(shares: Any) -> None:
     share = shares.get()
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
+    torch.set_num_threads(min(len(share), threads))
 
 
 def _end_with_parent(parent: int) -> None:

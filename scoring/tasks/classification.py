@@ -16,12 +16,12 @@ from ...datasets.readers import Example
 from ...datasets.spec import DatasetSpec
 from ...datasets.targets import LABEL
 from ...errors import ModelError
-from ..evaluation import counts, nothing_read, split_batches
+from ..evaluation import counts, nothing_read, refuse_misfits, split_batches
 from ..forward import score_batch
 from ..losses import cross_entropy
 from ..models import Model, ModelSpec, Scored
 from ..settings import Precision
-from ..timm_models import build_timm, timm_spec
+from ..timm_models import build_timm, knows_timm, timm_spec
 
 
 class Classification:
@@ -39,9 +39,17 @@ class Classification:
         return timm_spec(self.name, name, architecture, num_classes, {})
 
     def spec_of_entry(self, name: str, entry: Mapping[str, Any], num_classes: int, base: Path) -> ModelSpec:
+        if "config" in entry:
+            raise ModelError(
+                f"model '{name}': config = makes an image-text model; a data set with labels takes architecture = "
+                "to a timm name, with arguments ="
+            )
         if "architecture" not in entry:
             raise ModelError(f"model '{name}': set architecture = to a timm name")
-        return timm_spec(self.name, name, entry["architecture"], num_classes, dict(entry.get("arguments", {})))
+        return timm_spec(self.name, name, entry["architecture"], num_classes, dict(entry.get("arguments", {})), base)
+
+    def knows(self, architecture: str) -> bool:
+        return knows_timm(architecture)
 
     def without_weights(self, spec: ModelSpec) -> ModelSpec:
         return replace(spec, weights="")
@@ -54,6 +62,28 @@ class Classification:
 
     def blank(self) -> int | str:
         return 0
+
+    def outputs(self, model: Model, output: Any, targets: torch.Tensor) -> int:
+        if not isinstance(output, torch.Tensor):
+            many = f"{len(output)} outputs" if isinstance(output, list | tuple | dict) else type(output).__name__
+            raise ValueError(f"gives {many}, expected one tensor of class logits; it is no classifier")
+        if output.dim() != 2 or output.shape[1] < 1:
+            raise ValueError(
+                f"gives a tensor of {' x '.join(map(str, output.shape[1:]))} for an image, expected one logit for each "
+                "class; it is no classifier, or its global_pool or num_classes leaves it none"
+            )
+        found, wanted = int(output.shape[1]), model.spec.num_classes
+        if wanted and found != wanted:
+            raise ValueError(f"gives {found} logits, the data set has {wanted} classes")
+        return found
+
+    def misfit(self, model: Model, target: int | str) -> str:
+        if not model.outputs or int(target) < model.outputs:
+            return ""
+        return (
+            f"label {target} is outside the {model.outputs} outputs of model '{model.spec.name}'; set classes = in the "
+            "data set's entry, to their number or their names"
+        )
 
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return run(images)
@@ -101,6 +131,7 @@ class Classification:
         correct = total = failures = 0
         loss = 0.0
         for batch in split_batches(model, dataset, batch_size):
+            refuse_misfits(model, batch.examples)
             labels = torch.tensor([e.target for e in batch.examples], dtype=torch.int64, device=device)
             scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), labels, precision=precision)
             assert scored.predicted is not None

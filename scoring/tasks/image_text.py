@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,17 @@ from ...datasets.targets import CAPTION, LABEL
 from ...errors import ModelError
 from ..captions import CaptionEncoder
 from ..evaluation import counts, nothing_read, recall, split_batches
-from ..forward import autocast, embed, evaluating, score_batch, score_embeddings
+from ..forward import autocast, embed, embeddings_of, evaluating, score_batch, score_embeddings
 from ..losses import identical_captions
 from ..models import Model, ModelSpec, Scored
-from ..open_clip_models import SCHEMES, build_open_clip, open_clip_spec
+from ..open_clip_models import (
+    SCHEMES,
+    build_open_clip,
+    check_config,
+    knows_open_clip,
+    open_clip_spec,
+    read_config,
+)
 from ..pairs import PairScorer
 from ..settings import Precision
 
@@ -42,14 +48,25 @@ class ImageText:
         return open_clip_spec(self.name, name, architecture)
 
     def spec_of_entry(self, name: str, entry: Mapping[str, Any], num_classes: int, base: Path) -> ModelSpec:
+        if "arguments" in entry:
+            raise ModelError(
+                f"model '{name}': arguments = is for timm's classifiers; open_clip's settings are in config ="
+            )
         clip_config = entry.get("config")
+        if (clip_config is None) == ("architecture" not in entry):
+            raise ModelError(
+                f"model '{name}': set architecture = to an open_clip name, or config = to its JSON config; one of them"
+            )
+        if clip_config is None:
+            return open_clip_spec(self.name, name, entry["architecture"])
         if isinstance(clip_config, str):
-            clip_config = json.loads((base / clip_config).read_text(encoding="utf-8"))
-        if clip_config is not None:
-            return ModelSpec(name=name, task=self.name, architecture=name, open_clip_config=clip_config)
-        if "architecture" not in entry:
-            raise ModelError(f"model '{name}': set architecture = to an open_clip name, or config = to its JSON config")
-        return open_clip_spec(self.name, name, entry["architecture"])
+            where = clip_config if "://" in clip_config else str(base / Path(clip_config).expanduser())
+            clip_config = read_config(name, where)
+        check_config(name, clip_config)
+        return ModelSpec(name=name, task=self.name, architecture=name, open_clip_config=clip_config)
+
+    def knows(self, architecture: str) -> bool:
+        return knows_open_clip(architecture)
 
     def without_weights(self, spec: ModelSpec) -> ModelSpec:
         architecture = spec.architecture
@@ -67,6 +84,21 @@ class ImageText:
 
     def blank(self) -> int | str:
         return "a"
+
+    def outputs(self, model: Model, output: Any, targets: torch.Tensor) -> int:
+        image_BD, text_BD = embeddings_of(output)
+        if image_BD.dim() != 2 or image_BD.shape != text_BD.shape:
+            raise ValueError(
+                f"gives image embeddings of {' x '.join(map(str, image_BD.shape[1:]))} and text embeddings of "
+                f"{' x '.join(map(str, text_BD.shape[1:]))}, expected two vectors of one length"
+            )
+        words, last = _vocabulary(model.module), int(targets.max())
+        if words and last >= words:
+            raise ValueError(f"text_cfg.vocab_size is {words}, its tokenizer gives token {last}")
+        return int(image_BD.shape[1])
+
+    def misfit(self, model: Model, target: int | str) -> str:
+        return ""
 
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return run(images, targets)
@@ -125,6 +157,12 @@ class ImageText:
         if dataset.label and dataset.classes:
             quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size)
         return quality
+
+
+def _vocabulary(module: Any) -> int:
+    """How many tokens a text tower knows; 0 where it does not say."""
+    found = getattr(module, "vocab_size", None) or getattr(getattr(module, "text", None), "vocab_size", None)
+    return int(found or 0)
 
 
 def _retrieval(

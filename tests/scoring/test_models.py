@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ModelError, match="'mine' cannot be built"):
+    with pytest.raises(ModelError, match="'mine': arguments has an unknown setting 'nonsense'"):
         load_model(classifier(config_with(tmp_path, architecture="small_resnet", arguments={"nonsense": 1})))
     with pytest.raises(ModelError, match="unknown setting args"):
         classifier(config_with(tmp_path, architecture="small_resnet", args={}))
