@@ -16,7 +16,7 @@ from ...datasets.readers import Failure, to_bytes
 from ...datasets.shards import Shard
 from ...datasets.storage import filesystem, is_local, join_url
 from ...datasets.writing import lock, remove, remove_partials, write_errors, write_whole
-from ...errors import BusyError
+from ...errors import BusyError, without_secrets
 from .schema import ENDING, ERRORS, FAILURE_SCHEMA, FAILURES, FORMAT_VERSION, MANIFEST
 
 
@@ -50,7 +50,9 @@ def _leaf_columns(schema: pa.Schema) -> list[str]:
 
 def note_error(folder: str, shard: Shard, message: str) -> None:
     """Record a shard that could not be read, for the end of the job and for `curate status`."""
-    content = json.dumps({"shard": shard.name, "url": shard.url, "error": message}).encode()
+    content = json.dumps(
+        {"shard": shard.name, "url": without_secrets(shard.url), "error": without_secrets(message)}
+    ).encode()
     write_whole(join_url(folder, ERRORS, shard.name + ".json"), content)
 
 
