@@ -21,6 +21,7 @@ from ..progress import Progress
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
 from ..threads import cores
+from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
@@ -261,7 +262,8 @@ def _refuse_other_settings(options: CompareOptions) -> str | None:
     Returns the policy of the headline: once one is named, it stays.
     """
     path = Path(options.out, "settings.json")
-    free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
+    # What the runs were made in is compared with the runs themselves.
+    free = FREE_TO_CHANGE | {"lr", "policy", "seed", "precision"}
     rates: list[float | None] = list(options.search_lr) or [options.base.optimization.lr]
     own = {
         "learning_rates": rates,

@@ -207,10 +207,25 @@ def test_finished_runs_of_other_models_data_or_scores_are_refused(finished, digi
     manifest = options.runs / "uniform-1x-seed0/manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "versions": {**content["versions"], "torch": "1.2.3"}}))
+    bf16 = replace(options, base=options.base.but(precision="bf16"))
+    with pytest.raises(RunError, match=r"was started with precision = fp32, now bf16"):
+        compare_runs(bf16, config=load_config(toml), report=silent)
     lines = []
     compare_runs(options, config=load_config(toml), report=lines.append)
     assert "some finished runs were made with torch 1.2.3, now" in lines[0]
     assert stamps(options) == before
+
+
+def test_runs_of_two_machines_with_other_precisions_are_not_mixed(finished, monkeypatch):
+    """Nobody named a precision: each machine takes what it is best at."""
+    toml, options = finished
+    for name in ("uniform-1x-seed0", "uniform-2x-seed0"):
+        path = options.runs / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "precision": None}))
+    options = replace(options, base=options.base.but(precision=None))
+    monkeypatch.setattr("curate.studies.finished.best_precision", lambda device: "bf16")
+    with pytest.raises(RunError, match=r"was made with precision = fp32, now bf16; use another --out"):
+        compare_runs(options, config=load_config(toml), report=silent)
 
 
 def test_a_run_that_was_not_evaluated_is_not_finished(finished, monkeypatch):
