@@ -70,7 +70,12 @@ def count(run: Callable[[], Any], examples: int) -> Flops:
     formula would count as zero. Other threads' attention is slower meanwhile; `count_on_meta` leaves them alone.
     """
     with _KERNELS, sdpa_kernel(SDPBackend.MATH):
-        return count_on_meta(run, examples)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention's own fused kernel
+        try:
+            return count_on_meta(run, examples)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def count_on_meta(run: Callable[[], Any], examples: int) -> Flops:

@@ -77,7 +77,9 @@ class SelectionOptions(Concern):
     reference_scores: str | None = None
     """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
     reference: str | None = None
-    """Check that the score table comes from this model. Default: the model that the table names."""
+    """Check that the score table comes from this model. Default: your own run or entry that made the table."""
+    trust_table: bool = False
+    """Build the model that the score table describes. Only for a table whose maker you trust."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
     temperature: float = 1.0
@@ -108,7 +110,7 @@ class SelectionOptions(Concern):
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
         check_least(self, 1, "chunks")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise SpecError(
                 f"--temperature is {self.temperature}, expected more than 0; for a hard choice --sampler topk"
             )

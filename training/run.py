@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from .memory import Needs, check_memory
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
-from .reference import open_reference
+from .reference import note_geometry, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .signals import Stop, handled_by
-from .sub import SubBatches
+from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
 from .trainee import Trainee
@@ -201,9 +202,17 @@ def _train(
         joint_loss=joint_loss,
         seed=startup.stream_seed(options.seed, "select"),
     )
+    checked = [model for model in (*trained.values(), made_in_run) if model]
     job = TrainingJob(
         run=run,
-        subs=SubBatches(batches, selector, scorer=scorer, device=device, timing=_until_stopped(timing, stop)),
+        subs=SubBatches(
+            batches,
+            selector,
+            scorer=scorer,
+            device=device,
+            timing=_until_stopped(timing, stop),
+            check=partial(refuse_misfits, checked),
+        ),
         learner=models.learner,
         online=models.online,
         steps=steps,
@@ -218,7 +227,7 @@ def _train(
             options.optimization.batch_size,
             log_every=options.records.log_every,
             checkpoint_every=options.records.checkpoint_every,
-            report=records.log,
+            report=records,
         ),
         timing=timing,
         stop=stop,
@@ -297,7 +306,7 @@ def _models(
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, config, dataset, shards, device, records.log)
+    opened = open_reference(options, config, dataset, shards, device, records)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {
@@ -317,4 +326,5 @@ def _models(
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
+    note_geometry(opened.table, scorer, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)

@@ -144,7 +144,7 @@ def make_optimizer(
     settings: dict[str, Any] = {"opt": name, "lr": lr, "weight_decay": weight_decay, "layer_decay": layer_decay}
     if eps is not None:
         settings["eps"] = eps
-    made = timm.optim.create_optimizer_v2(model.module, **settings)
+    made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(model.module, **settings)
     if layer_decay is not None and len({group["lr_scale"] for group in made.param_groups}) == 1:
         raise ModelError(
             f"model '{model.spec.name}' ({model.spec.architecture}) does not tell timm the order of its layers (it has no "
@@ -154,7 +154,8 @@ def make_optimizer(
         return made
     first, second, *more = made.defaults["betas"]
     betas = (first if beta1 is None else beta1, second if beta2 is None else beta2, *more)
-    return timm.optim.create_optimizer_v2(model.module, **settings, betas=betas)
+    made = timm.optim.create_optimizer_v2(model.module, **settings, betas=betas)
+    return made
 
 
 def augment_views(

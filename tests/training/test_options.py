@@ -36,7 +36,8 @@ def test_the_config_of_an_earlier_version_reads():
     options = RunOptions.from_dict(json.loads(BEFORE))
     assert options == RunOptions.of(**NOW, policy="learnability", host_bytes=500_000)
     assert set(json.loads(BEFORE)) - set(options.to_dict()) == {"shuffle_bytes"}
-    assert set(options.to_dict()) - set(json.loads(BEFORE)) == {"host_bytes", "lanes", "max_bad_shards", *SINCE}
+    since = {"host_bytes", "lanes", "max_bad_shards", "trust_table", *SINCE}
+    assert set(options.to_dict()) - set(json.loads(BEFORE)) == since
     assert options.changed_since(json.loads(BEFORE), ()) == []
     changed = options.but(host_bytes=7).changed_since(json.loads(BEFORE), ())
     assert changed == ["host_bytes = 500000, now 7"]
@@ -55,6 +56,8 @@ def test_a_policy_of_your_own_is_written_by_its_name():
         ({"score_scale": 0.0}, "--score-scale is 0, expected a number above 0"),
         ({"score_scale": -1.0}, "--score-scale is -1"),
         ({"score_scale": float("nan")}, "--score-scale is nan"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+        ({"temperature": float("inf")}, "--temperature is inf"),
         ({"score_scale": float("inf")}, "--score-scale is inf"),
         ({"temperature": float("nan")}, "--temperature is nan"),
         ({"filter_ratio": 1.5}, "--filter-ratio is 1.5, expected the share dropped"),
