@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from ..datasets.shards import expand_braces
+from ..datasets.patterns import expand_braces
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import is_local, list_entries
 from ..errors import CurateError
