@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
-import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import __version__, threads
+from . import __version__
 from .command import reference_page, takes, without
-from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .entry import run_command
+from .errors import SpecError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
+from .progress import Screen
 from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
-from .training.signals import handled_by
 
 cli = typer.Typer(
     name="curate",
@@ -36,6 +34,8 @@ CONFIG_HELP = "Read data sets and models from this file. Default: the nearest cu
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
+report = Screen()
+"""Progress, to standard error, so that results can be piped."""
 RUN = options_of(RunOptions)
 BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
@@ -53,45 +53,8 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 
 def app() -> None:
-    """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
-    threads.settle()
-    format_others = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"curate: {message}\n"
-        if issubclass(category, CurateWarning)
-        else format_others(message, category, *where, **line)
-    )
-    try:
-        with handled_by(_end):
-            cli()
-    except CurateError as e:
-        typer.echo(f"curate: {e}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        typer.echo(
-            f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again", err=True
-        )
-        sys.exit(1)
-    except StoppedError as e:
-        typer.echo(f"curate: {e}; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("curate: interrupted; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(130)
-
-
-def _end(signal: int, frame: Any) -> None:
-    raise StoppedError(signal)
-
-
-def report(line: str) -> None:
-    """Progress, to standard error, so that results can be piped."""
-    typer.echo(line, err=True)
+    """Entry point."""
+    run_command(cli, report)
 
 
 def _version(show: bool) -> None:
@@ -202,6 +165,11 @@ def train(
     from .datasets.spec import load_config
     from .training import train as run_training
 
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise SpecError(
+            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
+            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
+        )
     if train_num_samples is not None:
         if given["examples"] is not None:
             raise SpecError("--train-num-samples and --examples are both given; drop one")
@@ -291,8 +259,16 @@ def sql(
     ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
-    format: Annotated[str, typer.Option(metavar="table|csv|json|parquet", help="Write in this format.")] = "table",
-    output: Annotated[str | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="table|csv|tsv|json|jsonl|parquet",
+            help="Write in this format. Default: by the ending of --output; else a table on a terminal, csv in a pipe.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write to this file instead of standard output, in place of one that is there.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Ask SQL (DuckDB, read-only) over score tables and runs.
@@ -303,11 +279,13 @@ def sql(
     from .reports import connect, write
     from .reports import query as run_query
     from .reports.metadata import add_metadata_of_all
+    from .reports.output import choose_format
 
+    chosen = choose_format(format, output)  # before the query, which may take long
     known = load_config(config)
     connection = connect(scores=scores, runs=runs, datasets=analysis_files(known))
     add_metadata_of_all(connection, known, query)
-    write(run_query(connection, query), format, output)
+    write(run_query(connection, query), chosen, output, report)
 
 
 @cli.command()

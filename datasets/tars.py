@@ -16,7 +16,7 @@ from .hidden import is_hidden_member
 from .notices import say_once
 from .shards import Shard
 from .spec import DatasetSpec
-from .storage import Reader, open_read
+from .storage import Reader, open_read, without_query
 from .targets import MAX_TARGET_BYTES
 
 # key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers.
@@ -82,7 +82,7 @@ def tar_members(shard: Shard, wanted: Wanted, hidden: Hidden | None = None) -> I
     hidden = hidden if hidden is not None else Hidden()
     with open_shard(shard) as file:
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
-        is_packed = shard.url.split("?")[0].endswith("gz")
+        is_packed = without_query(shard.url).endswith("gz")
         limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None
         tail = _Tail(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
         try:
