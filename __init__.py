@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from .scoring.selection import Selection, select
     from .scoring.selector import Selector
     from .scoring.tables.lookup import ScoreTable, open_scores
+    from .training.batch import SuperBatch
     from .training.options import RunOptions
     from .training.records import SelectionLog
     from .training.run import train
     from .training.sub import OnlineModel, SubBatch, SubBatches
-    from .training.superbatch import SuperBatch, SuperBatches
+    from .training.superbatch import SuperBatches
 
 __version__ = "0.2.0.dev0"
 
@@ -52,7 +53,7 @@ _HOMES = {
     "Selector": "scoring.selector",
     "SubBatch": "training.sub",
     "SubBatches": "training.sub",
-    "SuperBatch": "training.superbatch",
+    "SuperBatch": "training.batch",
     "SuperBatches": "training.superbatch",
     "open_scores": "scoring.tables.lookup",
     "score_reference": "pipelines.score_reference",

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
+from . import __version__, threads
 from .command import reference_page, takes, without
-from .errors import CurateError, CurateWarning, SpecError
-from .options import options_of
+from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
+from .training.signals import handled_by
 
 cli = typer.Typer(
     name="curate",
@@ -52,6 +53,7 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 def app() -> None:
     """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
+    threads.settle()
     format_others = warnings.formatwarning
     warnings.formatwarning = lambda message, category, *where, **line: (
         f"curate: {message}\n"
@@ -59,7 +61,8 @@ def app() -> None:
         else format_others(message, category, *where, **line)
     )
     try:
-        cli()
+        with handled_by(_end):
+            cli()
     except CurateError as e:
         typer.echo(f"curate: {e}", err=True)
         sys.exit(1)
@@ -73,9 +76,16 @@ def app() -> None:
             f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again", err=True
         )
         sys.exit(1)
+    except StoppedError as e:
+        typer.echo(f"curate: {e}; run the same command again to resume (train: add --resume)", err=True)
+        sys.exit(e.exit_code)
     except KeyboardInterrupt:
         typer.echo("curate: interrupted; run the same command again to resume (train: add --resume)", err=True)
         sys.exit(130)
+
+
+def _end(signal: int, frame: Any) -> None:
+    raise StoppedError(signal)
 
 
 def report(line: str) -> None:
@@ -113,6 +123,8 @@ def prepare(
     """
     from .datasets.preparers import prepare as prepare_dataset
 
+    refuse_url(data, "--data")
+    refuse_url(config, "--config")
     prepare_dataset(name, data, config, force=force, report=report)
 
 
@@ -303,6 +315,7 @@ def demo(
     """
     from .reports.demo import demo as run_demo
 
+    refuse_url(folder, "--folder")
     run_demo(folder)
 
 

@@ -11,7 +11,7 @@
         TableError        a score table
             JoinError     a training example and its stored score
         RunError          a run folder
-        BudgetError  FailuresError  BusyError  WorkerError  FetchError  QueryError
+        BudgetError  FailuresError  BusyError  WorkerError  RankError  FetchError  QueryError
 
 Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
 --out, catches a WriteError and raises an error of its own that adds it.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from signal import Signals
 
 # Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
 _USERINFO = re.compile(r"((?:https?|ftp)://)[^\s/'\"]*@|([a-z][a-z0-9+.-]*://)[^\s/'\"]*:[^\s/'\"]*@", re.IGNORECASE)
@@ -132,12 +133,32 @@ class WorkerError(CurateError):
     """A process that did part of a job died: killed, or out of memory."""
 
 
+class RankError(CurateError):
+    """Another process of a distributed run failed, or cannot be reached."""
+
+
 class FetchError(CurateError):
     """A package with a known data set could not be fetched or is not the one expected."""
 
 
 class QueryError(CurateError):
     """An SQL query is not a read, or DuckDB refuses it."""
+
+
+class StoppedError(BaseException):
+    """A signal asked the process to end: the machine is taken back, or the terminal is gone. No error, as Ctrl-C is none."""
+
+    def __init__(self, signal: int, message: str = "") -> None:
+        super().__init__(signal, message)
+        self.signal, self.message = signal, message
+
+    @property
+    def exit_code(self) -> int:
+        """As shells have it for a process that a signal ended."""
+        return 128 + self.signal
+
+    def __str__(self) -> str:
+        return f"stopped by {Signals(self.signal).name}" + (f" {self.message}" if self.message else "")
 
 
 class ExampleError(CurateError):

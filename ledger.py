@@ -45,8 +45,9 @@ class StepCost:
 class Ledger:
     """FLOPs (2 x multiply-adds) of a run by line.
 
-    `reference_score` is the cost of the whole score table, paid once and shared by every run that reads it;
-    `reference_train` is None where nobody recorded it. `outside` holds what no budget counts: evaluation, and the
+    `reference_score` is the cost of the whole score table, paid once and shared by every run that reads it, and of what
+    this run had its reference score itself, which is `scored_in_run`. `reference_train` is None where nobody recorded it.
+    `outside` holds what no budget counts: evaluation, and the
     re-scoring that verifies the join.
     """
 
@@ -55,6 +56,7 @@ class Ledger:
     online_train: float = 0.0
     reference_score: float = 0.0
     reference_train: float | None = 0.0
+    scored_in_run: float = 0.0
     outside: dict[str, float] = field(default_factory=dict)
 
     def add_step(self, cost: StepCost) -> None:
@@ -62,13 +64,18 @@ class Ledger:
         self.online_score += cost.online_score
         self.online_train += cost.online_train
 
+    def add_scored_in_run(self, flops: float) -> None:
+        """FLOPs of the reference for losses that the table lacks. The budget pays for them."""
+        self.reference_score += flops
+        self.scored_in_run += flops
+
     def add_outside(self, line: str, flops: float) -> None:
         self.outside[line] = self.outside.get(line, 0.0) + flops
 
     @property
     def spent(self) -> float:
         """What the budget counts: everything that this run itself computed to train."""
-        return self.learner_train + self.online_score + self.online_train
+        return self.learner_train + self.online_score + self.online_train + self.scored_in_run
 
     def lines(self) -> dict[str, float | None]:
         return {line: getattr(self, line) for line in LINES}
@@ -76,7 +83,7 @@ class Ledger:
     def regimes(self) -> dict[str, float | None]:
         """Total FLOPs under each regime; a figure without its regime says nothing."""
         foundation = self.spent
-        pretrained = foundation + self.reference_score
+        pretrained = foundation + self.reference_score - self.scored_in_run
         return {
             "fully_amortised": self.learner_train,
             "foundation": foundation,
@@ -86,11 +93,12 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """All lines, and what lies outside them. JSON-able."""
-        return {**self.lines(), "outside": dict(self.outside)}
+        return {**self.lines(), "scored_in_run": self.scored_in_run, "outside": dict(self.outside)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in (*LINES, "outside"):
             setattr(self, name, state[name])
+        self.scored_in_run = state.get("scored_in_run", 0.0)
 
 
 def steps_within(budget: float, flops_per_step: float, charged: float = 0.0) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping
@@ -198,6 +199,19 @@ def check_least(options: Any, least: float, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not value >= least:
             raise SpecError(f"{flag(name)} is {value}, expected at least {least}")
+
+
+def check_local(options: Any, name: str) -> None:
+    """Raises SpecError where an option that names a folder of this machine is a URL."""
+    refuse_url(getattr(options, name), flag(name))
+
+
+def refuse_url(folder: Any, told: str) -> None:
+    """Raises SpecError where `folder` is a URL. A path that was made of a URL has lost one of its slashes."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise SpecError(
+            f"{told} is '{folder}', a URL; it must be a folder of this machine: copy it to the store when it is done"
+        )
 
 
 def check_choice(options: Any, name: str) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from ..errors import ExampleError
+from ..threads import cores
 from .decoding import Geometry, View, look
 from .readers import Example, Failure
 
 T = TypeVar("T")
+R = TypeVar("R")
 _END = object()
+# Who closes does not wait longer for a source in the middle of an item.
+SECONDS_TO_CLOSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class DecodedBatch:
 
 
 def decode_threads() -> int:
-    """As many as there are cores that this process may use; Pillow decodes outside the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One per core that this process may use: Pillow decodes outside the interpreter's lock."""
+    return cores()
 
 
 def decoded_batches(
@@ -91,14 +94,47 @@ def batched_with_seconds(records: Iterable[T], batch_size: int) -> Iterator[tupl
         yield chunk, time.perf_counter() - started
 
 
-def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """Run `source` in a thread, at most `depth` items ahead. Its exception is raised here, after what came before it.
+class Prefetched(Iterator[T]):
+    """A source that runs in a thread, at most `depth` items ahead. Made by `prefetch`."""
 
-    Closing the generator stops the thread.
-    """
-    items: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
+    def __init__(self, source: Iterable[T], depth: int) -> None:
+        self._items: queue.Queue[Any] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(
+            target=_run_ahead, args=(source, self._items, self._stopped), daemon=True, name="prefetch"
+        )
+        self._thread.start()
 
+    def __next__(self) -> T:
+        if self._ended:
+            raise StopIteration
+        item, error = self._items.get()
+        if item is _END:
+            self._ended = True
+            raise error or StopIteration
+        return cast(T, item)
+
+    def close(self) -> None:
+        """Stop the thread and close the source. A source that hangs is left behind: its thread does not keep the process."""
+        self._ended = True
+        self._stopped.set()
+        self._thread.join(SECONDS_TO_CLOSE)
+
+    def wait(self) -> None:
+        """Wait until the thread has ended, after `close`."""
+        self._thread.join()
+
+    def __del__(self) -> None:
+        self._stopped.set()
+
+
+def prefetch(source: Iterable[T], depth: int = 2) -> Prefetched[T]:
+    """Run `source` in a thread, at most `depth` items ahead. Its exception is raised here, after what came before it."""
+    return Prefetched(source, depth)
+
+
+def _run_ahead(source: Iterable[Any], items: queue.Queue[Any], stopped: threading.Event) -> None:
     def put(item: Any) -> bool:
         while not stopped.is_set():
             try:
@@ -108,25 +144,45 @@ def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
                 continue
         return False
 
-    def run() -> None:
-        try:
-            for item in source:
-                if not put((item, None)):
-                    return
-            put((_END, None))
-        except BaseException as e:
-            put((_END, e))
-
-    thread = threading.Thread(target=run, daemon=True, name="prefetch")
-    thread.start()
     try:
-        while True:
-            item, error = items.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
+        for item in source:
+            if not put((item, None)):
+                break
+        put((_END, None))
+    except BaseException as e:
+        put((_END, e))
     finally:
-        stopped.set()
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def map_in_threads(do: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """`do` of every item, in order, `most` at a time. Daemon threads: one that hangs does not keep the process.
+
+    Raises what `do` raised for the first item for which it did.
+    """
+    found: dict[int, R] = {}
+    errors: dict[int, BaseException] = {}
+    numbers = iter(range(len(items)))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while not errors:
+            with lock:
+                i = next(numbers, None)
+            if i is None:
+                return
+            try:
+                found[i] = do(items[i])
+            except BaseException as e:
+                errors[i] = e
+
+    threads = [threading.Thread(target=work, daemon=True, name="read") for _ in range(min(most, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
         thread.join()
+    if errors:
+        raise errors[min(errors)]
+    return [found[i] for i in range(len(items))]

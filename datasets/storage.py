@@ -306,3 +306,14 @@ def written_at(entry: Entry) -> float | None:
     if isinstance(found, datetime):
         return found.timestamp()
     return float(found) if isinstance(found, int | float) else None
+
+
+def version_of(url: str) -> tuple[str | None, float | None]:
+    """(what the store calls a file's version: its ETag; when it was written), each None where the store has none.
+
+    Raises FileNotFoundError and ReadError.
+    """
+    fs, path = filesystem(url)
+    entry = _read(url, lambda: fs.info(path))
+    tag = next((str(entry[k]) for k in ("ETag", "etag", "md5Hash", "crc32c") if entry.get(k)), None)
+    return tag, written_at(entry)

@@ -35,6 +35,11 @@ def nothing_read(dataset: DatasetSpec) -> SpecError:
     return SpecError(f"data set '{dataset.name}': nothing in its test split could be read")
 
 
+def counts(examples: int, failures: int) -> dict[str, int]:
+    """What a measure says of its n; failures are named only where there are some."""
+    return {"test_examples": examples} | ({"test_failures": failures} if failures else {})
+
+
 def recall(query_ND: torch.Tensor, answer_ND: torch.Tensor, group_N: torch.Tensor, name: str) -> dict[str, float]:
     """R@1/5/10: the share of queries with a right answer among their k nearest by dot product.
 

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
-from ..errors import RunError, SpecError, WriteError
+from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
+from ..threads import cores
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops
+from .finished import refuse_mixed
 from .options import CompareOptions
 
 
@@ -53,6 +55,7 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
         )
     quality = find_task(dataset.task).quality
     _refuse_other_settings(options)
+    refuse_mixed(list(_finished_runs(options)), options.base, config, report)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
     given = options.base.optimization.lr
@@ -104,14 +107,18 @@ def _point(options: CompareOptions, policy: str | Policy, multiple: float, seed:
     )
 
 
+def _searching(options: CompareOptions) -> list[RunOptions]:
+    return [
+        _point(options, BASELINE, 1.0, 0, lr).but(name=f"lr{lr:g}", out=str(Path(options.out, "search")))
+        for lr in options.search_lr
+    ]
+
+
 def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> tuple[tuple[float, float], ...]:
     """Uniform at 1x with every learning rate. These runs are no points of the comparison, but for the best one's twin."""
     if not options.search_lr:
         return ()
-    tried = [
-        _point(options, BASELINE, 1.0, 0, lr).but(name=f"lr{lr:g}", out=str(Path(options.out, "search")))
-        for lr in options.search_lr
-    ]
+    tried = _searching(options)
     report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.search_lr)}")
     run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
     return tuple((lr, float(_summary(t)["quality"][quality])) for lr, t in zip(options.search_lr, tried, strict=True))
@@ -152,19 +159,24 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores."""
     context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     shares = context.Queue()
     for i in range(jobs):
-        shares.put(cores[i::jobs] or cores)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_keep_to, initargs=(shares,))
+        shares.put(own[i::jobs] or own)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
+    )
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working folder must not replace the library's in these
     try:
         yield pool
-    except KeyboardInterrupt:
-        # Every run has its checkpoints; waiting for those that go on could take hours.
+    except (KeyboardInterrupt, StoppedError) as e:
+        # Every run has its checkpoints; waiting for those that go on could take hours. A signal gives them a step's time.
         for process in list((pool._processes or {}).values()):
-            process.terminate()
+            if isinstance(e, StoppedError):
+                process.terminate()
+            else:
+                process.kill()
         raise
     finally:
         os.environ.pop("PYTHONSAFEPATH")
@@ -173,7 +185,7 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _keep_to(shares: Any) -> None:
+def _keep_to(shares: Any, threads: int) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
@@ -181,7 +193,7 @@ def _keep_to(shares: Any) -> None:
     share = shares.get()
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
+    torch.set_num_threads(min(len(share), threads))
 
 
 def _end_with_parent(parent: int) -> None:
@@ -220,7 +232,19 @@ def _folder(options: RunOptions) -> Path:
 
 
 def _finished(options: RunOptions) -> bool:
-    return (_folder(options) / "summary.json").exists()
+    """Whether a run is trained and evaluated."""
+    return (_folder(options) / "summary.json").exists() and "not_evaluated" not in _summary(options)
+
+
+def _finished_runs(options: CompareOptions) -> Iterator[tuple[Path, RunOptions]]:
+    """Folder and options of every run that stands already, each point's with the learning rate that the run itself names."""
+    points = [*planned(options, options.base.optimization.lr or 0.0), *_searching(options)]
+    for point in points:
+        folder = _folder(point)
+        if (folder / "summary.json").exists():
+            found = read_document(folder / "config.json").get("lr")
+            searched = Path(point.records.out) != options.runs
+            yield folder, point if searched else point.but(lr=found)
 
 
 def _summary(options: RunOptions) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from ..errors import SpecError
 from ..ledger import BASELINE
-from ..options import Flops, Multiples, Numbers, Options, Ratio, Share, Text, Values, check_least, flag
+from ..options import Flops, Multiples, Numbers, Options, Ratio, Share, Text, Values, check_least, check_local, flag
 from ..scoring.policies import LEARNABILITY, POLICIES, Policy
 from ..training.options import (
     BudgetOptions,
@@ -125,6 +125,7 @@ class CompareOptions:
         if not all(x > 0 for x in self.budgets + self.ladder):
             raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
         check_least(self, 1, "seeds", "jobs")
+        check_local(self, "out")
         if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
         for policy in self.policies:
@@ -158,6 +159,7 @@ class ProbeOptions:
             )
         if self.plan.expected_saving is not None:
             raise SpecError("--probe and --expected-saving are both given; the probe measures the saving, drop one")
+        check_local(self, "out")
         if not 0 < self.probe <= 1:
             raise SpecError(f"--probe is {self.probe:g}, expected a share of the budget above 0, such as 1%")
 

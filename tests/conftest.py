@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from support.commands import silent
 from support.prepared import TINY_CLIP, Digits, Pairs
 from support.tars import write_tar
 
-# Tiny tensors gain nothing from more threads, and lose much where other jobs share the cores.
+# Tiny tensors gain nothing from more threads, and lose much where other jobs share the cores. The commands that tests
+# start run so too.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

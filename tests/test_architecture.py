@@ -10,11 +10,12 @@ from curate.scoring.policies import POLICIES
 from curate.scoring.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "units", "ledger", "options", "lazy"}
+BASE = {"errors", "units", "ledger", "options", "lazy", "threads"}
 ALLOWED = {
     "errors": set(),
     "lazy": set(),
     "units": {"errors"},
+    "threads": set(),
     "ledger": {"errors", "units"},
     "options": {"errors", "units"},
     "datasets": BASE,

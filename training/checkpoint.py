@@ -1,24 +1,33 @@
 """Checkpoints that appear whole or not at all, and bring a run back bit for bit on the same device.
 
-A checkpoint is a folder `checkpoints/resume-STEP/`, on the disk before the older ones are removed. Rules of resuming:
-what was logged after the checkpoint's step is cut away; loader position, random states, optimizers and the ledger come
-back as they were; the schedule is the same function of the step.
+A checkpoint is a folder `checkpoints/resume-STEP/`; the newest two are kept, so that a run survives one that is damaged.
+Rules of resuming: what was logged after the checkpoint's step is cut away; loader position, random states, optimizers and
+the ledger come back as they were; the schedule is the same function of the step.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..datasets.writing import remove_partials, whole_folder
-from ..errors import RunError
+from ..datasets.writing import remove_partials, whole_folder, write_errors
+from ..errors import DivergedError, RunError
 from ..scoring.loading import load_weights, save_weights
+from ..units import Report
 from .trainee import Trainee
+
+KEPT = 2
+STATE = "state.json"
+# Optimizers and random states, as torch writes them.
+TENSORS = "optimizers.pt"
+CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,11 @@ def save(
     generators: dict[str, torch.Generator],
     state: dict[str, Any],
 ) -> None:
-    """Write the checkpoint of having done `step` steps. `state` must be JSON-able. Raises WriteError."""
+    """Write the checkpoint of having done `step` steps. `state` must be JSON-able.
+
+    Raises DivergedError where a weight is not finite, and WriteError; the older checkpoints stay then.
+    """
+    refuse_diverged(run, step, trainees)
     folder = run / "checkpoints" / f"resume-{step:09d}"
     tensors = {
         "optimizers": {name: trainee.optimizer.state_dict() for name, trainee in trainees.items()},
@@ -47,51 +60,102 @@ def save(
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
             save_weights(trainee.module, partial / f"{name}.safetensors")
-        with (partial / "optimizers.pt").open("wb") as file:  # by its path, torch would hide why it cannot be written
+        with (partial / TENSORS).open("wb") as file:  # by its path, torch would hide why it cannot be written
             torch.save(tensors, file)
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}), encoding="utf-8")
-    for old in _checkpoints(run):
-        if old != folder:
-            shutil.rmtree(old)
+        sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        content = json.dumps({"step": step, "checksums": sums, **state})
+        (partial / STATE).write_text(content, encoding="utf-8")
+    # What lies behind this step was damaged, or this run would have gone on from there.
+    others = [other for other in _checkpoints(run) if other != folder]
+    older = [other for other in others if other < folder][-(KEPT - 1) :]
+    with write_errors(folder.parent):
+        for other in others:
+            if other not in older:
+                shutil.rmtree(other)
 
 
-def load(run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator]) -> Resumed | None:
-    """Bring back the newest checkpoint, or None where the run was killed before its first."""
-    found = _checkpoints(run)
-    if not found:
-        return None
-    folder = found[-1]
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if "position" in state:
-            raise RunError(
-                f"{run}: was begun by curate 0.1, which drew examples in another order; finish it with that version, or "
-                "start again under another --name"
-            )
-        tensors = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-        for name, trainee in trainees.items():
-            load_weights(trainee.module, str(folder / f"{name}.safetensors"))
-            trainee.optimizer.load_state_dict(tensors["optimizers"][name])
-        for name, generator in generators.items():
-            generator.set_state(tensors["generators"][name])
-    except (OSError, KeyError, ValueError, RuntimeError) as e:
-        raise RunError(f"{folder}: this checkpoint does not load ({e}); delete the folder to start over") from None
+def refuse_diverged(run: Path, step: int, trainees: Mapping[str, Trainee]) -> None:
+    """Raises DivergedError where a weight of a model is NaN or infinite."""
+    for name, trainee in trainees.items():
+        # Other buffers may hold infinities of their own, such as masks of attention.
+        averages = (b for n, b in trainee.module.named_buffers() if n.endswith(("running_mean", "running_var")))
+        for tensor in (*trainee.module.parameters(), *averages):
+            if not bool(torch.isfinite(tensor).all()):
+                raise DivergedError(
+                    f"{run}: a weight of the {name} is nan or infinite after step {step:,}; lower --lr or --online-lr"
+                )
+
+
+def load(
+    run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator], report: Report
+) -> Resumed | None:
+    """Bring back the newest checkpoint, or the one before where that is damaged. None where there is none yet.
+
+    Raises RunError where there are some and none of them loads.
+    """
+    found = _checkpoints(run)[::-1]
+    for folder in found:
+        try:
+            return _load(run, folder, trainees, generators)
+        except RunError:
+            raise
+        except Exception as e:  # json, pickle, zip files, safetensors and torch have errors of their own
+            why = " ".join(str(e).split())[:200]
+            if folder == found[-1]:
+                raise RunError(
+                    f"{folder}: this checkpoint does not load ({why}); delete {folder.parent} to start over"
+                ) from None
+            report(f"{folder}: this checkpoint does not load ({why}); the one before is taken")
+    return None
+
+
+def _load(run: Path, folder: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator]) -> Resumed:
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if "position" in state:
+        raise RunError(
+            f"{run}: was begun by curate 0.1, which drew examples in another order; finish it with that version, or "
+            "start again under another --name"
+        )
+    for name, then in state.pop("checksums", {}).items():
+        if _checksum(folder / name) != then:
+            raise ValueError(f"{name} is damaged")
+    tensors = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
+    for name, trainee in trainees.items():
+        load_weights(trainee.module, str(folder / f"{name}.safetensors"))
+        trainee.optimizer.load_state_dict(tensors["optimizers"][name])
+    for name, generator in generators.items():
+        generator.set_state(tensors["generators"][name])
     torch.set_rng_state(tensors["torch"])
-    if tensors["cuda"]:
-        torch.cuda.set_rng_state_all(tensors["cuda"])
+    if tensors["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(tensors["cuda"][: torch.cuda.device_count()])
     return Resumed(state.pop("step"), state)
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            found = zlib.crc32(chunk, found)
+    return found
 
 
 def exists(run: Path) -> bool:
     return bool(_checkpoints(run))
 
 
+def size(run: Path) -> int:
+    """Bytes of all checkpoints."""
+    return sum(path.stat().st_size for folder in _checkpoints(run) for path in folder.iterdir())
+
+
 def remove_all(run: Path) -> None:
     """Also what a kill in the middle of a save left."""
-    for folder in _checkpoints(run):
-        shutil.rmtree(folder)
-    remove_partials(run / "checkpoints")
+    with write_errors(run / "checkpoints"):
+        for folder in _checkpoints(run):
+            shutil.rmtree(folder)
+        remove_partials(run / "checkpoints")
 
 
 def _checkpoints(run: Path) -> list[Path]:
+    """The oldest first."""
     return sorted((run / "checkpoints").glob("resume-*"))

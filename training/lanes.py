@@ -19,7 +19,7 @@ from ..datasets.order import Segment, lane_segments, shuffled, windows
 from ..datasets.readers import Example, Failure, read_shard, too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from ..errors import FailuresError, TableError
+from ..errors import CurateError, FailuresError, ShardError, StorageError, TableError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.join import join_shard
 from ..scoring.tables.lookup import ScoreTable, ShardScores
@@ -53,6 +53,14 @@ class LoadedShard:
         return len(self.rows) + len(self.failures) + len(self.left_out)
 
 
+class UnreadableError(Exception):
+    """A shard that cannot be read; `error` says why."""
+
+    def __init__(self, error: CurateError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class ShardLoader:
     """Reads and joins shards for all lanes.
 
@@ -71,9 +79,12 @@ class ShardLoader:
         cache_bytes: int,
         image_bytes: int,
         host_bytes: int,
+        max_bad: int = 0,
     ) -> None:
         self.dataset, self.shards, self.scores = dataset, list(shards), scores
         self.embeddings, self.on_missing = embeddings, on_missing
+        self.max_bad = max_bad
+        self.skipped: dict[str, str] = {}
         self._cache: dict[int, LoadedShard] = {}
         self._room, self._image_bytes = cache_bytes, image_bytes
         self._keeps_decoded: set[str] = set()
@@ -87,19 +98,32 @@ class ShardLoader:
         return row.example.shard in self._keeps_decoded
 
     def load(self, index: int) -> LoadedShard:
-        """Raises ShardError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
+        """Raises UnreadableError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
         with self._reading[index]:
             return self._cache[index] if index in self._cache else self._read(index)
+
+    def skip(self, index: int, why: UnreadableError) -> None:
+        """Go on without a shard. Raises the shard's own error where too many are bad; `skipped` has name and reason."""
+        with self._lock:
+            self.skipped[self.shards[index].name] = str(why)
+            bad = len(self.skipped)
+        if bad <= self.max_bad and bad < len(self.shards):
+            return
+        more = f"{bad:,} of {len(self.shards):,} shards cannot be read, {self.max_bad:,} may be skipped"
+        raise type(why.error)(f"{why}; {more} (--max-bad-shards)") from why
 
     def _read(self, index: int) -> LoadedShard:
         shard = self.shards[index]
         examples: list[Example] = []
         failures: list[Failure] = []
-        for item in read_shard(self.dataset, shard):
-            if isinstance(item, Example):
-                examples.append(item)
-            else:
-                failures.append(item)
+        try:
+            for item in read_shard(self.dataset, shard):
+                if isinstance(item, Example):
+                    examples.append(item)
+                else:
+                    failures.append(item)
+        except (ShardError, StorageError) as e:
+            raise UnreadableError(e) from e
         loaded = self._joined(shard, examples, failures)
         with self._lock:
             room = self._image_bytes * len(loaded.rows)
@@ -146,7 +170,11 @@ class LanePosition:
 
 
 class Lane:
-    """One lane. `take` moves it forward; `position` is where it stands."""
+    """One lane. `take` moves it forward; `position` is where it stands.
+
+    A shard that cannot be read is in `skipped` from then on, in later epochs and after a resume too, so that the lane's
+    order does not depend on when the shard can be read again.
+    """
 
     def __init__(
         self, number: int, lanes: int, loader: ShardLoader, rows: Sequence[int] | None, seed: int, room: float
@@ -154,6 +182,7 @@ class Lane:
         self.number, self.lanes, self.loader, self.rows = number, lanes, loader, rows
         self.seed, self.room = seed, room
         self.position = LanePosition()
+        self.skipped: set[int] = set()
         self.counts: Counter[str] = Counter()
         self.unreadable: list[Failure] = []
         self._windows: tuple[int, list[list[Segment]]] | None = None
@@ -208,7 +237,14 @@ class Lane:
             self._loaded = None  # two windows need not be in memory together
             pool: list[Row] = []
             for segment in self._windows_of(at.epoch)[at.window]:
-                loaded = self.loader.load(segment.shard)
+                if segment.shard in self.skipped:
+                    continue
+                try:
+                    loaded = self.loader.load(segment.shard)
+                except UnreadableError as e:
+                    self.loader.skip(segment.shard, e)
+                    self.skipped.add(segment.shard)
+                    continue
                 pool += [row for row in loaded.rows if _within(row.example.row, segment)]
                 if at.epoch == 0 and at.offset == 0:
                     self._count(loaded, segment)

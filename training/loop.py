@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from ..errors import DivergedError
+from ..errors import BudgetError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
 from .pace import Pace
 from .records import RunRecords
 from .schedule import learning_rate
+from .scorer import BudgetSpentError
+from .signals import Stop
 from .sub import SubBatch, SubBatches
 from .timing import Stages
 from .trainee import Trainee, augment_views
@@ -41,20 +43,32 @@ class TrainingJob:
     records: RunRecords
     pace: Pace
     timing: Stages
+    stop: Stop
 
     @property
     def trainees(self) -> dict[str, Trainee]:
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
 
 
-def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None) -> None:
-    """Run (or resume) all steps of a job. `after_step` is called with every step once all of it is done."""
-    step = _resume(job)
+def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None) -> int:
+    """Run (or resume) all steps of a job. Returns how many were done: fewer than planned where the budget was spent earlier,
+    on losses that the score table lacked. `after_step` is called with every step once all of it is done.
+
+    At a signal it writes a checkpoint after the step that is going on, or at once while it waits for data, and raises
+    StoppedError.
+    """
+    step = saved = _resume(job)
     job.pace.start(step)
+    skipped = _say_skipped(job, 0)
+    at_step = job.subs.batches.state_dict()
     subs = iter(job.subs)
+    unlogged: tuple[SubBatch, float, dict[str, torch.Tensor]] | None = None
     try:
+        job.stop.hold()
         while step < job.steps:
             sub = _draw(subs, job.run, step)
+            if sub is None:
+                break
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
@@ -65,27 +79,41 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
                     for name, trainee in job.trainees.items()
                 }
             step += 1
+            at_step = job.subs.batches.state_dict()
             job.ledger.add_step(job.cost)
 
             job.records.selection(step, sub)
-            if job.pace.logs(step):
-                _check_finite(job.run, step, losses["learner"])
+            skipped = _say_skipped(job, skipped)
+            unlogged = None if job.pace.logs(step) else (sub, share, losses)
+            if unlogged is None:
+                _check_finite(job.run, step, losses)
                 job.records.metric(_line(job, step, sub, share, losses))
             if job.pace.saves(step):
-                job.records.flush()
-                _save(job, step)
+                _check_finite(job.run, step, losses)
+                _save(job, step, at_step)
                 job.pace.saved()
+                saved = step
             job.pace.show(step, losses["learner"], job.ledger)
             if after_step:
                 after_step(step)
+            if job.stop.asked is not None:
+                break
+        job.stop.release()
+        if unlogged is not None:  # the budget was spent before the step that would have been the last
+            job.records.metric(_line(job, step, *unlogged))
+    except StoppedError as e:
+        if step > saved:
+            _save(job, step, at_step)
+        raise StoppedError(e.signal, f"after step {step:,} of {job.steps:,}") from None
     finally:
         job.subs.close()
     job.records.flush()
+    return step
 
 
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.trainees, _generators(job))
+    found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log)
     if found is None:
         job.records.cut_after(0)
         return 0
@@ -97,30 +125,45 @@ def _resume(job: TrainingJob) -> int:
     return found.step
 
 
-def _save(job: TrainingJob, step: int) -> None:
-    state = {
-        "batches": job.subs.batches.state_dict(),
-        "seconds": job.timing.state_dict(),
-        "ledger": job.ledger.state_dict(),
-    }
+def _save(job: TrainingJob, step: int, batches: dict[str, Any]) -> None:
+    """A checkpoint, with `batches` the loader's state after this step. No file of selections spans one."""
+    job.records.flush()
+    state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
     checkpoint.save(job.run, step, job.trainees, _generators(job), state)
+
+
+def _say_skipped(job: TrainingJob, known: int) -> int:
+    """Log the shards that were skipped since `known` of them were. Returns how many there are now."""
+    skipped = job.subs.batches.skipped_shards
+    for name, reason in list(skipped.items())[known:]:
+        job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")
+    return len(skipped)
 
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
     return {"select": job.subs.selector.generator, "augment": job.augmenting}
 
 
-def _draw(subs: Any, run: Path, step: int) -> SubBatch:
+def _draw(subs: Any, run: Path, step: int) -> SubBatch | None:
+    """Steps 1 to 3. None where the budget does not pay for another step."""
     try:
         sub: SubBatch = next(subs)
         return sub
+    except BudgetSpentError:
+        if not step:
+            raise BudgetError(
+                f"{run}: the budget is smaller than one step with the losses that the score table lacks; raise it, or "
+                "run score-reference first"
+            ) from None
+        return None
     except DivergedError as e:
         raise _diverged(run, step + 1, "a score") from e
 
 
-def _check_finite(run: Path, step: int, loss: torch.Tensor) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise _diverged(run, step, "the learner's loss")
+def _check_finite(run: Path, step: int, losses: dict[str, torch.Tensor]) -> None:
+    for name, loss in losses.items():
+        if not bool(torch.isfinite(loss)):
+            raise _diverged(run, step, f"the {name}'s loss" if name == "learner" else f"the {name} model's loss")
 
 
 def _diverged(run: Path, step: int, what: str) -> DivergedError:

@@ -11,9 +11,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
-from ..errors import SpecError
+from ..errors import SpecError, without_secrets
 from ..ledger import BASELINE
-from ..options import Bytes, Concern, Flops, Options, Share, Values, check_choice, check_least, flag, options_of
+from ..options import (
+    Bytes,
+    Concern,
+    Flops,
+    Options,
+    Share,
+    Values,
+    check_choice,
+    check_least,
+    check_local,
+    flag,
+    options_of,
+)
 from ..scoring.policies import POLICIES, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
@@ -170,7 +182,9 @@ class DataOptions(Concern):
     """How the data set is read."""
 
     max_failures: Share = 0.01
-    """Stop with an error when more than this share of the examples is bad."""
+    """Stop with an error when more than this share of the examples is bad. Holds for the test split too."""
+    max_bad_shards: int | None = None
+    """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
     host_bytes: Bytes = 1 << 30
@@ -182,7 +196,7 @@ class DataOptions(Concern):
         if not 0 <= self.max_failures <= 1:
             raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
         check_least(self, 1, "lanes", "host_bytes")
-        check_least(self, 0, "cache_bytes")
+        check_least(self, 0, "cache_bytes", "max_bad_shards")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +218,9 @@ class RecordOptions(Concern):
 
     def __post_init__(self) -> None:
         check_least(self, 1, "log_every", "selections_every", "checkpoint_every")
+        check_local(self, "out")
+        if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
+            raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +256,12 @@ class RunOptions(Options):
     def changed_since(self, before: Mapping[str, Any], free: Collection[str]) -> list[str]:
         """Lines such as `seed = 0, now 1` for options that a config.json has otherwise; those of `free` may differ.
 
-        An option that it does not know, since it is older, had its default.
+        An option that it does not know, since it is older, had its default. Of URLs it holds no secrets, which may change.
         """
-        now = json.loads(json.dumps(self.to_dict()))
+        now = {
+            name: without_secrets(value) if isinstance(value, str) else value
+            for name, value in json.loads(json.dumps(self.to_dict())).items()
+        }
         known = {o.name: o.default for o in options_of(type(self)).values() if o.default is not MISSING} | _renamed(
             before
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -14,11 +15,11 @@ import pyarrow.parquet as pq
 import torch
 
 from ..datasets.writing import whole_file, write_errors, write_whole
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, without_secrets
 from ..scoring.selection import Selection
 from ..units import Report
+from .batch import SuperBatch
 from .sub import SubBatch
-from .superbatch import SuperBatch
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -47,7 +48,8 @@ class SelectionLog:
         self.folder, self.every = Path(folder), every
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
         """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
@@ -107,16 +109,17 @@ class RunRecords:
         """Forget what was written after `step`, where a resumed run goes on."""
         metrics = self.run / "metrics.jsonl"
         if metrics.exists():
-            lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if 0 < _step_of(line) <= step]
             write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
 
     def metric(self, values: dict[str, Any]) -> None:
-        self._append("metrics.jsonl", json.dumps(values))
+        self._append("metrics.jsonl", json.dumps(plain(values), allow_nan=False))
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
+        text = without_secrets(text)
         self._echo(text)
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
@@ -132,8 +135,28 @@ class RunRecords:
         self._selections.flush()
 
 
+def _step_of(line: str) -> int:
+    """The step of a line of metrics; 0 where a kill cut the line."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def plain(content: Any) -> Any:
+    """The same as a run's files may hold it: a number that is NaN or infinite is null, which every reader of JSON takes,
+    and URLs are without their secrets."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain(value) for value in content]
+    if isinstance(content, str):
+        return without_secrets(content)
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: Any) -> None:
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(plain(content), indent=2, allow_nan=False) + "\n").encode())
 
 
 def read_document(path: Path) -> dict[str, Any]:

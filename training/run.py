@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,24 +15,26 @@ import torch
 
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import CurateError, WriteError
+from ..errors import CurateError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.forward import best_device, best_precision
-from ..scoring.loading import find_model, load_model, save_weights
+from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
-from . import checkpoint, startup
-from .evaluate import evaluate
+from . import checkpoint, folder, frozen, startup
+from .evaluate import check_test_split
+from .finish import evaluate_again, finish, told
 from .loop import TrainingJob, train_loop
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
 from .reference import note_geometry, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
+from .signals import Stop, handled_by
 from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
@@ -47,26 +50,37 @@ def train(
     is. Raises CurateError before step 1 for whatever can be known by then.
     """
     config = config if config is not None else load_config()
-    run = Path(options.records.out, options.records.name or startup.default_name(options))
+    run = Path(options.records.out, options.records.name or folder.default_name(options))
     dataset = find_dataset(options.dataset, config)
-    finished = startup.open_folder(run, options, resume)
+    began = (run / "config.json").exists()
+    finished = folder.open_folder(run, options, resume, report)
     if finished is not None:
+        if "not_evaluated" in finished and options.records.evaluate and dataset.test:
+            return evaluate_again(options, config, dataset, run, finished, report)
         report(f"{run}: already finished, nothing to do")
         return finished
-    records = RunRecords(run, report, options.records.selections_every)
+    stop = Stop()
     try:
-        return _train(options, config, dataset, run, records)
+        with handled_by(stop):
+            records = RunRecords(run, report, options.records.selections_every)
+            return _train(options, config, dataset, run, records, stop)
     except BaseException as e:
         refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
-        if refused or not (run / "config.json").exists():
+        if not began and (refused or not (run / "config.json").exists()):
             # Refused before anything was trained: leave no folder that the next attempt would trip over.
             shutil.rmtree(run, ignore_errors=True)
         else:
-            with suppress(WriteError):  # a full disk may be what stopped it
-                records.log(f"stopped: {type(e).__name__}: {e}; --resume continues from the last checkpoint")
+            with suppress(CurateError, OSError):  # a full disk may be what stopped it
+                RunRecords(run, report).log(f"{told(e)}; {_next(run)}")
         raise
     finally:
-        startup.LOCKS.pop(str(run)).close()
+        folder.LOCKS.pop(str(run)).close()
+
+
+def _next(run: Path) -> str:
+    if (run / "summary.json").exists():
+        return "--resume evaluates it"
+    return "--resume continues from the last checkpoint" if checkpoint.exists(run) else "--resume begins it anew"
 
 
 @dataclass(frozen=True)
@@ -81,15 +95,25 @@ class _Models:
     reference: Model | None
     rescored: int
 
+    @property
+    def trainees(self) -> dict[str, Trainee]:
+        return {"learner": self.learner} | ({"online": self.online} if self.online else {})
 
-def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords) -> dict[str, Any]:
+
+def _train(
+    options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords, stop: Stop
+) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
-    precision = options.optimization.precision or best_precision(device)
+    began = folder.began_with(run)
+    precision = options.optimization.precision or began.get("precision") or best_precision(device)
     shards = list_shards(dataset)
+    evaluates = options.records.evaluate and bool(dataset.test)
+    test_shards = check_test_split(dataset, options.data.max_failures) if evaluates else None
     models = _models(options, config, dataset, shards, device, precision, records)
     learner, table = models.learner.model, models.table
     trained = {"learner": learner} | ({"online": models.online.model} if models.online else {})
+    weights = {name: frozen.weights_of(model) for name, model in trained.items()}
 
     joint_loss = startup.joint_loss_of(options, models.scorer or learner, table)
     cost, uncounted = step_cost(
@@ -102,12 +126,35 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, table),
     )
     ledger = startup.reference_ledger(table)
-    steps = startup.steps_of(options, cost, startup.charged_to(options, ledger, table))
     reference_cost = forward_flops(models.reference).per_example if models.reference else 0.0
+    made_in_run = models.reference if options.selection.on_missing == "score" else None
+    missing = startup.missing_share(table, shards) * options.super_batch_size * reference_cost if made_in_run else 0.0
+    charged = startup.charged_to(options, ledger, table)
+    steps = startup.steps_of(options, cost, charged, missing)
     if models.rescored:
         ledger.add_outside("verification", reference_cost * models.rescored)
 
-    made_in_run = models.reference if options.selection.on_missing == "score" else None
+    scale = options.selection.score_scale
+    if scale is None:
+        scale = 1.0 if options.selection.joint else learner.task.score_scale
+    augment = options.optimization.augment or learner.task.augment
+    warmup = round(options.optimization.warmup * steps)
+    settings = {
+        **{f"{name} lr": trainee.lr for name, trainee in models.trainees.items()},
+        **{"augment": augment, "warmup": warmup, "score scale": scale, "joint loss": joint_loss},
+    }
+    frozen_now = {
+        "train": frozen.shards_of(shards),
+        "test": frozen.shards_of(test_shards) if test_shards is not None else None,
+        "weights": weights,
+        "score_table": frozen.table_of(table, shards) if table is not None else None,
+        "steps": steps,
+        "settings": settings,
+    }
+    manifest = startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted, frozen_now)
+    if began:
+        folder.refuse_other_beginning(run, manifest, records.log)
+
     seen = {**trained, ONLINE: models.scorer, REFERENCE: made_in_run}
     batches = SuperBatches(
         dataset,
@@ -118,8 +165,9 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         embeddings=options.selection.joint,
         on_missing=options.selection.on_missing,
         seed=options.seed,
-        lanes=startup.settled_lanes(run, options),
+        lanes=folder.settled_lanes(run, options),
         max_failures=options.data.max_failures,
+        max_bad_shards=options.data.max_bad_shards,
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
         shards=shards,
@@ -138,14 +186,15 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
         micro_batch=options.optimization.micro_batch,
         reference_scale=(table.manifest.get("scale") if table else None) or 1.0,
         reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
+        budget=None if options.budget.budget_flops is None else options.budget.budget_flops - charged,
+        step_flops=cost.total,
     )
-    scale = options.selection.score_scale
     selector = Selector(
         options.selection.policy,
         options.optimization.batch_size,
         sampler=options.selection.sampler,
         temperature=options.selection.temperature,
-        scale=scale if scale is not None else 1.0 if options.selection.joint else learner.task.score_scale,
+        scale=scale,
         chunks=options.selection.chunks,
         joint_loss=joint_loss,
         seed=startup.stream_seed(options.seed, "select"),
@@ -154,13 +203,18 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
     job = TrainingJob(
         run=run,
         subs=SubBatches(
-            batches, selector, scorer=scorer, device=device, timing=timing, check=partial(refuse_misfits, checked)
+            batches,
+            selector,
+            scorer=scorer,
+            device=device,
+            timing=_until_stopped(timing, stop),
+            check=partial(refuse_misfits, checked),
         ),
         learner=models.learner,
         online=models.online,
         steps=steps,
-        warmup=round(options.optimization.warmup * steps),
-        augment=options.optimization.augment or learner.task.augment,
+        warmup=warmup,
+        augment=augment,
         augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
         cost=cost,
         ledger=ledger,
@@ -173,10 +227,10 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
             report=records.log,
         ),
         timing=timing,
+        stop=stop,
     )
     startup.check_disk(run, list(trained.values()), options, steps)
     if not (run / "config.json").exists():  # a resumed run keeps what it began with
-        manifest = startup.manifest_of(dataset, shards, trained, table, device, precision, cost, uncounted)
         write_json(run / "manifest.json", manifest)
         write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
     records.log(
@@ -186,8 +240,26 @@ def _train(options: RunOptions, config: Config, dataset: DatasetSpec, run: Path,
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     torch.manual_seed(options.seed)
-    train_loop(job)
-    return _finish(options, dataset, job, table, device, precision, started)
+    done = train_loop(job)
+    return finish(options, dataset, job, done, table, device, precision, started)
+
+
+def _until_stopped(timing: Stages, stop: Stop) -> Callable[[str], AbstractContextManager[None]]:
+    """`timing`, and while the loop waits for data a signal does not wait for the end of a step: there may be none."""
+
+    @contextmanager
+    def timed(stage: str) -> Iterator[None]:
+        with timing(stage):
+            if stage != "data":
+                yield
+                return
+            stop.release()
+            try:
+                yield
+            finally:
+                stop.hold()
+
+    return timed
 
 
 def _models(
@@ -233,50 +305,3 @@ def _models(
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
     note_geometry(opened.table, scorer, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)
-
-
-def _finish(
-    options: RunOptions,
-    dataset: DatasetSpec,
-    job: TrainingJob,
-    table: ScoreTable | None,
-    device: torch.device,
-    precision: Precision,
-    started: float,
-) -> dict[str, Any]:
-    """Final weights, quality and summary; then the checkpoints go."""
-    run, ledger, learner = job.run, job.ledger, job.learner.model
-    folder = run / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    for name, trainee in job.trainees.items():
-        save_weights(trainee.module, folder / f"{name}.safetensors")
-    quality: dict[str, float] = {}
-    with job.timing("evaluate"):
-        if options.records.evaluate and dataset.test:
-            quality = evaluate(learner, dataset, device=device, precision=precision)
-            ledger.add_outside("evaluation", forward_flops(learner).per_example * quality["test_examples"])
-    policy, seconds = job.subs.selector.policy, job.timing.state_dict()
-    summary = {
-        "run": run.name,
-        "dataset": dataset.name,
-        "policy": policy.name,
-        "learner": options.learner,
-        "online": options.selection.online if job.online else None,
-        "reference": table.manifest["reference"]["name"] if table else None,
-        "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
-        "seed": options.seed,
-        "steps": job.steps,
-        "examples_trained": job.steps * options.optimization.batch_size,
-        "examples_scored": job.steps * options.super_batch_size if policy.selects else 0,
-        "ledger": ledger.lines(),
-        "outside_the_ledger": ledger.outside,
-        "regimes": ledger.regimes(),
-        "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},
-        "quality": quality,
-        "counts": job.subs.batches.counts,
-    }
-    write_json(run / "summary.json", summary)
-    checkpoint.remove_all(run)
-    shown = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in quality.items())
-    job.records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown or 'not evaluated (no test split)'}")
-    return summary

@@ -13,10 +13,14 @@ from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model, Scored
 from ..scoring.policies import Policy
 from ..scoring.settings import Precision
-from .superbatch import SuperBatch
+from .batch import SuperBatch
 
 ONLINE, REFERENCE = "scorer", "reference"
 """The names under which super-batches hold what these two models see."""
+
+
+class BudgetSpentError(Exception):
+    """The budget does not pay for the step whose super-batch was drawn last."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class RunScorer:
 
     `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
     where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
-    the ledger. None where it may not.
+    the ledger. None where it may not. Where `budget` is given, BudgetSpentError is raised before a super-batch is scored
+    whose missing losses, with the `step_flops` of a step, would spend more.
     """
 
     policy: Policy
@@ -38,6 +43,8 @@ class RunScorer:
     micro_batch: int
     reference_scale: float = 1.0
     reference_bias: float = 0.0
+    budget: float | None = None
+    step_flops: float = 0.0
 
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""
@@ -66,9 +73,12 @@ class RunScorer:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """The reference's losses and embeddings with those made that were missing."""
         assert self.reference is not None and batch.reference_loss is not None
+        flops = self.reference_cost * len(missing)
+        if self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
+            raise BudgetSpentError
         pixels, targets = batch.views[REFERENCE][missing], batch.model_targets(REFERENCE)[missing]
         scored = self._score(self.reference, pixels, targets)
-        self.ledger.reference_score += self.reference_cost * len(missing)
+        self.ledger.add_scored_in_run(flops)
         loss_B = batch.reference_loss.index_copy(0, missing, scored.loss)
         if batch.reference_pairs is None:
             return loss_B, None

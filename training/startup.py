@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
-import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
-from ..datasets.writing import remove_partials
-from ..errors import BusyError, RunError, SpecError, TableError
+from ..errors import RunError, SpecError, TableError
 from ..ledger import Ledger, StepCost, steps_within
 from ..scoring.flops import forward_flops
 from ..scoring.forward import embedding_width
@@ -28,75 +23,11 @@ from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import format_flops
+from . import checkpoint, frozen
 from .options import RunOptions, SelectionOptions
-from .records import read_document
 
-# What a run that was killed before it wrote its config.json may have left.
-BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
 # Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
 OPTIMIZER_STATE, SELECTION_BYTES = 2, 30
-# Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
-FREE_TO_CHANGE = frozenset({"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name"})
-LOCKS: dict[str, Any] = {}
-
-
-def default_name(options: RunOptions) -> str:
-    """`dataset-policy-learner-seed0`, of characters that any file system takes."""
-    parts = [
-        Path(options.dataset).name,
-        options.selection.chosen_policy.name,
-        Path(options.learner).name,
-        f"seed{options.seed}",
-    ]
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-") for part in parts)
-
-
-def open_folder(run: Path, options: RunOptions, resume: bool) -> dict[str, Any] | None:
-    """Make the run's folder, or find it as an earlier call left it. Returns the summary of a finished run."""
-    config = run / "config.json"
-    if config.exists():
-        if not resume:
-            raise RunError(f"{run}: this run exists; --resume continues it, --name makes another")
-        changed = options.changed_since(read_document(config), FREE_TO_CHANGE | unset_lanes(options))
-        if changed:
-            raise RunError(f"{run}: was started with {changed[0]}; use the same, or another --name")
-        if (run / "summary.json").exists():
-            return read_document(run / "summary.json")
-    elif run.is_dir():
-        # A refused run is removed again, so it must not start where somebody else's files are.
-        foreign = sorted({path.name for path in run.iterdir()} - BEFORE_CONFIG)
-        if foreign:
-            raise RunError(f"{run}: holds '{foreign[0]}' and is no run folder; choose another --name or --out")
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _lock(run)
-        remove_partials(run)
-    except OSError as e:
-        raise RunError(f"{run}: cannot be written ({e.strerror or e}); choose another --out") from None
-    return None
-
-
-def unset_lanes(options: RunOptions) -> frozenset[str]:
-    """How many lanes there are is settled by the first call, where the user does not say."""
-    return frozenset() if options.data.lanes is not None else frozenset({"lanes"})
-
-
-def settled_lanes(run: Path, options: RunOptions) -> int | None:
-    """The lanes that the run began with; else the user's."""
-    config = run / "config.json"
-    return read_document(config).get("lanes") if config.exists() else options.data.lanes
-
-
-def _lock(run: Path) -> None:
-    """Hold the run's folder until `train` ends; the lock dies with a killed process too."""
-    file = (run / ".lock").open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BusyError(
-            f"{run}: another process is training into this folder; wait for it or use another --name"
-        ) from None
-    LOCKS[str(run)] = file
 
 
 def stream_seed(seed: int, name: str) -> int:
@@ -104,15 +35,27 @@ def stream_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def steps_of(options: RunOptions, cost: StepCost, charged: float) -> int:
-    """How many steps the budget buys. Raises BudgetError where it is not even one."""
+def missing_share(table: ScoreTable | None, shards: Sequence[Shard]) -> float:
+    """The share of the examples that a table lacks: by rows where all shards know theirs, else by bytes."""
+    if table is None:
+        return 0.0
+    by_rows = all(shard.rows is not None for shard in shards)
+    sizes = {shard.name: (shard.rows or 0) if by_rows else shard.bytes for shard in shards}
+    return sum(size for name, size in sizes.items() if not table.holds(name)) / max(1, sum(sizes.values()))
+
+
+def steps_of(options: RunOptions, cost: StepCost, charged: float, missing: float = 0.0) -> int:
+    """How many steps the budget buys, each with `missing` FLOPs on average for losses that the table lacks.
+
+    Raises BudgetError where it is not even one.
+    """
     budget = options.budget
     if budget.steps is not None:
         return budget.steps
     if budget.examples is not None:
         return steps_within(budget.examples, options.optimization.batch_size)
     assert budget.budget_flops is not None
-    return steps_within(budget.budget_flops, cost.total, charged)
+    return steps_within(budget.budget_flops, cost.total + missing, charged)
 
 
 def reference_ledger(table: ScoreTable | None) -> Ledger:
@@ -189,11 +132,12 @@ def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss
 
 
 def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
-    """Refuse what would fill the disk hours later: two checkpoints (the new one is whole before the old one goes), the
-    final weights, and the selections."""
+    """Refuse what would fill the disk hours later: the checkpoints that are kept and a new one, which is whole before an
+    old one goes, the final weights, and the selections. What a resumed run wrote before is there already."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
     rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
-    needed = 2 * (1 + OPTIMIZER_STATE) * weights + weights + SELECTION_BYTES * rows
+    checkpoints = (checkpoint.KEPT + 1) * (1 + OPTIMIZER_STATE) * weights
+    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + SELECTION_BYTES * rows
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(
@@ -211,25 +155,17 @@ def manifest_of(
     precision: Precision,
     cost: StepCost,
     uncounted: list[str],
+    began: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What ran, on what, with which versions: manifest.json."""
+    """What ran, on what, with which versions: manifest.json. `began` is what a resume compares beside."""
     return {
-        "versions": {
-            "curate": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": version("timm"),
-            "open_clip": version("open_clip_torch"),
-        },
+        "versions": frozen.versions(),
         "hardware": torch.cuda.get_device_name()
         if device.type == "cuda"
         else f"{platform.machine()}, {os.cpu_count()} cores",
         "precision": precision,
-        "dataset": {**dataset.to_dict(), "fingerprint": dataset.fingerprint, "shards": len(shards)},
-        "models": {
-            name: {**m.spec.to_dict(), "weights": "", "preprocessing": m.preprocessing.to_dict()}
-            for name, m in models.items()
-        },
+        "dataset": frozen.dataset_of(dataset, shards),
+        "models": frozen.models_of(models),
         "score_table": table
         and {
             "folder": table.folder,
@@ -238,4 +174,5 @@ def manifest_of(
         },
         "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
         "operators_not_counted": uncounted,
+        "began": dict(began),
     }

@@ -15,7 +15,8 @@ from ..scoring.losses import Losses
 from ..scoring.models import Model
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
-from .superbatch import SuperBatch, SuperBatches
+from .batch import SuperBatch
+from .superbatch import SuperBatches
 
 
 @dataclass(frozen=True)

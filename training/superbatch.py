@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..datasets.batches import decode_all, decode_threads, prefetch
+from ..datasets.batches import Prefetched, decode_all, decode_threads, map_in_threads, prefetch
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count, order_digest, quotas
 from ..datasets.readers import Failure
@@ -22,88 +21,15 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .lanes import Lane, LanePosition, Row, ShardLoader, refuse_too_many
+from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, token_rows
+from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
 
-Tokenizer = Callable[[list[str]], torch.Tensor]
 # As a data set opens its lanes, so many of them read at a time.
 READERS = 8
-
-
-@dataclass(frozen=True)
-class SuperBatch:
-    """B examples. Their identity is (`shards`, `keys`).
-
-    `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry). `targets`
-    are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
-    float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
-    stored image and text embeddings, float16 [B, D], None where they were not asked for.
-    """
-
-    shards: list[str]
-    keys: list[str]
-    views: dict[str, torch.Tensor]
-    targets: torch.Tensor | list[str]
-    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
-    reference_loss: torch.Tensor | None = None
-    reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def model_targets(self, name: str) -> torch.Tensor:
-        """What the model of this name takes beside its view: its tokens, or the labels."""
-        if name in self.tokens:
-            return self.tokens[name]
-        if isinstance(self.targets, list):
-            raise SpecError(f"captions need a tokenizer for '{name}': give tokenize={{'{name}': ...}}")
-        return self.targets
-
-    def to(self, device: torch.device | str) -> SuperBatch:
-        """The same examples with all tensors on a device, through pinned memory where it is a GPU."""
-        moved: dict[int, torch.Tensor] = {}
-        where = torch.device(device)
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in moved:  # views and tokens that are alike share a tensor
-                moved[id(tensor)] = to_device(tensor, where)
-            return moved[id(tensor)]
-
-        return self._with(move)
-
-    def take(self, index: torch.Tensor) -> SuperBatch:
-        """The examples at `index`, int64 [b], in its order."""
-        places = index.tolist()
-        taken: dict[int, torch.Tensor] = {}
-
-        def pick(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in taken:
-                taken[id(tensor)] = tensor[index.to(tensor.device)]
-            return taken[id(tensor)]
-
-        found = self._with(pick)
-        targets = found.targets if not isinstance(self.targets, list) else [self.targets[i] for i in places]
-        return replace(
-            found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
-        )
-
-    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SuperBatch:
-        return replace(
-            self,
-            views={name: change(view) for name, view in self.views.items()},
-            targets=self.targets if isinstance(self.targets, list) else change(self.targets),
-            tokens={name: change(tokens) for name, tokens in self.tokens.items()},
-            reference_loss=None if self.reference_loss is None else change(self.reference_loss),
-            reference_pairs=None
-            if self.reference_pairs is None
-            else (change(self.reference_pairs[0]), change(self.reference_pairs[1])),
-        )
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+# A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
+EMPTY_EPOCHS = 64
+# Of a hundred shards one may be unreadable without ending the run. Of fewer, each is a large part of the data.
+SHARDS_PER_BAD_ONE = 100
 
 
 class SuperBatches:
@@ -123,7 +49,9 @@ class SuperBatches:
 
     `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
     "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
-    data, the table or the settings; more than `max_failures` bad examples end the stream.
+    data, the table or the settings; more than `max_failures` bad examples end the stream. A shard that cannot be read is
+    skipped for good and listed in `skipped_shards`; more than `max_bad_shards` (1 % of the shards by default, so none of
+    fewer than 100) end the stream.
     """
 
     def __init__(
@@ -139,6 +67,7 @@ class SuperBatches:
         seed: int = 0,
         lanes: int | None = None,
         max_failures: float = 0.01,
+        max_bad_shards: int | None = None,
         host_bytes: int = 1 << 30,
         cache_bytes: int = 2 << 30,
         config: Config | None = None,
@@ -172,28 +101,38 @@ class SuperBatches:
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
+            max_bad=len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards,
         )
-        rows = self._row_counts(loader)
-        room = host_bytes / self.lanes
-        self._lanes = [Lane(v, self.lanes, loader, rows, seed, room) for v in range(self.lanes)]
-        self._loader = loader
-        self._digest = order_digest(
-            [(shard.name, shard.size, shard.bytes) for shard in self.shards], rows, self.lanes, size, seed, host_bytes
+        self._loader, self._seed, self._host_bytes = loader, seed, host_bytes
+        known = self._known_row_counts()
+        # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
+        self._rows_read = (
+            [self._rows_of(i) for i in range(len(self.shards))] if not known and loader.keeps_all else None
         )
+        self._lay_out(known or self._rows_read)
         self._decoders = ThreadPoolExecutor(decode_threads())
-        self._readers = ThreadPoolExecutor(min(READERS, self.lanes))
         self._drawn = 0
         self._counts: Counter[str] = Counter()
         self._last_failure: Failure | None = None
         self._state = self._snapshot()
-        self._running: Any = None
+        self._running: Prefetched[tuple[SuperBatch, dict[str, Any]]] | None = None
+
+    def _lay_out(self, rows: list[int] | None) -> None:
+        """Divide the data set among the lanes. `rows` of each shard, where they are known."""
+        room = self._host_bytes / self.lanes
+        self._lanes = [Lane(v, self.lanes, self._loader, rows, self._seed, room) for v in range(self.lanes)]
+        shards = [(shard.name, shard.size, shard.bytes) for shard in self.shards]
+        self._digest = order_digest(shards, rows, self.lanes, self.size, self._seed, self._host_bytes)
 
     def __iter__(self) -> Iterator[SuperBatch]:
         """From where the stream stands, for ever."""
+        running = self._running
         self.close()
+        if running is not None:
+            running.wait()  # it moves the lanes that are about to be rewound
         self._rewind(self._state)
-        self._running = prefetch(self._stream())
-        for batch, state in self._running:
+        self._running = running = prefetch(self._stream())
+        for batch, state in running:
             self._state = state
             yield batch
 
@@ -201,12 +140,16 @@ class SuperBatches:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
         if self._running is not None:
             self._running.close()
-            self._running = None
 
     @property
     def counts(self) -> dict[str, int]:
         """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
         return dict(self._state["counts"])
+
+    @property
+    def skipped_shards(self) -> dict[str, str]:
+        """The shards that could not be read and are left out, by name, with the reason."""
+        return dict(self._state["skipped"])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the super-batch given last. JSON-able."""
@@ -214,6 +157,11 @@ class SuperBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
+        then, now = state.get("rows"), self._rows_read
+        # A shard of no rows was unreadable then, or is now.
+        if then and now and all(a == b or not a or not b for a, b in zip(then, now, strict=False)):
+            self._rows_read = list(then)
+            self._lay_out(self._rows_read)
         if state["order"] != self._digest:
             raise RunError(
                 f"data set '{self.dataset.name}': the order of examples follows from its shards, their rows, the size, the "
@@ -221,7 +169,7 @@ class SuperBatches:
                 "resume with what the run began with"
             )
         self.close()
-        self._state = dict(state)
+        self._state = {**self._state, "skipped": {}, "lane_skips": [[]] * self.lanes, **state}
 
     def _stream(self) -> Iterator[tuple[SuperBatch, dict[str, Any]]]:
         while True:
@@ -232,7 +180,7 @@ class SuperBatches:
     def _fill(self, wanted: Sequence[int]) -> list[Row]:
         """So many examples of each lane that all views can see, in lane order. Bad ones are replaced within their lane."""
         have: list[list[Row]] = [[] for _ in self._lanes]
-        began_epoch = [False] * len(have)
+        began_epochs = [0] * len(have)
         while True:
             missing = [want - len(rows) for want, rows in zip(wanted, have, strict=True)]
             if not any(missing):
@@ -243,17 +191,19 @@ class SuperBatches:
                 have[v] += [row for row in rows if id(row) not in failed]
                 self._count(lane, [failed[id(row)] for row in rows if id(row) in failed])
                 if len(rows) < missing[v]:  # this epoch ends with too few for a super-batch
-                    if began_epoch[v]:
+                    if began_epochs[v] >= (EMPTY_EPOCHS if lane.skipped else 1):
                         raise self._too_small(lane, len(have[v]), wanted[v])
                     self._counts["dropped"] += len(have[v])
-                    have[v], began_epoch[v] = [], True
+                    have[v] = []
+                    began_epochs[v] += 1
                     lane.next_epoch()
 
     def _take(self, counts: Sequence[int]) -> list[list[Row]]:
         """The next candidates of each lane; several lanes read at a time where some have to read."""
         if all(lane.holds(count) for lane, count in zip(self._lanes, counts, strict=True)):
             return [lane.take(count) for lane, count in zip(self._lanes, counts, strict=True)]
-        return list(self._readers.map(Lane.take, self._lanes, counts))
+        pairs = list(zip(self._lanes, counts, strict=True))
+        return map_in_threads(lambda pair: pair[0].take(pair[1]), pairs, READERS)
 
     def _look_at(self, rows: Sequence[Row]) -> dict[int, Failure]:
         """Look at the rows in every view. Returns the failures, by the row's id."""
@@ -291,12 +241,12 @@ class SuperBatches:
         )
 
     def _super_batch(self, rows: list[Row]) -> SuperBatch:
-        made = {view: _stacked([row.seen[view] for row in rows]) for view in self._views}
+        made = {view: stacked([row.seen[view] for row in rows]) for view in self._views}
         targets = [row.example.target for row in rows]
         names: dict[int, torch.Tensor] = {}
         for tokenizer in self.tokenize.values():
             if id(tokenizer) not in names:
-                names[id(tokenizer)] = _tokens(rows, tokenizer)
+                names[id(tokenizer)] = token_rows(rows, tokenizer)
         for row in rows:
             if not self._loader.keeps(row):
                 row.seen.clear()
@@ -311,17 +261,23 @@ class SuperBatches:
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
         )
 
-    def _row_counts(self, loader: ShardLoader) -> list[int] | None:
-        """How many rows each shard has, bad ones too; None where nobody knows without reading all of a large data set."""
+    def _known_row_counts(self) -> list[int] | None:
+        """How many rows each shard has, bad ones too; None where nobody knows without reading the shards."""
         if self.table is not None:
             known = all_counts(self.table.folder)
             if all(shard.name in known for shard in self.shards):
                 return [known[shard.name].examples + known[shard.name].failures for shard in self.shards]
         if all(shard.rows is not None for shard in self.shards):
             return [shard.rows or 0 for shard in self.shards]
-        if loader.keeps_all:
-            return [loader.load(i).count for i in range(len(self.shards))]
         return None
+
+    def _rows_of(self, index: int) -> int:
+        """Read a shard that stays in memory; 0 where it cannot be read."""
+        try:
+            return self._loader.load(index).count
+        except UnreadableError as e:
+            self._loader.skip(index, e)
+            return 0
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -329,52 +285,15 @@ class SuperBatches:
             "drawn": self._drawn,
             "lanes": [list(astuple(lane.position)) for lane in self._lanes],
             "counts": dict(self._counts),
+            "rows": self._rows_read,
+            "skipped": dict(self._loader.skipped),
+            "lane_skips": [sorted(lane.skipped) for lane in self._lanes],
         }
 
     def _rewind(self, state: Mapping[str, Any]) -> None:
         self._drawn, self._counts = state["drawn"], Counter(state["counts"])
-        for lane, position in zip(self._lanes, state["lanes"], strict=True):
-            lane.position = LanePosition(*position)
+        self._loader.skipped = dict(state["skipped"])
+        for lane, position, skips in zip(self._lanes, state["lanes"], state["lane_skips"], strict=True):
+            lane.position, lane.skipped = LanePosition(*position), set(skips)
             lane.counts.clear()
             lane.unreadable.clear()
-
-
-def _stacked(seen: Sequence[Any]) -> torch.Tensor:
-    """Raises SpecError where a user's view gives no tensor, or not of one shape."""
-    if all(isinstance(one, np.ndarray) for one in seen):
-        return torch.from_numpy(np.stack(seen))
-    wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
-    if wrong is not None:
-        raise SpecError(f"a view's function returned {type(wrong).__name__}, expected a tensor")
-    shapes = {tuple(one.shape) for one in seen}
-    if len(shapes) > 1:
-        raise SpecError(f"a view's function returned tensors of shapes {' and '.join(map(str, sorted(shapes)[:2]))}")
-    return torch.stack(list(seen))
-
-
-def _tokens(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
-    """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
-    kind = id(tokenizer)
-    new = [row for row in rows if kind not in row.tokens]
-    if new:
-        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
-        for row, tokens_L in zip(new, made, strict=True):
-            row.tokens[kind] = tokens_L.copy()
-    return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()
-
-
-def stored_embeddings(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stored image and text embeddings of B rows, float16 [B, width], gathered a shard at a time; NaN where the table
-    has none. In pinned memory where there is a GPU to copy them to."""
-    tables = list({id(row.scores): row.scores for row in rows if row.score_row >= 0}.values())
-    number = {id(table): i for i, table in enumerate(tables)}
-    table_B = np.array([number.get(id(row.scores), -1) if row.score_row >= 0 else -1 for row in rows])
-    row_B = np.array([row.score_row for row in rows])
-    pinned = torch.cuda.is_available()
-    image, text = (torch.full((len(rows), width), torch.nan, dtype=torch.float16, pin_memory=pinned) for _ in range(2))
-    for i, scores in enumerate(tables):
-        here = table_B == i
-        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
-        image.numpy()[here] = scores.image_embedding[row_B[here]]
-        text.numpy()[here] = scores.text_embedding[row_B[here]]
-    return image, text

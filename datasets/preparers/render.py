@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...threads import cores
 from ...units import Report
 from .writer import PROGRESS_EVERY, encode_png
 
@@ -49,7 +49,7 @@ def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[
     started = time.monotonic()
     # Spawned, since a forked copy of a process with torch's threads in it may hang.
     context = multiprocessing.get_context("spawn")
-    workers = os.cpu_count() or 1
+    workers = cores()
     done = 0
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         remaining = iter(drawings)

@@ -16,7 +16,7 @@ from ...datasets.readers import Example
 from ...datasets.spec import DatasetSpec
 from ...datasets.targets import LABEL
 from ...errors import ModelError
-from ..evaluation import nothing_read, refuse_misfits, split_batches
+from ..evaluation import counts, nothing_read, refuse_misfits, split_batches
 from ..forward import score_batch
 from ..losses import cross_entropy
 from ..models import Model, ModelSpec, Scored
@@ -129,7 +129,7 @@ class Classification:
     def evaluate(
         self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
     ) -> dict[str, float]:
-        correct = total = 0
+        correct = total = failures = 0
         loss = 0.0
         for batch in split_batches(model, dataset, batch_size):
             refuse_misfits(model, batch.examples)
@@ -139,9 +139,10 @@ class Classification:
             correct += int((scored.predicted == labels).sum())
             loss += float(scored.loss.sum())
             total += len(labels)
+            failures += len(batch.failures)
         if not total:
             raise nothing_read(dataset)
-        return {"top1": correct / total, "loss": loss / total, "test_examples": total}
+        return {"top1": correct / total, "loss": loss / total, **counts(total, failures)}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ...datasets.spec import DatasetSpec
 from ...datasets.targets import CAPTION, LABEL
 from ...errors import ModelError
 from ..captions import CaptionEncoder
-from ..evaluation import nothing_read, recall, split_batches
+from ..evaluation import counts, nothing_read, recall, split_batches
 from ..forward import autocast, embed, embeddings_of, evaluating, score_batch, score_embeddings
 from ..losses import identical_captions
 from ..models import Model, ModelSpec, Scored
@@ -171,7 +171,9 @@ def _retrieval(
     model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int
 ) -> dict[str, float]:
     images, texts, captions = [], [], []
+    failures = 0
     for batch in split_batches(model, dataset, batch_size):
+        failures += len(batch.failures)
         batch_captions = [str(e.target) for e in batch.examples]
         if not batch_captions:
             continue
@@ -189,7 +191,7 @@ def _retrieval(
         text_ND, image_ND, caption_N, "text_to_image"
     )
     # The mean is less noisy than a single recall: a test split has some hundred queries.
-    return {"mean_recall": sum(quality.values()) / len(quality), **quality, "test_examples": len(captions)}
+    return {"mean_recall": sum(quality.values()) / len(quality), **quality, **counts(len(captions), failures)}
 
 
 def _zero_shot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from curate.datasets.spec import load_config
 from curate.errors import CurateError, RunError, SpecError
 from curate.scoring import Policy
 from curate.studies.comparison import compare_runs, planned
@@ -110,6 +112,48 @@ def test_another_comparison_is_refused_in_the_same_folder(options, digits):
     Path(options.out, "settings.json").write_text("{")
     with pytest.raises(RunError, match=r"settings\.json: cannot be read"):
         compare_runs(options, config=digits.config, report=silent)
+
+
+def test_finished_runs_of_other_models_data_or_scores_are_refused(options, digits, tmp_path):
+    toml = tmp_path / "curate.toml"
+    text = digits.toml.read_text().replace('"data/', f'"{digits.root}/data/')
+    toml.write_text(text)
+    small = replace(options, policies=("uniform",), budgets=(1.0,), ladder=(2.0,), seeds=1)
+    compare_runs(small, config=load_config(toml), report=silent)
+    before = stamps(options)
+    toml.write_text(text.replace("channels = [16, 32]", "channels = [4, 8]"))
+    with pytest.raises(
+        RunError, match=r"uniform-1x-seed0: was made with model learner\.arguments\.channels = \[16, 32\], now"
+    ):
+        compare_runs(replace(small, seeds=2), config=load_config(toml), report=silent)
+    shard = digits.root / "data/digits/train"
+    other = tmp_path / "train"
+    shutil.copytree(shard, other)
+    sorted(other.glob("*.tar"))[0].unlink()
+    toml.write_text(text.replace(str(shard), str(other)))
+    with pytest.raises(RunError, match=r"was made with data set: shards = 6, now 5|was made with train shards: 6 of"):
+        compare_runs(small, config=load_config(toml), report=silent)
+    assert stamps(options) == before
+    toml.write_text(text)
+    manifest = options.runs / "uniform-1x-seed0/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["versions"]["torch"] = "1.2.3"
+    manifest.write_text(json.dumps(content))
+    lines = []
+    compare_runs(small, config=load_config(toml), report=lines.append)
+    assert "some finished runs were made with torch 1.2.3, now" in lines[0]
+
+
+def test_a_run_that_was_not_evaluated_is_evaluated_not_trained_again(options, digits):
+    small = replace(options, policies=("uniform",), budgets=(1.0,), ladder=(2.0,), seeds=1)
+    compare_runs(small, config=digits.config, report=silent)
+    path = options.runs / "uniform-1x-seed0/summary.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "quality": {}, "not_evaluated": "interrupted"}))
+    trained = (options.runs / "uniform-1x-seed0/checkpoints/learner.safetensors").stat().st_mtime_ns
+    compare_runs(small, config=digits.config, report=silent)
+    assert json.loads(path.read_text())["quality"] == whole["quality"]
+    assert (options.runs / "uniform-1x-seed0/checkpoints/learner.safetensors").stat().st_mtime_ns == trained
 
 
 def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from curate.errors import CurateError, FailuresError, ShardError, SpecError
 from curate.scoring import load_model
 from curate.scoring.evaluation import recall
 from curate.training.evaluate import evaluate
+from support.tars import replace_member, write_tar
+from support.tiny import go, shard, write_toml
 
 
 def slow_recall(query, answer, group, k):
@@ -46,3 +51,65 @@ def test_top1_equals_a_plain_loop(digits):
     quality = evaluate(model, spec, device=torch.device("cpu"), precision="fp32")
     assert total == quality["test_examples"] == 597
     assert quality["top1"] == pytest.approx(right / total)
+
+
+@pytest.fixture
+def tested(tmp_path):
+    """A data set whose test split is to be spoilt."""
+    shard(tmp_path / "a.tar", range(64))
+    shard(tmp_path / "test.tar", range(500, 600))
+    write_toml(tmp_path, test="test.tar")
+    return tmp_path
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+SPOILT = {
+    "missing": (lambda path: path.unlink(), ShardError, "no shard matches|missing|no such file"),
+    "empty": (lambda path: write_tar(path, []), CurateError, "no example can be used|no example"),
+    "cut": (cut_in_half, ShardError, "test split: .*cut or damaged"),
+    "no images": (
+        lambda path: write_tar(path, [(f"{i}.{e}", b"7") for i in range(3) for e in ("png", "cls")]),
+        SpecError,
+        "no example can be used",
+    ),
+    "two of a hundred bad": (
+        lambda path: replace_member(path, {"500.cls": b"horse", "501.cls": b"cow"}),
+        FailuresError,
+        r"2 of 100 examples are bad \(allowed 1\.0%: --max-failures\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_test_split_that_cannot_be_used_is_found_before_the_first_step(tested, how):
+    spoil, kind, told = SPOILT[how]
+    spoil(tested / "test.tar")
+    with pytest.raises(kind, match=told):
+        go(tested, evaluate=True)
+    assert not (tested / "runs/run").exists()
+    assert go(tested)["steps"] == 12  # without evaluation nobody reads it
+
+
+def test_quality_on_fewer_examples_is_said(tested):
+    replace_member(tested / "test.tar", {"500.cls": b"horse", "501.png": b"no image"})
+    told = []
+    summary = go(tested, evaluate=True, max_failures=0.05, report=told.append)
+    assert summary["quality"]["test_examples"] == 98
+    assert summary["quality"]["test_failures"] == 2
+    assert told[-1].endswith("test_examples 98, test_failures 2")
+
+
+def test_a_run_that_was_trained_and_not_evaluated_has_a_summary_and_is_evaluated_by_a_resume(tested):
+    replace_member(tested / "test.tar", {f"{i}.png": b"no image" for i in range(500, 510)})  # found when decoded
+    with pytest.raises(FailuresError, match=r"trained, its weights are kept, but not evaluated: .* 10 of 100"):
+        go(tested, evaluate=True)
+    summary = json.loads((tested / "runs/run/summary.json").read_text())
+    assert summary["quality"] == {} and "10 of 100" in summary["not_evaluated"]
+    assert not list((tested / "runs/run/checkpoints").glob("resume-*"))
+    again = go(tested, resume=True, evaluate=True, max_failures=0.2)
+    assert again["quality"]["test_examples"] == 90
+    assert json.loads((tested / "runs/run/summary.json").read_text()) == again
+    assert "not_evaluated" not in again and again["outside_the_ledger"]["evaluation"] > 0

@@ -85,6 +85,24 @@ def test_missing_scores_are_made_or_skipped_and_counted(on_missing, scored, usab
         assert chosen[0] == chosen[1]
 
 
+def test_the_budget_pays_for_losses_that_are_made_in_the_run(digits, incomplete, tmp_path):
+    config, budget = digits.config, 3e9
+    options = dict(dataset="digits", policy="easy-reference", budget_flops=budget, batch_size=30, steps=None)
+    made = run(config, tmp_path, "made", reference_scores=incomplete, on_missing="score", **options)
+    whole = run(config, tmp_path, "whole", reference_scores=digits.scores, **options)
+    lines, regimes = made["ledger"], made["regimes"]
+    in_run = lines["reference_score"] - whole["ledger"]["reference_score"]
+    assert in_run > 0
+    assert regimes["foundation"] == lines["learner_train"] + lines["online_score"] + lines["online_train"] + in_run
+    assert regimes["pretrained_reference"] == regimes["foundation"] + whole["ledger"]["reference_score"]
+    assert regimes["nothing_amortised"] == regimes["pretrained_reference"] + lines["reference_train"]
+    assert regimes["foundation"] <= budget
+    assert made["steps"] < whole["steps"]
+    assert regimes["foundation"] > 0.9 * budget
+    last = json.loads((tmp_path / "made/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == made["steps"] and last["lr"] < 1e-4
+
+
 def test_missing_scores_are_an_error_by_default(digits, incomplete, tmp_path):
     with pytest.raises(TableError, match="1 of 6 shards are not scored, first '00002'"):
         run(digits.config, tmp_path, dataset="digits", policy="easy-reference", reference_scores=incomplete)

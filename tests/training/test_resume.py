@@ -3,17 +3,21 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from contextlib import nullcontext
 
 import pyarrow.parquet as pq
 import pytest
-from curate.errors import WriteError
+import torch
+from curate.errors import DivergedError, WriteError
 from curate.training import RunOptions, checkpoint, run, train
 from curate.training.loop import train_loop
+from curate.training.trainee import Trainee
 from support.commands import silent, start_curate
 from support.disk import files_up_to
+from support.tiny import go, go_until, shard, weights, write_toml
 
 STEPS = 80
 SECONDS = 180  # on a machine whose cores others use
@@ -218,13 +222,13 @@ def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch)
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
     monkeypatch.setattr(run, "train_loop", train_loop)
     checkpoints = tmp_path / "cut/run/checkpoints"
-    (standing,) = checkpoints.glob("resume-*")
+    standing = sorted(checkpoints.glob("resume-*"))
     partial = checkpoints / ".resume-000000021.0a1b2c3d.partial"
     partial.mkdir()
     (partial / "state.json").write_text('{"step": 21')
     with (tmp_path / "cut/run/metrics.jsonl").open("a") as file:
-        file.write('{"step": 21, "loss": 0.')  # cut in the middle of a line
-    assert standing.name == "resume-000000020"
+        file.write('{"step": 21, "loss": 0.1, "seconds": {"data": 0.1}')  # cut in the middle of a line, after a brace
+    assert [folder.name for folder in standing] == ["resume-000000015", "resume-000000020"]
     train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
     left = left_by(tmp_path / "cut/run")
     assert left["metrics"] == left_by(tmp_path / "whole/run")["metrics"]
@@ -244,7 +248,8 @@ def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_run_resumes(di
     with pytest.raises(WriteError, match=r"cannot be written \(File too large\); free space"):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=told.append)
     assert told[-1].endswith("--resume continues from the last checkpoint")
-    assert [p.name for p in (tmp_path / "cut/run/checkpoints").iterdir()] == ["resume-000000015"]
+    left = sorted(p.name for p in (tmp_path / "cut/run/checkpoints").iterdir())
+    assert left == ["resume-000000010", "resume-000000015"]
     monkeypatch.setattr(checkpoint, "save", save)
     train(options_for(digits, tmp_path / "cut"), config=digits.config, resume=True, report=silent)
     assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
@@ -272,3 +277,72 @@ def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know(
     assert options.changed_since(before, ()) == []
     assert options.but(chunks=4).changed_since(before, ()) == ["chunks = 16, now 4"]
     assert options.but(chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
+
+
+DAMAGE = {
+    "a byte of the weights": ("learner.safetensors", lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]),
+    "the optimizers cut": ("optimizers.pt", lambda data: data[:1000]),
+    "the state empty": ("state.json", lambda data: b""),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_the_older_checkpoint_is_taken_where_the_newer_is_damaged(tmp_path, how):
+    shard(tmp_path / "a.tar", range(64))
+    write_toml(tmp_path)
+    go(tmp_path)
+    whole = weights(tmp_path)
+    shutil.rmtree(tmp_path / "runs")
+    go_until(9, tmp_path)
+    name, damaged = DAMAGE[how]
+    newest = tmp_path / "runs/run/checkpoints/resume-000000008" / name
+    newest.write_bytes(damaged(newest.read_bytes()))
+    told = []
+    go(tmp_path, resume=True, report=told.append)
+    assert any("resume-000000008: this checkpoint does not load" in line for line in told)
+    assert "resumed after step 4" in told
+    assert weights(tmp_path) == whole
+
+
+def test_a_checkpoint_is_never_of_weights_that_are_not_finite(tmp_path, monkeypatch):
+    """The loss is finite still when the step that ruins the weights begins."""
+    shard(tmp_path / "a.tar", range(64))
+    write_toml(tmp_path)
+    step = Trainee.step
+
+    def ruined(self, *args):
+        loss = step(self, *args)
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 8:
+            with torch.no_grad():
+                next(self.module.parameters())[0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(Trainee, "step", ruined)
+    with pytest.raises(DivergedError, match="a weight of the learner is nan or infinite after step 8"):
+        go(tmp_path, log_every=100)
+    assert [p.name for p in (tmp_path / "runs/run/checkpoints").iterdir()] == ["resume-000000004"]
+
+
+def test_metrics_hold_no_nan(tmp_path):
+    from curate.training.records import RunRecords
+
+    records = RunRecords(tmp_path, silent)
+    records.metric({"step": 1, "loss": float("nan"), "flops": {"a": float("inf"), "b": 1.5}})
+    records.metric({"step": 2, "loss": 0.5})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": None, "flops": {"a": None, "b": 1.5}}, {"step": 2, "loss": 0.5}]
+
+
+def test_secrets_of_urls_are_in_no_file_of_a_run(tmp_path):
+    from curate.training.records import RunRecords, write_json
+
+    url = "https://user:secret@host/{0..9}.tar?sig=secret"
+    write_json(tmp_path / "config.json", {"dataset": url, "list": [url], "steps": 3})
+    records = RunRecords(tmp_path, silent)
+    records.log(f"read {url}")
+    for path in tmp_path.glob("*.*"):
+        assert "secret" not in path.read_text(), path
+    options = RunOptions.of(dataset=url, learner="learner", steps=3)
+    stored = {**json.loads(json.dumps(options.to_dict())), "dataset": "https://host/{0..9}.tar"}
+    assert options.changed_since(stored, ()) == []

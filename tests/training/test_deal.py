@@ -1,0 +1,47 @@
+"""Laws of who trains on which chosen example. No process group is needed."""
+
+import numpy as np
+from curate.training.deal import deal, places_by_rank, shares
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ranks_and_holders = st.integers(1, 9).flatmap(
+    lambda ranks: st.tuples(st.just(ranks), st.lists(st.integers(0, ranks - 1), min_size=0, max_size=200))
+)
+
+
+@given(ranks_and_holders)
+def test_every_rank_trains_on_its_share_and_only_the_surplus_moves(drawn):
+    ranks, holders = drawn
+    holder_b = np.array(holders, dtype=np.int64)
+    trainer_b = deal(holder_b, ranks)
+    held, trained = (np.bincount(x, minlength=ranks) for x in (holder_b, trainer_b))
+    assert trained.max() - trained.min() <= 1
+    assert trained.tolist() == shares(held.tolist())
+    moved = int((trainer_b != holder_b).sum())
+    assert moved == int(np.maximum(held - trained, 0).sum())
+    # No rank both gives and takes.
+    for rank in range(ranks):
+        gives = ((holder_b == rank) & (trainer_b != rank)).any()
+        takes = ((holder_b != rank) & (trainer_b == rank)).any()
+        assert not (gives and takes)
+
+
+@given(st.integers(1, 6), st.integers(1, 32), st.integers(0, 300), st.integers(0, 50))
+@settings(max_examples=60)
+def test_the_ranks_read_every_row_of_a_super_batch_once(ranks, lanes, more, step):
+    size = lanes + more
+    places = places_by_rank(step, size, lanes, ranks)
+    assert sorted(np.concatenate(places).tolist()) == list(range(size))
+    assert all((np.diff(rows) > 0).all() for rows in places)
+
+
+def test_at_eight_ranks_about_a_fiftieth_of_the_chosen_moves():
+    """B = 20,480, f = 0.8: random choices of 4,096 leave each rank within a few per cent of its share."""
+    generator = np.random.default_rng(0)
+    holder_B = np.concatenate([np.full(len(p), r) for r, p in enumerate(places_by_rank(0, 20_480, 32, 8))])
+    share = [
+        np.mean(deal(holder_b, 8) != holder_b)
+        for holder_b in (holder_B[np.sort(generator.permutation(20_480)[:4096])] for _ in range(20))
+    ]
+    assert 0.005 < np.mean(share) < 0.03

@@ -1,0 +1,112 @@
+"""A scheduler takes the machine back: a checkpoint, one line, exit code 143."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from curate.datasets import readers
+from curate.errors import StoppedError
+from curate.training import lanes, run
+from curate.training.loop import train_loop
+from curate.training.signals import Stop, handled_by
+from support.commands import curate
+from support.tiny import go, shard, weights, write_toml
+
+
+@pytest.fixture
+def work(tmp_path):
+    shard(tmp_path / "a.tar", range(64))
+    write_toml(tmp_path)
+    return tmp_path
+
+
+def after(step, do, monkeypatch):
+    def after_step(done):
+        if done == step:
+            do()
+
+    monkeypatch.setattr(run, "train_loop", lambda job: train_loop(job, after_step))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_step_and_a_resume_is_exact(work, monkeypatch, number):
+    go(work)
+    whole = weights(work)
+    (work / "runs/run").rename(work / "runs/whole")
+    after(6, lambda: os.kill(os.getpid(), number), monkeypatch)
+    told = []
+    with pytest.raises(StoppedError) as e:
+        go(work, report=told.append)
+    assert e.value.exit_code == 128 + number
+    assert told[-1] == f"stopped by {number.name} after step 6 of 12; --resume continues from the last checkpoint"
+    assert (work / "runs/run/checkpoints/resume-000000006").is_dir()
+    monkeypatch.setattr(run, "train_loop", train_loop)
+    go(work, resume=True)
+    assert weights(work) == whole
+
+
+def test_a_signal_while_the_data_hangs_does_not_wait_for_it(work, monkeypatch):
+    for i in range(3):
+        shard(work / f"more/{i}.tar", range(20 * i, 20 * i + 20))
+    write_toml(work, train="more/*.tar")
+    hangs = []
+
+    def read(spec, one):
+        if hangs:
+            time.sleep(30)
+        yield from readers.read_shard(spec, one)
+
+    monkeypatch.setattr(lanes, "read_shard", read)
+
+    def stuck():
+        hangs.append(True)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        after(2, stuck, monkeypatch)
+        started = time.monotonic()
+        with pytest.raises(StoppedError, match="after step"):
+            go(work, host_bytes=1, cache_bytes=0, checkpoint_every=100)
+        assert time.monotonic() - started < 10
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert list((work / "runs/run/checkpoints").glob("resume-*"))
+
+
+def test_the_command_says_one_line_and_ends_with_143(work, monkeypatch):
+    after(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    monkeypatch.chdir(work)
+    done = curate("train", "--dataset", "d", "--learner", "learner", "--steps", 9, "--batch-size", 16, "--no-evaluate")
+    assert done.code == 143
+    assert done.error.startswith("stopped by SIGTERM after step 3 of 9; ")
+
+
+def test_ctrl_c_is_said_in_the_log(work, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after(6, interrupt, monkeypatch)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        go(work, report=told.append)
+    assert told[-1] == "interrupted; --resume continues from the last checkpoint"
+
+
+def test_a_second_signal_ends_at_once_and_what_is_ignored_stays_ignored():
+    stop = Stop()
+    stop.hold()
+    stop(signal.SIGTERM)
+    assert stop.asked == signal.SIGTERM
+    with pytest.raises(StoppedError):
+        stop(signal.SIGTERM)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with handled_by(stop):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,133 @@
+"""A super-batch: B examples as tensors, and how rows become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import SpecError
+from .lanes import Row
+
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SuperBatch:
+    """B examples. Their identity is (`shards`, `keys`).
+
+    `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry). `targets`
+    are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
+    float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
+    stored image and text embeddings, float16 [B, D], None where they were not asked for.
+    """
+
+    shards: list[str]
+    keys: list[str]
+    views: dict[str, torch.Tensor]
+    targets: torch.Tensor | list[str]
+    tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    reference_loss: torch.Tensor | None = None
+    reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def model_targets(self, name: str) -> torch.Tensor:
+        """What the model of this name takes beside its view: its tokens, or the labels."""
+        if name in self.tokens:
+            return self.tokens[name]
+        if isinstance(self.targets, list):
+            raise SpecError(f"captions need a tokenizer for '{name}': give tokenize={{'{name}': ...}}")
+        return self.targets
+
+    def to(self, device: torch.device | str) -> SuperBatch:
+        """The same examples with all tensors on a device, through pinned memory where it is a GPU."""
+        moved: dict[int, torch.Tensor] = {}
+        where = torch.device(device)
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in moved:  # views and tokens that are alike share a tensor
+                moved[id(tensor)] = to_device(tensor, where)
+            return moved[id(tensor)]
+
+        return self._with(move)
+
+    def take(self, index: torch.Tensor) -> SuperBatch:
+        """The examples at `index`, int64 [b], in its order."""
+        places = index.tolist()
+        taken: dict[int, torch.Tensor] = {}
+
+        def pick(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in taken:
+                taken[id(tensor)] = tensor[index.to(tensor.device)]
+            return taken[id(tensor)]
+
+        found = self._with(pick)
+        targets = found.targets if not isinstance(self.targets, list) else [self.targets[i] for i in places]
+        return replace(
+            found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
+        )
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SuperBatch:
+        return replace(
+            self,
+            views={name: change(view) for name, view in self.views.items()},
+            targets=self.targets if isinstance(self.targets, list) else change(self.targets),
+            tokens={name: change(tokens) for name, tokens in self.tokens.items()},
+            reference_loss=None if self.reference_loss is None else change(self.reference_loss),
+            reference_pairs=None
+            if self.reference_pairs is None
+            else (change(self.reference_pairs[0]), change(self.reference_pairs[1])),
+        )
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def stacked(seen: Sequence[Any]) -> torch.Tensor:
+    """Raises SpecError where a user's view gives no tensor, or not of one shape."""
+    if all(isinstance(one, np.ndarray) for one in seen):
+        return torch.from_numpy(np.stack(seen))
+    wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
+    if wrong is not None:
+        raise SpecError(f"a view's function returned {type(wrong).__name__}, expected a tensor")
+    shapes = {tuple(one.shape) for one in seen}
+    if len(shapes) > 1:
+        raise SpecError(f"a view's function returned tensors of shapes {' and '.join(map(str, sorted(shapes)[:2]))}")
+    return torch.stack(list(seen))
+
+
+def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
+    """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
+    kind = id(tokenizer)
+    new = [row for row in rows if kind not in row.tokens]
+    if new:
+        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
+        for row, tokens_L in zip(new, made, strict=True):
+            row.tokens[kind] = tokens_L.copy()
+    return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()
+
+
+def stored_embeddings(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stored image and text embeddings of B rows, float16 [B, width], gathered a shard at a time; NaN where the table
+    has none. In pinned memory where there is a GPU to copy them to."""
+    tables = list({id(row.scores): row.scores for row in rows if row.score_row >= 0}.values())
+    number = {id(table): i for i, table in enumerate(tables)}
+    table_B = np.array([number.get(id(row.scores), -1) if row.score_row >= 0 else -1 for row in rows])
+    row_B = np.array([row.score_row for row in rows])
+    pinned = torch.cuda.is_available()
+    image, text = (torch.full((len(rows), width), torch.nan, dtype=torch.float16, pin_memory=pinned) for _ in range(2))
+    for i, scores in enumerate(tables):
+        here = table_B == i
+        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
+        image.numpy()[here] = scores.image_embedding[row_B[here]]
+        text.numpy()[here] = scores.text_embedding[row_B[here]]
+    return image, text

@@ -1,0 +1,41 @@
+"""Who trains on which chosen example, where several ranks hold parts of a super-batch: pure functions of counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..datasets.order import quotas
+
+
+def places_by_rank(step: int, size: int, lanes: int, ranks: int) -> list[np.ndarray]:
+    """Which rows of super-batch number `step` each rank reads: int64, ascending. Rank r reads the lanes r, r + W, ..."""
+    counts = np.array(quotas(step, size, lanes))
+    lane_B = np.repeat(np.arange(lanes), counts)
+    return [np.flatnonzero(lane_B % ranks == rank) for rank in range(ranks)]
+
+
+def shares(chosen: Sequence[int]) -> list[int]:
+    """How many examples each rank trains on, where it holds so many of the chosen: their mean, and the remainder goes to
+    the ranks that hold most."""
+    each, more = divmod(sum(chosen), len(chosen))
+    first = sorted(range(len(chosen)), key=lambda rank: (-chosen[rank], rank))[:more]
+    return [each + (rank in first) for rank in range(len(chosen))]
+
+
+def deal(holder_b: np.ndarray, ranks: int) -> np.ndarray:
+    """Which rank trains on each of the b chosen examples, int64 [b], given which rank holds it, int64 [b].
+
+    A rank keeps the first of its own, up to its share. Only the surplus moves, to the ranks that hold too few, in order.
+    """
+    held = np.bincount(holder_b, minlength=ranks)
+    share = np.array(shares(held.tolist()))
+    trainer_b = holder_b.astype(np.int64)
+    rank_of_b = np.empty(len(holder_b), dtype=np.int64)  # how many of its holder's chosen examples come before it
+    for rank in range(ranks):
+        own = holder_b == rank
+        rank_of_b[own] = np.arange(held[rank])
+    surplus = rank_of_b >= share[holder_b]
+    trainer_b[surplus] = np.repeat(np.arange(ranks), np.maximum(share - held, 0))
+    return trainer_b

@@ -1,0 +1,124 @@
+"""After the last step: final weights, quality on the test split, the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datasets.spec import Config, DatasetSpec
+from ..errors import CurateError, StoppedError
+from ..scoring.flops import forward_flops
+from ..scoring.forward import best_device, best_precision
+from ..scoring.loading import find_model, load_model, save_weights
+from ..scoring.models import Model
+from ..scoring.settings import Precision
+from ..scoring.tables.lookup import ScoreTable
+from ..units import Report, format_flops
+from . import checkpoint, folder
+from .evaluate import evaluate, refuse_few
+from .loop import TrainingJob
+from .options import RunOptions
+from .records import write_json
+
+
+def finish(
+    options: RunOptions,
+    dataset: DatasetSpec,
+    job: TrainingJob,
+    steps: int,
+    table: ScoreTable | None,
+    device: torch.device,
+    precision: Precision,
+    started: float,
+) -> dict[str, Any]:
+    """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
+    run, ledger, learner = job.run, job.ledger, job.learner.model
+    checkpoint.refuse_diverged(run, steps, job.trainees)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    for name, trainee in job.trainees.items():
+        save_weights(trainee.module, run / "checkpoints" / f"{name}.safetensors")
+    quality: dict[str, float] = {}
+    error: BaseException | None = None
+    with job.timing("evaluate"):
+        if options.records.evaluate and dataset.test:
+            try:
+                quality = _quality(options, learner, dataset, ledger.outside, device, precision)
+            except BaseException as e:
+                error = e
+    policy, seconds = job.subs.selector.policy, job.timing.state_dict()
+    summary = {
+        "run": run.name,
+        "dataset": dataset.name,
+        "policy": policy.name,
+        "learner": options.learner,
+        "online": options.selection.online if job.online else None,
+        "reference": table.manifest["reference"]["name"] if table else None,
+        "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
+        "seed": options.seed,
+        "steps": steps,
+        "examples_trained": steps * options.optimization.batch_size,
+        "examples_scored": steps * options.super_batch_size if policy.selects else 0,
+        "ledger": ledger.lines(),
+        "outside_the_ledger": ledger.outside,
+        "regimes": ledger.regimes(),
+        "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},
+        "quality": quality,
+        **({"not_evaluated": told(error)} if error else {}),
+        "counts": job.subs.batches.counts,
+        "skipped_shards": job.subs.batches.skipped_shards,
+    }
+    write_json(run / "summary.json", summary)
+    checkpoint.remove_all(run)
+    if error is not None:
+        if isinstance(error, CurateError):
+            raise type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}") from error
+        raise error
+    shown = _shown(quality) or "not evaluated (no test split)"
+    job.records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown}")
+    return summary
+
+
+def _quality(
+    options: RunOptions,
+    learner: Model,
+    dataset: DatasetSpec,
+    outside: dict[str, float],
+    device: torch.device,
+    precision: Precision,
+) -> dict[str, float]:
+    """Quality on the test split; its cost is added to `outside`. Raises FailuresError where it is that of too few."""
+    quality = evaluate(learner, dataset, device=device, precision=precision)
+    n, failures = int(quality["test_examples"]), int(quality.get("test_failures", 0))
+    refuse_few(f"data set '{dataset.name}', test split", n, failures, options.data.max_failures)
+    outside["evaluation"] = outside.get("evaluation", 0.0) + forward_flops(learner).per_example * n
+    return quality
+
+
+def _shown(quality: Mapping[str, float]) -> str:
+    return ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.4g}" for k, v in quality.items())
+
+
+def evaluate_again(
+    options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, summary: dict[str, Any], report: Report
+) -> dict[str, Any]:
+    """The quality of a trained run whose evaluation failed, added to its summary."""
+    device = best_device()
+    precision = folder.began_with(run).get("precision") or best_precision(device)
+    spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
+    learner = load_model(spec).to(device)
+    quality = _quality(options, learner, dataset, summary["outside_the_ledger"], device, precision)
+    found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
+    write_json(run / "summary.json", found)
+    report(f"{run}: evaluated, {_shown(quality)}")
+    return found
+
+
+def told(error: BaseException) -> str:
+    """What stopped a run, for its log."""
+    if isinstance(error, StoppedError):
+        return str(error)
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {type(error).__name__}: {error}"

@@ -1,0 +1,217 @@
+"""The processes of one run. The only module that imports torch.distributed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..errors import CurateError, RankError, SpecError
+
+T = TypeVar("T")
+# Until step 1 a rank may load models and check a table while the others wait.
+STARTING, RUNNING = timedelta(seconds=300), timedelta(seconds=120)
+
+
+@dataclass(frozen=True)
+class Group:
+    """`size` processes (ranks) that work on one run together; this one is number `rank`.
+
+    Every method but `is_first` is a collective: all ranks call it in the same order, or it times out. A group of one
+    process needs no torch.distributed: its methods return what they are given.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_env(cls, environment: dict[str, str] | None = None) -> Group:
+        """The group that torchrun's or srun's variables describe; a group of one without them.
+
+        Starts torch.distributed (nccl where there are GPUs, else gloo) unless it runs already, and takes the GPU of this
+        process's local rank. Raises SpecError where the variables are incomplete or make no sense.
+        """
+        found = _read(dict(os.environ) if environment is None else environment)
+        if found.size == 1:
+            return found
+        if not dist.is_available():
+            raise SpecError(f"{found.size} processes were started, but this torch is built without torch.distributed")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                rank=found.rank,
+                world_size=found.size,
+                timeout=STARTING,
+            )
+        return found
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files and the log."""
+        return self.rank == 0
+
+    def close(self) -> None:
+        """Leave torch.distributed."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def gather(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's `rows`, tensors [n_r, ...] of one type and width, in the order of ranks; n_r may differ."""
+        if self.size == 1:
+            return [rows]
+        with self._talking():
+            counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+            dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+            lengths = [int(n) for n in counts]
+            padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+            padded[: len(rows)] = rows
+            parts = [torch.empty_like(padded) for _ in lengths]
+            dist.all_gather(parts, padded)
+        return [part[:n] for part, n in zip(parts, lengths, strict=True)]
+
+    def exchange(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Send the rows `parts[r]`, [n, ...], to rank r; returns what each rank sent to this one. n may be 0."""
+        if self.size == 1:
+            return list(parts)
+        row = parts[0]
+        width = row[:1].numel() * row.element_size() if len(row) else _row_bytes(row)
+        sent = torch.tensor([len(part) for part in parts], device=row.device)
+        received = torch.empty_like(sent)
+        with self._talking():
+            dist.all_to_all_single(received, sent)
+            counts = received.tolist()
+            buffer = torch.empty(sum(counts) * width, dtype=torch.uint8, device=row.device)
+            content = torch.cat([_bytes_of(part) for part in parts])
+            dist.all_to_all_single(buffer, content, [n * width for n in counts], [len(part) * width for part in parts])
+        shape = row.shape[1:]
+        return [
+            part.view(row.dtype).view(n, *shape) if n else row.new_empty(0, *shape)
+            for n, part in zip(counts, buffer.split([n * width for n in counts]), strict=True)
+        ]
+
+    def share(self, value: T) -> list[T]:
+        """Every rank's value, any small object that can be pickled, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        return [pickle.loads(part.numpy().tobytes()) for part in self.gather(content)]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, given to all. Its error is raised on all ranks."""
+        made: T | None = None
+        with self.together():
+            made = make() if self.is_first else None
+        return self.share(made)[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a block on all ranks; where it raises on one of them, all raise the error of the first such rank.
+
+        The block may hold no collective. The other ranks' copies of the error say from which rank they came.
+        """
+        error: BaseException | None = None
+        try:
+            yield
+        except Exception as e:
+            error = e
+        self.agree(error)
+
+    def agree(self, error: BaseException | None = None) -> None:
+        """Raise on all ranks what one of them met. Raises this rank's own error as it is."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        with self._talking():
+            met = torch.tensor([self.size if error is None else self.rank])
+            dist.all_reduce(met, dist.ReduceOp.MIN)
+        first = int(met)
+        if first == self.size:
+            return
+        told = self.share((type(error).__module__, type(error).__name__, str(error)) if error is not None else None)
+        if error is not None:
+            raise error
+        kind, name, text = told[first] or ("", "", "")
+        raise _like(kind, name, text, first)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks of tensors of one shape."""
+        total = values.clone()
+        if self.size > 1:
+            with self._talking():
+                dist.all_reduce(total)
+        return total
+
+    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite the tensors with those of rank 0."""
+        if self.size > 1:
+            with self._talking():
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=0)
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as e:
+            raise RankError(
+                f"rank {self.rank} of {self.size} lost the others ({str(e).splitlines()[0][:120]}); the first error of "
+                "another rank says why; start all ranks again with --resume"
+            ) from e
+
+
+def _read(environment: dict[str, str]) -> Group:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    if "WORLD_SIZE" not in environment and "RANK" not in environment:
+        # Only a step that srun started has a process number; a batch script or a shell inside an allocation has none.
+        if "SLURM_PROCID" not in environment or int(environment.get("SLURM_NTASKS", "1")) == 1:
+            return Group()
+        names = slurm
+        os.environ.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000))
+    try:
+        rank, size = int(environment[names[0]]), int(environment[names[1]])
+        local_rank = int(environment.get(names[2], rank))
+        local_size = int(environment.get(names[3], "1").split("(")[0])
+    except (KeyError, ValueError) as e:
+        raise SpecError(
+            f"the variables {', '.join(names[:2])} say how many processes there are, and one is wrong ({e}); start with "
+            "torchrun or srun, or unset them"
+        ) from None
+    if not 0 <= rank < size:
+        raise SpecError(f"{names[0]} is {rank} and {names[1]} is {size}; expected a rank from 0 to {size - 1}")
+    return Group(rank, size, local_rank, local_size)
+
+
+def _bytes_of(rows: torch.Tensor) -> torch.Tensor:
+    return rows.contiguous().view(-1).view(torch.uint8) if len(rows) else rows.new_empty(0, dtype=torch.uint8)
+
+
+def _row_bytes(rows: torch.Tensor) -> int:
+    count = 1
+    for side in rows.shape[1:]:
+        count *= side
+    return count * rows.element_size()
+
+
+def _like(module: str, name: str, text: str, rank: int) -> Exception:
+    """Another rank's error, of the same kind where it is one of ours."""
+    kind = getattr(importlib.import_module(module), name, None) if module.endswith(".errors") else None
+    error: Exception = (
+        kind(text) if isinstance(kind, type) and issubclass(kind, CurateError) else RankError(f"{name}: {text}")
+    )
+    error.rank = rank  # type: ignore[attr-defined]
+    return error
