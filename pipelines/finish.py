@@ -55,8 +55,8 @@ def finish(
         )
     if failures > max_failures * max(1, examples + failures):
         worst = max(done, key=lambda name: done[name].failures)
-        first = first_failure(folder, worst)
-        raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder, first))
+        example = first_failure(folder, worst)
+        raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder, example))
     return {**totals, "waiting": len(missing)}
 
 

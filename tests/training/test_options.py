@@ -35,7 +35,7 @@ def test_the_config_of_an_earlier_version_reads():
     options = RunOptions.from_dict(json.loads(BEFORE))
     assert options == RunOptions.of(**NOW, policy="learnability", host_bytes=500_000)
     assert set(json.loads(BEFORE)) - set(options.to_dict()) == {"shuffle_bytes"}
-    assert set(options.to_dict()) - set(json.loads(BEFORE)) == {"host_bytes", "lanes", "trust_table"}
+    assert set(options.to_dict()) - set(json.loads(BEFORE)) == {"host_bytes", "lanes", "max_bad_shards", "trust_table"}
     assert options.changed_since(json.loads(BEFORE), ()) == []
     changed = options.but(host_bytes=7).changed_since(json.loads(BEFORE), ())
     assert changed == ["host_bytes = 500000, now 7"]
