@@ -6,6 +6,7 @@ import errno
 import json
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from .errors import CurateError, CurateWarning, SpecError, StoppedError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
-from .streams import end_within, flush_or_drop, nobody_reads, settle
+from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 from .training.signals import handled_by
@@ -95,19 +96,24 @@ def app() -> None:
 
 def _run() -> int:
     """The command's exit code."""
-    streams = sys.stdout, sys.stderr
+    streams, written_to = (sys.stdout, sys.stderr), file_of(sys.stdout)
     try:
         return cli(standalone_mode=False) or 0
     except SystemExit as e:
-        sys.stdout, sys.stderr = streams  # typer replaces them
-        # So do typer and rich end where nobody reads on, such as `| head`.
-        return 0 if e.code == 1 else int(e.code or 0)
+        # So do typer and rich end at a broken pipe. They put other streams, or nothing, in place of those that nobody reads.
+        sys.stdout, sys.stderr = streams
+        if e.code == 1 and (file_of(sys.stdout) != written_to or any(map(nobody_reads, streams))):
+            return 0
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from None
+        return int(e.code or 0)
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
             raise
         from typer.rich_utils import rich_format_error
 
-        rich_format_error(e)  # type: ignore[arg-type]
+        with suppress(OSError, SystemExit):
+            rich_format_error(e)  # type: ignore[arg-type]
         return int(e.exit_code)
 
 
