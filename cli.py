@@ -88,7 +88,7 @@ def app() -> None:
     if code == INTERRUPTED:
         report("curate: interrupted; run the same command again to resume (train: add --resume)")
     if code >= INTERRUPTED:
-        end_within(1.0, code)
+        end_within(0.3, code)
     flush_or_drop()
     if code:
         sys.exit(code)

@@ -24,7 +24,7 @@ from ..threads import cores
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
-from ..units import Report, format_flops, took
+from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
 from .options import CompareOptions
 
@@ -167,7 +167,7 @@ def _held_out(name: str, config: Config) -> tuple[Config, str]:
     if entry.get("validation"):
         changed, what = {**entry, "test": entry["validation"]}, "the validation split"
     else:
-        changed, what = {**entry, "hold_out": HELD_OUT}, f"{HELD_OUT:.0%} of train, held out by a hash of the key"
+        changed, what = {**entry, "hold_out": HELD_OUT}, f"{percent(HELD_OUT)} of train, held out by a hash of the key"
     return replace(config, datasets={**config.datasets, name: changed}), what
 
 

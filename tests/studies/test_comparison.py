@@ -118,11 +118,11 @@ def test_the_search_gives_every_policy_uniforms_best_rate(options, digits, in_pr
     assert by_hand["policy"] == "uniform"
     assert by_hand["quality"]["top1"] == tried[1e-2]
     # A tenth of train, and none of the test split's 597 examples.
-    assert compared.searched_on == "10% of train, held out by a hash of the key"
+    assert compared.searched_on == "10 % of train, held out by a hash of the key"
     train = [e for shard in list_shards(digits.dataset()) for e in read_shard(digits.dataset(), shard)]
     held_out = [e for e in train if is_held_out(e.shard, e.key, 0.1)]
     assert by_hand["quality"]["test_examples"] == len(held_out) != 597
-    assert "measured on 10% of train" in told[0]
+    assert "measured on 10 % of train" in told[0]
 
 
 def test_what_is_held_out_is_not_trained_on(digits):
