@@ -98,7 +98,7 @@ def _run() -> int:
     """The command's exit code."""
     streams, written_to = (sys.stdout, sys.stderr), file_of(sys.stdout)
     try:
-        return cli(standalone_mode=False) or 0
+        return cli(prog_name="curate", standalone_mode=False) or 0
     except SystemExit as e:
         # So do typer and rich end at a broken pipe. They put other streams, or nothing, in place of those that nobody reads.
         sys.stdout, sys.stderr = streams
