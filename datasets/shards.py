@@ -16,10 +16,17 @@ from ..errors import ShardError, SpecError, StorageError, printable
 from .columns import Columns, find_columns
 from .fields import split_field
 from .hidden import is_hidden
-from .notices import counted, say_once
-from .patterns import SHARD_ENDINGS, ending_word, expand, expand_braces
+from .patterns import (
+    HIDDEN,
+    READ_ALREADY,
+    SHARD_ENDINGS,
+    ending_word,
+    expand,
+    expand_braces,
+    say_left_out,
+)
 from .spec import DatasetSpec
-from .storage import is_folder, list_below, open_read
+from .storage import is_folder, list_below, open_read, without_query
 
 Split = Literal["train", "test"]
 ENDINGS = tuple(ending for endings in SHARD_ENDINGS.values() for ending in endings)
@@ -118,7 +125,7 @@ def file_of(shard: str) -> str:
 
 def path_of(url: str) -> str:
     """A file's URL without its query and its ending."""
-    path = url.split("?")[0]
+    path = without_query(url)
     for ending in ENDINGS:
         if path.endswith(ending):
             return path[: -len(ending)]
@@ -217,18 +224,11 @@ def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
         key = printable(path)
         ending = key.rsplit(".", 1)[-1].lower()
         if is_hidden(key):
-            left_out.append(("hidden or system file", key))
+            left_out.append((HIDDEN, key))
         elif ending in spec.image:
             found.append((key, url, int(entry["size"] or 0)))
         elif not beside or ending != beside:
             left_out.append((ending_word(key), key))
-    left_out += [
-        ("link to a folder that is read already", printable(link[len(root.rstrip("/")) + 1 :])) for link in links
-    ]
-    if left_out:
-        say_once(
-            (spec.name, root),
-            f"data set '{spec.name}': passed over in {root}: {counted(kind for kind, _ in left_out)}; "
-            f"first {left_out[0][1]!r}",
-        )
+    left_out += [(READ_ALREADY, printable(link[len(root.rstrip("/")) + 1 :])) for link in links]
+    say_left_out(spec.name, root, [kind for kind, _ in left_out], left_out[0][1] if left_out else "")
     return found

@@ -198,7 +198,9 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
     for option in ("train", "test", "validation"):
-        values[option] = tuple(p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base))
+        values[option] = tuple(
+            p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base, expands=True)
+        )
     if values.get("analysis"):
         values["analysis"] = _absolute(name, values["analysis"], base)[0]
     values.setdefault("format", guess_format(values["train"][0] if values["train"] else ""))
@@ -223,7 +225,7 @@ def _check_read(name: str, values: Mapping[str, Any]) -> None:
 
 def spec_from_path(path: str) -> DatasetSpec:
     """A data set given as a path: image-text where the shards may hold captions, classification for folders."""
-    absolute = _absolute(path, path, Path.cwd())
+    absolute = _absolute(path, path, Path.cwd(), expands=True)
     kind = guess_format(absolute[0])
     name = path.rstrip("/").split("/")[-1].split("{")[0].split("*")[0].split(".")[0].strip("-_")
     if not name:
@@ -252,7 +254,7 @@ def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
     raise SpecError(f"data set '{name}': {option} is {value!r}, expected a string or a list of strings")
 
 
-def _absolute(name: str, pattern: str, base: Path | None) -> list[str]:
+def _absolute(name: str, pattern: str, base: Path | None, *, expands: bool = False) -> list[str]:
     """Split `a::b` (but not fsspec's chained URLs, which have `::` before a protocol) and make relative paths absolute."""
     if pattern.startswith("pipe:"):
         raise SpecError(
@@ -262,7 +264,9 @@ def _absolute(name: str, pattern: str, base: Path | None) -> list[str]:
     if "::" in pattern and "://" in pattern.split("::", 1)[1] and "://" not in pattern.split("::", 1)[0]:
         return [pattern]
     parts = [os.path.expanduser(part) if part.startswith("~") else part for part in pattern.split("::")]
-    return [p if base is None or "://" in p or os.path.isabs(p) else str(base / p) for p in parts]
+    # A folder above may have braces in its name; those of the pattern are to be expanded.
+    above = re.sub(r"([{}\\])", r"\\\1", str(base)) if expands and "{" in str(base) else str(base)
+    return [p if base is None or "://" in p or os.path.isabs(p) else str(Path(above) / p) for p in parts]
 
 
 def _with_default_fields(values: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +293,7 @@ def _with_classes(spec: DatasetSpec) -> DatasetSpec:
         return spec
     try:
         if spec.format == "folder":
-            return replace(spec, classes=classes_in_folders(spec.train))
+            return replace(spec, classes=classes_in_folders(spec.name, spec.train))
         if spec.format == "parquet":
             found = classes_in_files(spec.name, spec.train[0], spec.target_field)
             return replace(spec, classes=found, classes_from="metadata" if found else "")

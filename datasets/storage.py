@@ -56,6 +56,11 @@ def join_url(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+def without_query(url: str) -> str:
+    """A URL's path; a local path may hold any character."""
+    return url.split("?")[0] if "://" in url else url
+
+
 def full_url(url: str) -> str:
     """The URL as listings give it; for a local file its absolute path."""
     fs, path = filesystem(url)
@@ -100,6 +105,8 @@ def _read(url: str, ask: Callable[[], T]) -> T:
             way_out = "allow this user to read it"
         elif isinstance(e, IsADirectoryError):
             way_out = "name a file"
+        elif "Credential" in type(e).__name__:
+            way_out = "set the store's credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         else:
             way_out = "run again when its storage answers"
         raise ReadError(f"{url}: cannot be read ({reason(e)}); {way_out}") from e
@@ -169,7 +176,10 @@ def size_of(url: str) -> int:
     if "://" not in url:
         return _read(url, lambda: os.stat(url).st_size)
     fs, path = filesystem(url)
-    return int(_read(url, lambda: fs.info(path))["size"])
+    size = _read(url, lambda: fs.info(path)).get("size")
+    if size is None:
+        raise ReadError(f"{url}: its server does not say how large it is; copy it to a disk or an object store")
+    return int(size)
 
 
 def exists(url: str) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from ..datasets.readers import Failure
 from ..datasets.shards import Shard
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ShardError, TableError
 from ..scoring.tables.counts import all_counts
-from ..scoring.tables.read import ShardCounts, noted_errors, shard_counts
+from ..scoring.tables.read import ShardCounts, first_failure, noted_errors, shard_counts
 from ..scoring.tables.schema import ENDING
 from ..scoring.tables.write import clear_error, write_manifest
 
@@ -53,7 +54,9 @@ def finish(
             "URL, and run again to resume"
         )
     if failures > max_failures * max(1, examples + failures):
-        raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder))
+        worst = max(done, key=lambda name: done[name].failures)
+        example = first_failure(folder, worst)
+        raise FailuresError(too_many_message(failures, examples + failures, max_failures, folder, example))
     return {**totals, "waiting": len(missing)}
 
 
@@ -73,9 +76,10 @@ def _unlisted(folder: str, names: Sequence[str]) -> dict[str, ShardCounts]:
         return {name: shard_counts(folder, name) for name, found in zip(names, there, strict=True) if found}
 
 
-def too_many_message(failures: int, read: int, allowed: float, folder: str) -> str:
-    """The error message when more examples failed than a job allows."""
+def too_many_message(failures: int, read: int, allowed: float, folder: str, first: Failure | None) -> str:
+    """The error message when more examples failed than a job allows. `first` is one of them."""
+    hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
     return (
         f"{failures:,} of {read:,} examples failed ({failures / read:.1%}, allowed {allowed:.1%}); "
-        f"the reasons are in {os.path.join(folder, '_failures')}; correct the data or raise --max-failures"
+        f"the reasons are in {os.path.join(folder, '_failures')}; correct the data or raise --max-failures{hint}"
     )

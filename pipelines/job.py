@@ -105,5 +105,4 @@ class ScoreShard(beam.DoFn):
         self._failed += len(result.failures)
         if too_many_failures(self._failed, self._judged, job.max_failures):
             first = result.failures[0] if result.failures else None
-            hint = f"; one of them: shard {first.shard}, key '{first.key}': {first.reason}" if first else ""
-            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder) + hint)
+            raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder, first))

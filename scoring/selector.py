@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ class Selector:
     ) -> None:
         if b < 1:
             raise SpecError(f"b is {b}, expected at least 1 example to choose")
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise SpecError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
         if sampler not in ("softmax", "topk"):
             raise SpecError(f"sampler is '{sampler}', expected softmax or topk")
-        if not scale > 0:
-            raise SpecError(f"scale is {scale}, expected more than 0")
+        if not 0 < scale < math.inf:
+            raise SpecError(f"scale is {scale}, expected a number above 0")
         self.policy = find_policy(policy)
         self.b, self.sampler, self.temperature, self.scale = b, sampler, temperature, scale
         self.chunks, self.joint_loss = chunks, joint_loss

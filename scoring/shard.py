@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ def score_shard(
             rows.append(batch)
             failures.extend(bad)
 
-    for decoded in prefetch(decoded_batches(read_shard(spec, shard), model.geometry, batch_size, decode_threads)):
+    records = _fitting(model, read_shard(spec, shard))
+    for decoded in prefetch(decoded_batches(records, model.geometry, batch_size, decode_threads)):
         for stage, spent in decoded.seconds.items():
             seconds[stage] += spent
         failures += decoded.failures
@@ -86,6 +87,13 @@ def score_shard(
     seconds["forward"] += time.perf_counter() - started
     failures.sort(key=lambda failure: failure.row)
     return ScoredShard(pa.Table.from_batches(rows, schema=schema), failures, dict(seconds), scorer.flops)
+
+
+def _fitting(model: Model, records: Iterable[Example | Failure]) -> Iterator[Example | Failure]:
+    """The same records, but failures of stage `target` for examples for whose target the model has no loss."""
+    for record in records:
+        why = model.task.misfit(model, record.target) if isinstance(record, Example) else ""
+        yield Failure(record.shard, record.row, record.key, "target", why) if why else record
 
 
 def _rows(

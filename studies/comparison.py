@@ -214,6 +214,8 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
     )
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working folder must not replace the library's in these
     try:
         yield pool
     except (KeyboardInterrupt, StoppedError) as e:
@@ -225,6 +227,9 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 process.kill()
         raise
     finally:
+        os.environ.pop("PYTHONSAFEPATH")
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
         pool.shutdown(cancel_futures=True)
 
 

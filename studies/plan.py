@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
-from ..errors import SpecError, TableError
+from ..errors import ModelError, SpecError, TableError
 from ..ledger import REGIMES, Ledger, StepCost, steps_within
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost, train_flops
+from ..scoring.gradients import checkpoint_activations
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.settings import super_batch_size
 from ..scoring.tables.lookup import ScoreTable, open_scores
+from ..scoring.tables.reference import reference_of_table
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
 from ..training.startup import coarse_of
@@ -202,12 +204,21 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     online = _build(_find(selection.online, dataset, config))
     reference = _build(reference_spec) if reference_spec else online
     scorer, scoring_reference = (coarsened(model, coarse) if coarse else model for model in (online, reference))
-    smoothing = options.optimization.label_smoothing
-    cost, uncounted = step_cost(learner, online, scorer, sub_batch=b, super_batch=B, label_smoothing=smoothing)
+    if options.optimization.grad_checkpointing:
+        checkpoint_activations(learner)
+    cost, uncounted = step_cost(
+        learner,
+        online,
+        scorer,
+        sub_batch=b,
+        super_batch=B,
+        label_smoothing=options.optimization.label_smoothing,
+        accumulate=options.optimization.accumulate,
+    )
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 
-    notes = [] if reference_spec else ["reference: not given, taken as large as the online model"]
+    notes = [] if reference_spec or table else ["reference: not given, taken as large as the online model"]
     score_one = forward_flops(scoring_reference).per_example
     score_once = score_each = 0.0
     if table is not None:
@@ -219,7 +230,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     else:
         score_each = score_one * B
         notes.append(f"{_NOT_STORED}; --data-size N plans a score table")
-    train_once, note = _reference_training(options, table, reference, uniform_steps)
+    train_once, note = _reference_training(options, table, reference if reference_spec else None, online, uniform_steps)
     notes.append(note)
     if uncounted:
         notes.append(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
@@ -240,7 +251,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
 
 
 def _reference_training(
-    options: PlanOptions, table: ScoreTable | None, reference: Model, uniform_steps: int
+    options: PlanOptions, table: ScoreTable | None, reference: Model | None, online: Model, uniform_steps: int
 ) -> tuple[float, str]:
     """(FLOPs of training the reference, where the figure comes from)."""
     steps, b = options.reference_steps, options.optimization.batch_size
@@ -248,11 +259,15 @@ def _reference_training(
     if steps is None:
         recorded = recorded_train_flops(options.selection.reference) if options.selection.reference else None
         if table is not None:
-            recorded = table.manifest["flops"]["reference_train"]
+            recorded = _recorded(table)
         if recorded is not None:
             return recorded, "reference training: as recorded by the run that made it"
         steps = uniform_steps
-    training = train_flops(reference, reference.task.training_loss(reference), b)
+    if reference is None and table is not None:
+        forward = float(table.manifest["flops"]["forward_per_example"])
+        return 3 * forward * b * steps, f"{note}; training taken as 3 forwards, as the table counted them"
+    model = reference or online
+    training = train_flops(model, model.task.training_loss(model), b)
     return float(training.total * steps), note
 
 
@@ -260,20 +275,38 @@ def _reference_spec(
     options: PlanOptions, table: ScoreTable | None, dataset: DatasetSpec, config: Config
 ) -> ModelSpec | None:
     """The reference's architecture; None where it is the online model's. Refuses one whose cost nobody can tell."""
+    spec: ModelSpec | None = None
     if table is not None:
-        spec = ModelSpec(**table.manifest["reference"]["model"])
-        recorded = table.manifest["flops"]["reference_train"]
+        spec = _spec_of(table, options, dataset, config)
+        about = table.manifest["reference"]
+        name, weights, recorded = about["name"], about["model"].get("weights"), _recorded(table)
     elif options.selection.reference is not None:
         spec = _find(options.selection.reference, dataset, config)
-        recorded = recorded_train_flops(options.selection.reference)
+        name, weights, recorded = spec.name, spec.weights, recorded_train_flops(options.selection.reference)
     else:
         return None
-    if spec.weights == "published" and recorded is None and options.reference_steps is None:
+    if weights == "published" and recorded is None and options.reference_steps is None:
         raise SpecError(
-            f"reference '{spec.name}': what its published weights cost to train is not recorded; give "
+            f"reference '{name}': what its published weights cost to train is not recorded; give "
             "--reference-steps (examples it saw / --batch-size; 0 where that was not yours to pay)"
         )
     return spec
+
+
+def _spec_of(table: ScoreTable, options: PlanOptions, dataset: DatasetSpec, config: Config) -> ModelSpec | None:
+    """The model behind a table; None where it is not the user's own and the table is not trusted."""
+    name, trust = options.selection.reference, options.selection.trust_table
+    try:
+        return reference_of_table(table, dataset, config, name=name, trust=trust)
+    except ModelError:
+        if name or trust:
+            raise
+        return None
+
+
+def _recorded(table: ScoreTable) -> float | None:
+    found: float | None = table.manifest["flops"]["reference_train"]
+    return found
 
 
 def _open_table(path: str, dataset: DatasetSpec) -> ScoreTable:

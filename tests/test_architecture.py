@@ -27,7 +27,8 @@ ALLOWED = {
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
-    "cli": {*BASE, "command", "streams", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "entry": {*BASE, "streams", "training"},
+    "cli": {*BASE, "command", "entry", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
 

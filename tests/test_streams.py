@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from curate import cli
+from curate import entry
 from curate.streams import nobody_reads, settle
 from support.commands import curate
 
@@ -74,7 +74,7 @@ def test_a_pipe_says_when_nobody_reads_it():
 
 def test_ctrl_c_ends_a_query_with_its_line(monkeypatch):
     ended = []
-    monkeypatch.setattr(cli, "end_within", lambda seconds, code: ended.append(code))
+    monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     started = time.monotonic()

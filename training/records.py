@@ -55,28 +55,32 @@ class SelectionLog:
     def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
         """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
 
-        Losses that the policy does not use are null.
+        Losses that the policy does not use are null. In a group all ranks call it, and rank 0 writes.
         """
         if step % self.every or selection.score is None:
             return
-        selected = torch.zeros(len(batch), dtype=torch.bool)
+        shards, keys = batch.whole_names()
+        if batch.division is not None and not batch.division.group.is_first:
+            return
+        B = len(shards)
+        selected = torch.zeros(B, dtype=torch.bool)
         selected[selection.index.cpu()] = True
-        nothing = np.full(len(batch), np.nan, dtype=np.float32)
+        nothing = np.full(B, np.nan, dtype=np.float32)
         online, reference, score = (
             nothing if values is None else values.float().cpu().numpy()
             for values in (selection.online_loss, selection.reference_loss, selection.score)
         )
         columns = [
-            np.full(len(batch), step, dtype=np.int32),
-            batch.shards,
-            batch.keys,
+            np.full(B, step, dtype=np.int32),
+            shards,
+            keys,
             pa.array(online, from_pandas=True),
             pa.array(reference, from_pandas=True),
             score,
             selected.numpy(),
         ]
         self._held.append(pa.record_batch(columns, schema=SELECTION_SCHEMA))
-        self._rows += len(batch)
+        self._rows += B
         if self._rows >= ROWS_PER_FILE:
             self.flush()
 

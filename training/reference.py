@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -14,19 +15,23 @@ from ..datasets.batches import decode_all, decode_threads
 from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
-from ..errors import ModelError, TableError
+from ..errors import ModelError, ShardError, StorageError, TableError
 from ..progress import working
 from ..scoring.forward import score_batch
-from ..scoring.loading import find_model, load_model
-from ..scoring.models import Model, ModelSpec
+from ..scoring.loading import load_model
+from ..scoring.models import Model
 from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
+from ..scoring.tables.reference import reference_of_table
 from ..units import Report
 from .options import RunOptions
 
-# What the same forward pass may differ by between machines: float32 sums in another order, bf16 keeps 8 bits.
-RESCORE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
-RESCORED_EXAMPLES = 16
+# What the same forward pass may differ by between machines: float32 sums in another order. For bf16, which keeps 8 bits,
+# each task says it.
+FP32_TOLERANCE = 1e-3
+RESCORED_EXAMPLES = 64
+# What decides which part of an image a model sees, and how finely.
+SEEN = ("size", "mode", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,8 @@ def open_reference(
 ) -> Reference:
     """The table that a policy needs, checked over all its rows and against its reference; and the reference.
 
-    The model is None where its weights cannot be reached: a table may be shipped without them. Raises TableError,
-    and ModelError where the user asked for what only the reference can give.
+    The model is None where it is not on this machine, or is described by nobody but the table: a table may be shipped
+    alone, and by a stranger. Raises TableError, and ModelError where the user asked for what only the reference can give.
     """
     if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
@@ -57,18 +62,14 @@ def open_reference(
     with working(log, "checking the score table"):
         check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
-        if options.selection.reference:
-            spec = find_model(
-                options.selection.reference, task=dataset.task, num_classes=dataset.num_classes, config=config
-            )
-            spec = replace(spec, coarse=table.manifest["reference"]["model"].get("coarse", {}))
-        else:
-            spec = ModelSpec(**table.manifest["reference"]["model"])
+        spec = reference_of_table(
+            table, dataset, config, name=options.selection.reference, trust=options.selection.trust_table
+        )
         reference = load_model(spec, trained=True)
     except ModelError as e:
-        if options.selection.reference or options.selection.on_missing == "score":
+        if options.selection.reference or options.selection.trust_table or options.selection.on_missing == "score":
             raise
-        log(f"the reference is not at hand ({e}); its scores are joined without re-scoring a few")
+        log(f"its scores are joined without scoring a few of them again: {e}")
         return Reference(table, None, 0)
     if reference.fingerprint() != table.reference_fingerprint:
         raise TableError(
@@ -104,9 +105,10 @@ def check_rescored(
     pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
     targets = reference.targets([examples[i].target for i in kept]).to(device)
     precision = table.manifest["precision"]
+    tolerance = FP32_TOLERANCE if precision == "fp32" else reference.task.bf16_tolerance
     losses = score_batch(reference, pixels, targets, precision=precision).loss.tolist()
     for i, now in zip(kept, losses, strict=True):
-        if abs(now - then[i]) > RESCORE_TOLERANCE[precision] * max(1.0, abs(then[i])):
+        if abs(now - then[i]) > tolerance * max(1.0, abs(then[i])):
             raise TableError(
                 f"{table.folder}: shard '{examples[i].shard}', key '{examples[i].key}': the table's loss is "
                 f"{then[i]:.5g}, the reference says {now:.5g} now; pictures or preprocessing changed: score again into "
@@ -115,10 +117,30 @@ def check_rescored(
     return len(kept)
 
 
+def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -> None:
+    """Say once where the reference and the model that scores beside it see images otherwise."""
+    if table is None or scorer is None:
+        return
+    theirs = table.manifest["reference"].get("preprocessing", {})
+    ours = scorer.geometry.to_dict()
+    other = [f"{k} {theirs[k]} and {ours[k]}" for k in SEEN if k in theirs and theirs[k] != ours[k]]
+    if other:
+        log(
+            f"the reference and '{scorer.spec.name}' see images otherwise ({', '.join(other)}), and their losses differ by "
+            "that too; preprocessing = in the model's entry makes them alike"
+        )
+
+
 def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list[Example]:
     """Up to `count` examples of the first, the middle and the last shard, for checks before a run."""
     if not shards:
         return []
     chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
-    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
-    return [record for record in records if isinstance(record, Example)]
+    found: list[Example] = []
+    for shard in chosen.values():
+        with suppress(
+            ShardError, StorageError
+        ):  # whether a run may go on without this shard is decided where it trains
+            records = islice(read_shard(dataset, shard), -(-count // len(chosen)))
+            found += [record for record in records if isinstance(record, Example)]
+    return found

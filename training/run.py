@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import CurateError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.forward import best_device, best_precision
+from ..scoring.gradients import batch_norms
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.selector import Selector
@@ -28,13 +30,14 @@ from . import checkpoint, folder, frozen, startup
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
 from .loop import TrainingJob, train_loop
+from .memory import Needs, check_memory
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
-from .reference import open_reference
+from .reference import note_geometry, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .signals import Stop, handled_by
-from .sub import SubBatches
+from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
 from .trainee import Trainee
@@ -122,6 +125,7 @@ def _train(
         sub_batch=options.optimization.batch_size,
         super_batch=options.super_batch_size,
         label_smoothing=options.optimization.label_smoothing,
+        accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, table),
     )
     ledger = startup.reference_ledger(table)
@@ -198,9 +202,17 @@ def _train(
         joint_loss=joint_loss,
         seed=startup.stream_seed(options.seed, "select"),
     )
+    checked = [model for model in (*trained.values(), made_in_run) if model]
     job = TrainingJob(
         run=run,
-        subs=SubBatches(batches, selector, scorer=scorer, device=device, timing=_until_stopped(timing, stop)),
+        subs=SubBatches(
+            batches,
+            selector,
+            scorer=scorer,
+            device=device,
+            timing=_until_stopped(timing, stop),
+            check=partial(refuse_misfits, checked),
+        ),
         learner=models.learner,
         online=models.online,
         steps=steps,
@@ -220,6 +232,23 @@ def _train(
         timing=timing,
         stop=stop,
     )
+    check_memory(
+        Needs(
+            learner=models.learner,
+            online=models.online,
+            scoring=[model for model in (models.scorer, made_in_run) if model],
+            views=batches.views.values(),
+            sub_batch=selector.b,
+            super_batch=batches.size,
+            micro_batch=options.optimization.micro_batch,
+            accumulate=options.optimization.accumulate,
+            grad_checkpointing=options.optimization.grad_checkpointing,
+            score_precision=score_precision,
+            device=device,
+            joint=options.selection.joint,
+        ),
+        records.log,
+    )
     startup.check_disk(run, list(trained.values()), options, steps)
     if not (run / "config.json").exists():  # a resumed run keeps what it began with
         write_json(run / "manifest.json", manifest)
@@ -228,6 +257,11 @@ def _train(
         f"{run}: {selector.policy}, {steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} lanes), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
     )
+    if options.optimization.accumulate > 1:
+        parts = f"normalise over each of {options.optimization.accumulate} parts of a batch, not over all of it"
+        for name, model in trained.items():
+            if batch_norms(model.module):
+                records.log(f"the {name}'s BatchNorm layers {parts}: gradients differ from those of the whole batch")
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     torch.manual_seed(options.seed)
@@ -276,16 +310,14 @@ def _models(
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {
-        "optimizer": options.optimization.optimizer,
-        "weight_decay": options.optimization.weight_decay,
-        "label_smoothing": options.optimization.label_smoothing,
+        **options.optimization.stepping,
         "compiled": compiled if compiled is not None else device.type == "cuda",
         "device": device,
         "precision": precision,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
-    learner_trainee = Trainee(learner, lr=lr, **settings)
+    learner_trainee = Trainee(learner, lr=lr, **options.optimization.of_the_learner, **settings)
     online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
 
     asked = None if policy.online == "none" else online_trainee or learner_trainee
@@ -294,4 +326,5 @@ def _models(
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
+    note_geometry(opened.table, scorer, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)

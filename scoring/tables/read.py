@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...datasets.readers import Failure
 from ...datasets.storage import join_url, list_names, open_read, read_bytes
 from ...errors import ReadError, TableError
-from .schema import ENDING, ERRORS, FORMAT_VERSION, MANIFEST
+from .schema import ENDING, ERRORS, FAILURES, FORMAT_VERSION, MANIFEST
 
 
 def finished_shards(folder: str) -> set[str]:
@@ -57,6 +59,19 @@ def shard_counts(folder: str, name: str) -> ShardCounts:
     except Exception as e:  # pyarrow raises ArrowInvalid or OSError, or read_about a KeyError
         raise TableError(f"{folder}/{name}{ENDING}: damaged ({e}); delete it and run the same command again") from None
     return ShardCounts(about["examples"], about["failures"], about["shard_size"], about.get("flops"))
+
+
+def first_failure(folder: str, name: str) -> Failure | None:
+    """The first failure of a shard; None where none is readable."""
+    try:
+        rows = (
+            pq.read_table(pa.BufferReader(read_bytes(join_url(folder, FAILURES, name + ENDING))))
+            .slice(0, 1)
+            .to_pylist()
+        )
+        return Failure(**rows[0]) if rows else None
+    except (OSError, TypeError, pa.ArrowException):
+        return None
 
 
 def error_names(folder: str) -> list[str]:

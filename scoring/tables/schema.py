@@ -19,6 +19,7 @@ import pyarrow as pa
 from ...datasets.shards import Shard
 from ...datasets.spec import DatasetSpec
 from ...datasets.storage import join_url
+from ...errors import without_secrets
 from ..models import Task
 
 MANIFEST = "_manifest.json"
@@ -44,7 +45,10 @@ def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
 
 def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:
     """The folder of this reference's scores of this data set: hive-partitioned, one folder for each such pair."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", reference_name.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "model"
+    plain = (
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", without_secrets(reference_name).rstrip("/").rsplit("/", 1)[-1]).strip("-")
+        or "model"
+    )
     return join_url(root, f"dataset={spec.name}", f"reference={plain}-{reference_fingerprint[:8]}")
 
 

@@ -106,7 +106,13 @@ def test_again_does_nothing_and_only_what_is_missing_is_made(digits, tmp_path):
     }
 
 
-def test_beams_default_of_several_processes_gives_the_same_bytes(digits, tmp_path):
+def test_beams_default_of_several_processes_gives_the_same_bytes(digits, tmp_path, monkeypatch):
+    """Also where somebody's own files are called as the library's: no worker imports them."""
+    for name in ("random", "types", "select", "string", "json", "torch/__init__", "apache_beam/__init__"):
+        path = tmp_path / "somewhere" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('somebody's own file ran')")
+    monkeypatch.chdir(tmp_path / "somewhere")
     summary = score_reference(digits.options(tmp_path, runner_options=("--direct_num_workers=2",)), silent)
     assert summary.examples == 900
     ours, theirs = score_files(digits.table), score_files(summary.folder)

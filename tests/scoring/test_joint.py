@@ -209,5 +209,8 @@ def test_memory_stays_off_the_square():
 def test_what_cannot_be_selected_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         select_jointly(*arguments, loss="sigmoid")
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"scale is {scale}"):
+            select_jointly(pairs(0, 4), None, 2, loss="sigmoid", scale=scale)
     with pytest.raises(ValueError, match="n_chunks is 0"):
         select_jointly(pairs(0, 4), None, 2, loss="sigmoid", n_chunks=0)

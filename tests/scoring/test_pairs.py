@@ -1,16 +1,18 @@
 """Pairs are scored without padding and nothing twice, and come out as plain passes over each of them would have it."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from curate.datasets import decode, list_shards, read_shard
-from curate.datasets.spec import Config, find_dataset
+from curate.datasets.spec import Config, find_dataset, spec_from_path
 from curate.pipelines.score_reference import score_reference
-from curate.scoring import find_model, load_model, open_scores, score_batch
+from curate.scoring import ModelSpec, find_model, load_model, open_scores, score_batch
 from curate.scoring.captions import CaptionEncoder
-from curate.scoring.flops import forward_flops
+from curate.scoring.flops import count, count_on_meta, forward_flops
 from curate.scoring.shard import score_shard
 from support.commands import silent
 from support.tars import read_tar, write_tar
@@ -42,10 +44,10 @@ def whole_passes(model, spec):
     return found
 
 
-def scored_shard(model, spec):
+def scored_shard(model, spec, shard=None, kept=None):
     return score_shard(
         spec,
-        list_shards(spec)[0],
+        shard or list_shards(spec)[0],
         model,
         device=torch.device("cpu"),
         precision="fp32",
@@ -53,6 +55,7 @@ def scored_shard(model, spec):
         embeddings=True,
         decode_threads=1,
         forward_flops=forward_flops(model).per_example,
+        kept=kept,
     )
 
 
@@ -93,3 +96,45 @@ def test_the_table_is_charged_what_was_spent(repeated, pairs, tmp_path):
     assert 0 < manifest["flops"]["reference_score"] < 35 * manifest["flops"]["forward_per_example"]
     about = json.loads(open_scores(folder).read().schema.metadata[b"curate"])
     assert about["flops"] == manifest["flops"]["reference_score"]
+
+
+def test_threads_that_share_a_model_do_not_see_each_others_cuts(clip_config, pairs, tmp_path):
+    """As bundles of one worker process do: one model, an encoder for each thread."""
+    text = {**clip_config["text_cfg"], "context_length": 24}
+    spec = ModelSpec(name="m", task="image-text", architecture="m", open_clip_config={**clip_config, "text_cfg": text})
+    model = load_model(spec, seed=1)
+    picture = read_tar(pairs.root / "data" / "00000.tar")[0][1]
+    for i in range(24):
+        members = [
+            (f"{k}.{end}", content) for k in range(3) for end, content in (("png", picture), ("txt", b"a " * (i + k)))
+        ]
+        write_tar(tmp_path / f"{i:02d}.tar", [*members, ("z.png", picture), ("z.txt", b"one")])
+    dataset = spec_from_path(str(tmp_path / "*.tar"))
+    own = threading.local()
+    switches = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "math", "mem_efficient")]
+
+    def losses(shard):
+        own.kept = getattr(own, "kept", None) or CaptionEncoder(model)
+        return scored_shard(model, dataset, shard, own.kept).scores["loss"].to_pylist()
+
+    alone = [losses(shard) for shard in list_shards(dataset)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(losses, list_shards(dataset)))
+    assert together == alone
+    assert model.module.positional_embedding.shape == (24, 32)
+    assert model.module.attn_mask.shape == (24, 24)
+    assert switches == [
+        getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "math", "mem_efficient")
+    ]
+
+
+def test_counting_on_shapes_leaves_the_attention_of_other_threads_alone(clip_config):
+    model = load_model(ModelSpec(name="m", task="image-text", architecture="m", open_clip_config=clip_config))
+    seen = []
+    count_on_meta(lambda: seen.append(torch.backends.cuda.flash_sdp_enabled()), 1)
+    count(lambda: seen.append(torch.backends.cuda.flash_sdp_enabled()), 1)
+    assert seen == [True, False]
+    images, tokens = torch.zeros(2, 3, 32, 32), model.tokenize(["a", "b"])
+    with torch.no_grad():
+        counted = count(lambda: model.task.infer(model.module, images, tokens), 2)
+    assert counted.total == forward_flops(model, 2).total

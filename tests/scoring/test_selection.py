@@ -5,7 +5,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from curate.scoring import select, sub_batch_size, super_batch_size
+from curate.errors import SpecError
+from curate.scoring import Selector, select, sub_batch_size, super_batch_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,7 +97,7 @@ def test_a_lower_temperature_chooses_higher_scores():
         ([1.0, 2.0], 0, {}, "b=0"),
         ([1.0, float("nan")], 1, {}, "score 1 is nan"),
         ([float("-inf"), 1.0], 1, {}, "score 0 is -inf"),
-        ([1.0, 2.0], 1, {"temperature": 0.0}, "temperature is 0.0"),
+        *(([1.0, 2.0], 1, {"temperature": t}, f"temperature is {t}") for t in (0.0, -1.0, float("nan"), float("inf"))),
         ([1.0, 2.0], 1, {"sampler": "best"}, "sampler is 'best'"),
     ],
 )
@@ -115,3 +116,10 @@ def test_filter_ratio_is_the_share_dropped(b, f, B):
 def test_filter_ratio_outside_its_range_is_refused(f):
     with pytest.raises(ValueError, match="share dropped"):
         super_batch_size(10, f)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("setting", ["scale", "temperature"])
+def test_a_selector_refuses_scales_and_temperatures_that_choose_nothing(setting, bad):
+    with pytest.raises(SpecError, match=f"{setting} is {bad}"):
+        Selector("hard-learner", 1, **{setting: bad})

@@ -184,46 +184,56 @@ def test_another_comparison_is_refused_in_the_same_folder(options, digits):
         compare_runs(options, config=digits.config, report=silent)
 
 
-def test_finished_runs_of_other_models_data_or_scores_are_refused(options, digits, tmp_path):
+@pytest.fixture
+def finished(options, digits, tmp_path):
+    """A curate.toml of its own, a comparison of two points that uses it, and its runs."""
     toml = tmp_path / "curate.toml"
-    text = digits.toml.read_text().replace('"data/', f'"{digits.root}/data/')
-    toml.write_text(text)
+    toml.write_text(digits.toml.read_text().replace('"data/', f'"{digits.root}/data/'))
     small = replace(options, policies=("uniform",), budgets=(1.0,), ladder=(2.0,), seeds=1)
-    compare_runs(small, config=load_config(toml), report=silent)
-    before = stamps(options)
+    for point in planned(small, 2e-3):
+        train(point, config=load_config(toml), report=silent)
+    return toml, small
+
+
+def test_finished_runs_of_other_models_data_or_scores_are_refused(finished, digits, tmp_path):
+    toml, options = finished
+    text, before = toml.read_text(), stamps(options)
     toml.write_text(text.replace("channels = [16, 32]", "channels = [4, 8]"))
-    with pytest.raises(
-        RunError, match=r"uniform-1x-seed0: was made with model learner\.arguments\.channels = \[16, 32\], now"
-    ):
-        compare_runs(replace(small, seeds=2), config=load_config(toml), report=silent)
-    shard = digits.root / "data/digits/train"
-    other = tmp_path / "train"
-    shutil.copytree(shard, other)
-    sorted(other.glob("*.tar"))[0].unlink()
-    toml.write_text(text.replace(str(shard), str(other)))
-    with pytest.raises(RunError, match=r"was made with data set: shards = 6, now 5|was made with train shards: 6 of"):
-        compare_runs(small, config=load_config(toml), report=silent)
-    assert stamps(options) == before
+    told = r"uniform-1x-seed0: was made with model learner\.arguments\.channels = \[16, 32\], now \[4, 8\]; use another --out"
+    with pytest.raises(RunError, match=told):
+        compare_runs(replace(options, seeds=2), config=load_config(toml), report=silent)
+    shards = digits.root / "data/digits/train"
+    shutil.copytree(shards, tmp_path / "train")
+    (tmp_path / "train/00005.tar").unlink()
+    toml.write_text(text.replace(f"{shards}/{{00000..00005}}", f"{tmp_path}/train/{{00000..00004}}"))
+    with pytest.raises(RunError, match=r"was made with train shards: 6 of [\d,]+ bytes \(list \w+\), now 5 of"):
+        compare_runs(options, config=load_config(toml), report=silent)
     toml.write_text(text)
+    config = options.runs / "uniform-1x-seed0/config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps({**json.loads(whole), "weight_decay": 0.1}))
+    with pytest.raises(RunError, match=r"was started with weight_decay = 0\.1, now 0\.05"):
+        compare_runs(options, config=load_config(toml), report=silent)
+    config.write_text(whole)
     manifest = options.runs / "uniform-1x-seed0/manifest.json"
     content = json.loads(manifest.read_text())
-    content["versions"]["torch"] = "1.2.3"
-    manifest.write_text(json.dumps(content))
+    manifest.write_text(json.dumps({**content, "versions": {**content["versions"], "torch": "1.2.3"}}))
     lines = []
-    compare_runs(small, config=load_config(toml), report=lines.append)
+    compare_runs(options, config=load_config(toml), report=lines.append)
     assert "some finished runs were made with torch 1.2.3, now" in lines[0]
+    assert stamps(options) == before
 
 
-def test_a_run_that_was_not_evaluated_is_evaluated_not_trained_again(options, digits):
-    small = replace(options, policies=("uniform",), budgets=(1.0,), ladder=(2.0,), seeds=1)
-    compare_runs(small, config=digits.config, report=silent)
+def test_a_run_that_was_not_evaluated_is_not_finished(finished, monkeypatch):
+    toml, options = finished
     path = options.runs / "uniform-1x-seed0/summary.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({**whole, "quality": {}, "not_evaluated": "interrupted"}))
-    trained = (options.runs / "uniform-1x-seed0/checkpoints/learner.safetensors").stat().st_mtime_ns
-    compare_runs(small, config=digits.config, report=silent)
-    assert json.loads(path.read_text())["quality"] == whole["quality"]
-    assert (options.runs / "uniform-1x-seed0/checkpoints/learner.safetensors").stat().st_mtime_ns == trained
+    todo = []
+    monkeypatch.setattr(comparison, "run_all", lambda runs, *rest: todo.extend(runs))
+    compare_runs(options, config=load_config(toml), report=silent)
+    assert [run.records.name for run in todo] == ["uniform-1x-seed0"]
+    assert train(todo[0], config=load_config(toml), resume=True, report=silent)["quality"] == whole["quality"]
 
 
 def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):

@@ -46,6 +46,26 @@ def test_every_flop_of_a_run_is_in_the_ledger(policy, digits, tmp_path):
     assert (lines["reference_score"] > 0) == (policy in ("easy-reference", "learnability", "rho"))
 
 
+def test_what_a_run_computes_twice_is_in_the_ledger_twice(pairs, tmp_path):
+    """Two passes over the batch, and blocks that are computed again in the backward pass."""
+    options = dict(
+        dataset="pairs", learner="clip", steps=3, batch_size=10, precision="fp32", evaluate=False, out=str(tmp_path)
+    )
+    lines = {}
+    for name, changes in (
+        ("plain", {}),
+        ("parts", {"accumulate": 3}),
+        ("both", {"accumulate": 3, "grad_checkpointing": True}),
+    ):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            summary = train(RunOptions.of(**options, **changes, name=name), config=pairs.config, report=silent)
+        lines[name] = summary["ledger"]["learner_train"]
+        # One step was run without data, to measure it.
+        assert counter.get_total_flops() == lines[name] * 4 / 3, name
+    assert 1.2 * lines["plain"] < lines["parts"] < 1.4 * lines["plain"]
+    assert 1.1 * lines["parts"] < lines["both"] < 1.3 * lines["parts"]
+
+
 def _measuring(policy: str, manifest: dict) -> float:
     """FLOPs that `step_cost` and the reference's forward measure made the outer counter see, at batch shapes."""
     per_step = manifest["flops_per_step"]

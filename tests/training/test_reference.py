@@ -1,0 +1,74 @@
+"""What a run says and checks of its reference before the first step."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from curate.datasets.spec import Config
+from curate.errors import TableError
+from curate.pipelines.score_reference import score_reference
+from curate.training import RunOptions, train
+from support.commands import silent
+
+
+def go(config, out, report=silent, **changes):
+    options = dict(
+        policy="learnability", steps=1, batch_size=8, precision="fp32", evaluate=False, out=str(out), name="run"
+    )
+    train(RunOptions.of(**{**options, **changes}), config=config, report=report)
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(0.0, True), (0.01, True), (0.03, False)])
+def test_a_dot_product_in_bf16_is_checked_to_five_of_its_errors(shift, holds, pairs, tmp_path):
+    table = Path(score_reference(pairs.options(tmp_path / "scores", precision="bf16"), silent).folder)
+    file = table / "00001.parquet"
+    stored = pq.read_table(pa.BufferReader(file.read_bytes()))
+    losses = pa.array([loss + shift for loss in stored["loss"].to_pylist()], pa.float32())
+    place = stored.schema.get_field_index("loss")
+    pq.write_table(stored.set_column(place, stored.schema.field("loss"), losses), file)
+    model = dict(dataset="pairs", learner="untrained-clip", online="untrained-clip", reference_scores=str(table))
+    if holds:
+        go(pairs.config, tmp_path, **model)
+        return
+    with pytest.raises(TableError, match=r"shard '00001', key '.*': the table's loss is .*, the reference says"):
+        go(pairs.config, tmp_path, **model)
+
+
+@pytest.mark.parametrize(("size", "said"), [(8, 0), (16, 1)])
+def test_geometry_that_differs_from_the_references_is_said_once(size, said, digits, tmp_path):
+    entry = {**digits.config.models["scorer"], "preprocessing": {"size": size}}
+    config = Config(digits.config.path, digits.config.datasets, {**digits.config.models, "other": entry})
+    lines = []
+    go(
+        config,
+        tmp_path,
+        lines.append,
+        dataset="digits",
+        learner="learner",
+        online="other",
+        reference_scores=digits.scores,
+    )
+    told = [line for line in lines if "see images otherwise" in line]
+    assert len(told) == said
+    assert all(f"size 8 and {size}" in line and "'other'" in line for line in told)
+
+
+def test_a_table_without_its_reference_is_joined_and_said(digits, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(digits.root, tmp_path / "moved")
+    lines = []
+    scores = next((tmp_path / "moved/scores").glob("*/*"))
+    manifest = scores / "_manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(digits.root), "/gone"))
+    go(
+        digits.config,
+        runs,
+        lines.append,
+        dataset="digits",
+        learner="learner",
+        online="scorer",
+        reference_scores=str(scores),
+    )
+    assert sum("joined without scoring a few of them again" in line for line in lines) == 1
