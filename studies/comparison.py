@@ -25,7 +25,7 @@ from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
-from ..units import Report, format_flops, took
+from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
 from .options import CompareOptions
 
@@ -168,7 +168,7 @@ def _held_out(name: str, config: Config) -> tuple[Config, str]:
     if entry.get("validation"):
         changed, what = {**entry, "test": entry["validation"]}, "the validation split"
     else:
-        changed, what = {**entry, "hold_out": HELD_OUT}, f"{HELD_OUT:.0%} of train, held out by a hash of the key"
+        changed, what = {**entry, "hold_out": HELD_OUT}, f"{percent(HELD_OUT)} of train, held out by a hash of the key"
     return replace(config, datasets={**config.datasets, name: changed}), what
 
 
