@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from . import threads
 from .datasets.notices import in_one_line
 from .errors import CurateError, StoppedError
-from .streams import end_within, flush_or_drop, nobody_reads, settle
+from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .training.signals import handled_by
 from .units import Report
 
@@ -52,7 +53,7 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
     if code == INTERRUPTED:
         report("curate: interrupted; run the same command again to resume (train: add --resume)")
     if code >= INTERRUPTED:
-        end_within(1.0, code)
+        end_within(0.3, code)
     flush_or_drop()
     if code:
         sys.exit(code)
@@ -60,19 +61,24 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
 
 def _code_of(cli: Callable[..., Any]) -> int:
     """The command's exit code."""
-    streams = sys.stdout, sys.stderr
+    streams, written_to = (sys.stdout, sys.stderr), file_of(sys.stdout)
     try:
-        return cli(standalone_mode=False) or 0
+        return cli(prog_name="curate", standalone_mode=False) or 0
     except SystemExit as e:
-        sys.stdout, sys.stderr = streams  # typer replaces them
-        # So do typer and rich end where nobody reads on, such as `| head`.
-        return 0 if e.code == 1 else int(e.code or 0)
+        # So do typer and rich end at a broken pipe. They put other streams, or nothing, in place of those that nobody reads.
+        sys.stdout, sys.stderr = streams
+        if e.code == 1 and (file_of(sys.stdout) != written_to or any(map(nobody_reads, streams))):
+            return 0
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from None
+        return int(e.code or 0)
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
             raise
         from typer.rich_utils import rich_format_error
 
-        rich_format_error(e)  # type: ignore[arg-type]
+        with suppress(OSError, SystemExit):
+            rich_format_error(e)  # type: ignore[arg-type]
         return int(e.exit_code)
 
 

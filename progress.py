@@ -140,11 +140,11 @@ class _RichBar:
             redirect_stdout=False,  # results go to standard output, which may be a file
         )
         self._task = self._progress.add_task(what, total=None, words="")
-        self._progress.start()
 
     def update(self, share: float | None, text: str) -> None:
         total = None if share is None else 1.0
         self._progress.update(self._task, total=total, completed=share or 0.0, words=text)
+        self._progress.start()
 
     def close(self) -> None:
         self._progress.stop()

@@ -60,6 +60,15 @@ def nobody_reads(stream: IO[str]) -> bool:
         return False
 
 
+def file_of(stream: IO[str]) -> tuple[int, int] | None:
+    """Which file a stream writes to; None where it is none."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def flush_or_drop() -> None:
     """Write what is held, or drop it where that fails, so that Python does not complain about it at its end."""
     for stream in (sys.stdout, sys.stderr):

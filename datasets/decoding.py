@@ -89,7 +89,12 @@ def look(data: bytes, view: View) -> Any:
 
 def open_image(data: bytes) -> Image.Image:
     """Decode to a Pillow image in RGB, at its own size. Raises ExampleError as `decode` does."""
-    return _opened(data, MAX_PIXELS, _rgb)
+
+    def whole(image: Image.Image) -> Image.Image:
+        image.load()  # it is read no more once it is closed
+        return _rgb(image).copy()
+
+    return _opened(data, MAX_PIXELS, whole)
 
 
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:

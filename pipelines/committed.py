@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence, Set
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from ..datasets.shards import Shard
 from ..errors import CurateError
@@ -23,7 +22,7 @@ PASSING = (CurateError, OSError)
 def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
     """Report progress from the committed files, because the runner blocks this process or works on other machines."""
     waiting, examples = {shard.name for shard in todo}, 0
-    with Progress(report, Path(folder).name, len(todo)) as progress:
+    with Progress(report, "scoring", len(todo)) as progress:
         while not stop.wait(PROGRESS_SECONDS):
             with suppress(*PASSING):
                 new = waiting & finished_shards(folder)

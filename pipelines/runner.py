@@ -60,13 +60,12 @@ def worker_command() -> list[str]:
 
     The folder that this package is in comes last, for a package that is not installed.
     """
-    package, _, module = f"{__package__}.worker".partition(".")
+    package, _, _ = __package__.partition(".")
     root = str(Path(sys.modules[package].__path__[0]).parent)
     code = (
-        f"import sys; sys.path.append({root!r}); from runpy import run_module; "
-        f"run_module('{package}.{module}', run_name='__main__', alter_sys=True)"
+        f"import sys; sys.path.append({root!r}); import runpy; runpy.run_module(sys.argv.pop(), None, '__main__', True)"
     )
-    return [sys.executable, "-P", "-c", code]
+    return [sys.executable, "-P", "-c", code, f"{__package__}.worker"]
 
 
 def release(result: Any) -> None:

@@ -61,7 +61,8 @@ def _source(spec: DatasetSpec, split: Split, pattern: str, count: int) -> Iterat
         try:
             records += islice(read_shard(alone, shard), MAX_EXAMPLES)
         except CurateError as e:
-            yield Finding(about, "act", str(e), f"tar tvf {shard.url} | tail" if spec.format == "webdataset" else check)
+            is_tar = spec.format == "webdataset" and "://" not in shard.url
+            yield Finding(about, "act", str(e), f"tar tvf {shard.url} | tail" if is_tar else check)
     yield from _endings(alone, sampled[0], about)
     yield from _examples(spec, records, about, len(sampled))
 
@@ -107,7 +108,8 @@ def _examples(spec: DatasetSpec, records: Sequence[Example | Failure], about: st
     why = "; " + "; ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3)) if reasons else ""
     first = next(iter((*failures, *undecoded)), None)
     where = f" (first: shard '{first.shard}', key '{first.key}')" if first else ""
-    line = f"curate score-reference --dataset {spec.name} --max-failures {max(2, round(200 * share))}% --reference ..."
+    allowed = min(100, max(2, round(200 * share)))
+    line = f"curate score-reference --dataset {spec.name} --max-failures {allowed}% --reference ..."
     yield Finding(
         about,
         level,

@@ -47,7 +47,7 @@ def _savings_row(row: SavingsRow, analysis: Analysis) -> str:
 def _saving(saving: SeededSaving | None, ours: bool = False) -> str:
     if saving is None:
         return '<td title="the cost of training the reference is not known">&ndash;</td>'
-    interval = f"<small>{escape(str(saving.interval))}</small>" if saving.interval else ""
+    interval = f"<small>{escape(str(saving.interval)) if saving.interval else 'one seed'}</small>"
     return f"<td{' class=ours' * ours}><span class='{saving.shows}'>{escape(saving.short)}</span>{interval}</td>"
 
 

@@ -51,8 +51,10 @@ def verdict(analysis: Analysis) -> str:
 
 def _others(analysis: Analysis) -> str:
     """What else was looked at: the other policies at the same budget, and how many rows there are in all."""
-    named = f" Policy and budget were named before the runs; {len(analysis.savings)} "
-    named += "pair of both was run." if len(analysis.savings) == 1 else "pairs of both were run."
+    policies, pairs = len(analysis.policies) - 1, len(analysis.savings)
+    looked = "1 policy" if policies == 1 else f"{policies} policies"
+    named = " Policy and budget were named before the runs. "
+    named += f"Looked at: {looked}, {pairs} pair{'s' * (pairs != 1)} of policy and budget."
     others = [row for row in analysis.at_headline if row.policy != analysis.headline_policy]
     words = {"gain": "a saving", "loss": "costs more", "": "no saving shown"}
     said = [f"{row.policy} {words[row.foundation.shows]} ({row.foundation.interval})" for row in others]

@@ -21,10 +21,11 @@ from ..progress import Progress
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
 from ..threads import cores
+from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
-from ..units import Report, format_flops, took
+from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
 from .options import CompareOptions
 
@@ -167,7 +168,7 @@ def _held_out(name: str, config: Config) -> tuple[Config, str]:
     if entry.get("validation"):
         changed, what = {**entry, "test": entry["validation"]}, "the validation split"
     else:
-        changed, what = {**entry, "hold_out": HELD_OUT}, f"{HELD_OUT:.0%} of train, held out by a hash of the key"
+        changed, what = {**entry, "hold_out": HELD_OUT}, f"{percent(HELD_OUT)} of train, held out by a hash of the key"
     return replace(config, datasets={**config.datasets, name: changed}), what
 
 
@@ -261,7 +262,8 @@ def _refuse_other_settings(options: CompareOptions) -> str | None:
     Returns the policy of the headline: once one is named, it stays.
     """
     path = Path(options.out, "settings.json")
-    free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
+    # What the runs were made in is compared with the runs themselves.
+    free = FREE_TO_CHANGE | {"lr", "policy", "seed", "precision"}
     rates: list[float | None] = list(options.search_lr) or [options.base.optimization.lr]
     own = {
         "learning_rates": rates,

@@ -126,7 +126,7 @@ class CompareOptions:
     headline_policy: str | None = None
     """Read the headline for this policy, fixed as its budget is. Default: the first of the policies that is not uniform."""
     search_lr: Numbers = ()
-    """Try these learning rates with uniform, seed 0, on the validation split, or on a tenth of train that is held out."""
+    """Try these learning rates with uniform, seed 0, and measure them on the validation split, or a held-out tenth of train."""
     tune_every_rung: bool = False
     """Search the learning rate at every budget, and use its best there. Default: at 1x alone, for all budgets."""
     jobs: int = 1

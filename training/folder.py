@@ -18,7 +18,17 @@ from .records import read_document
 BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "manifest.json"})
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset(
-    {"log_every", "checkpoint_every", "cache_bytes", "evaluate", "out", "name", "max_failures", "max_bad_shards"}
+    {
+        "log_every",
+        "checkpoint_every",
+        "cache_bytes",
+        "evaluate",
+        "out",
+        "name",
+        "max_failures",
+        "max_bad_shards",
+        "trust_table",
+    }
 )
 LOCKS: dict[str, Any] = {}
 

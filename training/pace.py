@@ -8,7 +8,7 @@ import torch
 
 from ..ledger import Ledger
 from ..progress import Progress
-from ..units import Report, format_flops
+from ..units import Report, format_flops, percent
 
 # Without --checkpoint-every: so often, but never more than a fiftieth of the time goes into checkpoints.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
@@ -59,7 +59,7 @@ class Pace:
             rate = (step - self._first_step) * self.batch_size / progress.seconds
             return (
                 f"step {step:,}/{self.steps:,}, {rate:,.0f} examples/s trained, loss {float(loss):.3f}, "
-                f"{format_flops(ledger.spent)} spent, {step / self.steps:.0%} of the budget"
+                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget"
             )
 
         progress.update(step, words)

@@ -294,3 +294,13 @@ def test_values_that_are_cut_at_255_are_said_once(mode, dtype, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", CurateWarning)
         open_image(bright)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_an_opened_image_is_decoded_whole(photograph, mode):
+    """A view uses it when its file is closed; a cut one is a bad example before that."""
+    data = encoded(photograph.convert(mode))
+    assert np.array_equal(np.asarray(open_image(data)), np.asarray(photograph.convert(mode).convert("RGB")))
+    with pytest.raises(ExampleError) as caught:
+        open_image(data[: len(data) // 2])
+    assert caught.value.stage == "decode"

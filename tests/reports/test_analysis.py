@@ -92,7 +92,7 @@ def test_the_headline_is_what_was_named_and_not_the_best():
     analysis = analyse(found, "top1", 100.0)
     assert (analysis.headline.policy, analysis.headline.budget_flops) == ("hard-learner", 100.0)
     said = verdict(analysis)
-    assert "Policy and budget were named before the runs; 3 pairs of both were run." in said
+    assert "named before the runs. Looked at: 2 policies, 3 pairs of policy and budget." in said
     assert "Others at 1x: easy-reference a saving (50 %)." in said
     named = analyse(found, "top1", 100.0, headline_budget=200.0, headline_policy="easy-reference").headline
     assert (named.policy, named.budget_flops) == ("easy-reference", 200.0)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from curate.datasets.spec import add_dataset
-from curate.reports import doctor, doctor_machine
+from curate.errors import StorageError
+from curate.reports import doctor, doctor_machine, doctor_stores
 from curate.reports.doctor_machine import bf16_speed, look_at_machine, memory_limit
 from support.collection import make_collection
 from support.commands import curate
@@ -149,6 +150,16 @@ def test_stores_are_listed(made):
     assert text.startswith("nowhere://bucket/x: cannot open this kind of URL")
     assert line.startswith("python -c") and "nowhere://bucket/x" in line
     assert any(level == "note" and "memory://doctor/x: 0 entries" in told for level, told, _ in found)
+
+
+def test_a_store_whose_package_is_not_installed(made, monkeypatch):
+    def no_package(folder):
+        raise StorageError(f"{folder}: cannot open this kind of URL: Install s3fs") from ImportError("s3fs")
+
+    monkeypatch.setattr(doctor_stores, "list_entries", no_package)
+    monkeypatch.setattr(doctor_stores, "is_local", lambda folder: False)
+    found = doctor_stores.look_at_stores([], "s3://bucket/scores")
+    assert [(one.level, one.do) for one in found] == [("act", "python -m pip install 'curate[s3]'")]
 
 
 def test_an_entry_that_cannot_be_used_hides_no_other(made):

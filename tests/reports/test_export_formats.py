@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import uuid
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -320,3 +322,36 @@ def test_whole_shards_are_put_together():
     counts = {"a": 5, "b": 1, "c": 7, "d": 2}
     for least, wanted in ((None, ["a", "b", "c", "d"]), (6, ["ab", "c", "d"]), (100, ["abcd"])):
         assert ["".join(f.shards) for f in plan_files(counts, least, lambda i, n, name: name)] == wanted
+
+
+@pytest.fixture
+def far(made, tmp_path):
+    """The collection's data and score table in memory, at a URL."""
+    root = f"memory://{uuid.uuid4().hex}"
+    for name in ("data", "scores"):
+        for path in (made.root / name).rglob("*"):
+            if path.is_file():
+                with fsspec.open(f"{root}/{path.relative_to(made.root)}", "wb") as file:
+                    file.write(path.read_bytes())
+    add_dataset(tmp_path / "curate.toml", "pairs", {"train": f"{root}/data/{{00000..00002}}.tar", "text": "txt"})
+    return root
+
+
+def test_data_table_and_target_may_be_urls(made, far, tmp_path):
+    where = {"toml": tmp_path / "curate.toml", "scores": f"{far}/scores"}
+    done = export(made, f"{far}/out", *KEEP, "--format", "webdataset", **where)
+    assert done.code == 0, done.err
+    assert export(made, tmp_path / "local", *KEEP, "--format", "webdataset").code == 0
+    for name, content in contents(tmp_path / "local").items():
+        with fsspec.open(f"{far}/out/{name}", "rb") as file:
+            assert file.read() == content
+    done = export(made, f"{far}/sub.npy", *KEEP, "--uid", "metadata", **where)
+    assert done.code == 0, done.err
+    with fsspec.open(f"{far}/sub.npy", "rb") as file:
+        found = np.load(io.BytesIO(file.read()))
+    assert [f"{high:016x}{low:016x}" for high, low in found.tolist()] == sorted(one.uid for one in kept(made))
+    with fsspec.open(f"{far}/out.export.json", "rb") as file:
+        assert json.loads(file.read())["finished"] is True
+    fs, path = fsspec.url_to_fs(far)
+    left = {name.rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)}
+    assert left == {"data", "scores", "out", "out.export.json", "sub.npy", "sub.npy.export.json"}

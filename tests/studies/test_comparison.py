@@ -51,6 +51,17 @@ def options(digits, tmp_path):
     )
 
 
+@pytest.fixture
+def in_process(monkeypatch):
+    """Runs in this process: starting others takes longer than these runs."""
+
+    def run_all(todo, jobs, config, quality, report):
+        for run in todo:
+            train(run, config=config, resume=True, report=silent)
+
+    monkeypatch.setattr(comparison, "run_all", run_all)
+
+
 def stamps(options):
     return {path.parent.name: path.stat().st_mtime_ns for path in options.runs.glob("*/summary.json")}
 
@@ -94,7 +105,7 @@ def test_a_policy_of_your_own_has_its_points(options):
     assert {p.records.name for p in points if p.selection.policy is mine} == {"mine-0.5x-seed0", "mine-1x-seed0"}
 
 
-def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):
+def test_the_search_gives_every_policy_uniforms_best_rate(options, digits, in_process):
     searched = replace(options, search_lr=(1e-6, 1e-2), seeds=1)
     told = []
     compared = compare_runs(searched, config=digits.config, report=told.append)
@@ -107,11 +118,11 @@ def test_the_search_gives_every_policy_uniforms_best_rate(options, digits):
     assert by_hand["policy"] == "uniform"
     assert by_hand["quality"]["top1"] == tried[1e-2]
     # A tenth of train, and none of the test split's 597 examples.
-    assert compared.searched_on == "10% of train, held out by a hash of the key"
+    assert compared.searched_on == "10 % of train, held out by a hash of the key"
     train = [e for shard in list_shards(digits.dataset()) for e in read_shard(digits.dataset(), shard)]
     held_out = [e for e in train if is_held_out(e.shard, e.key, 0.1)]
     assert by_hand["quality"]["test_examples"] == len(held_out) != 597
-    assert "measured on 10% of train" in told[0]
+    assert "measured on 10 % of train" in told[0]
 
 
 def test_what_is_held_out_is_not_trained_on(digits):
@@ -126,7 +137,7 @@ def test_what_is_held_out_is_not_trained_on(digits):
     assert 0.05 < len(parts["test"]) / len(whole) < 0.15
 
 
-def test_the_rate_is_searched_on_a_validation_split_at_every_budget(options, digits):
+def test_the_rate_is_searched_on_a_validation_split_at_every_budget(options, digits, in_process):
     entry = {**digits.config.datasets["digits"], "validation": digits.config.datasets["digits-curated"]["train"]}
     config = replace(digits.config, datasets={**digits.config.datasets, "digits": entry})
     searched = replace(options, search_lr=(1e-3, 1e-2), seeds=1, tune_every_rung=True, policies=("uniform",))
@@ -147,7 +158,7 @@ def test_the_rate_is_searched_on_a_validation_split_at_every_budget(options, dig
     assert by_hand["quality"]["test_examples"] == len(there)
 
 
-def test_what_the_headline_is_read_at_stays(options, digits):
+def test_what_the_headline_is_read_at_stays(options, digits, in_process):
     both = replace(options, policies=("uniform", "easy-reference", "learnability"), seeds=1, budgets=(1.0,), ladder=())
     assert compare_runs(both, config=digits.config, report=silent).headline_policy == "easy-reference"
     again = compare_runs(
@@ -207,10 +218,25 @@ def test_finished_runs_of_other_models_data_or_scores_are_refused(finished, digi
     manifest = options.runs / "uniform-1x-seed0/manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "versions": {**content["versions"], "torch": "1.2.3"}}))
+    bf16 = replace(options, base=options.base.but(precision="bf16"))
+    with pytest.raises(RunError, match=r"was started with precision = fp32, now bf16"):
+        compare_runs(bf16, config=load_config(toml), report=silent)
     lines = []
     compare_runs(options, config=load_config(toml), report=lines.append)
     assert "some finished runs were made with torch 1.2.3, now" in lines[0]
     assert stamps(options) == before
+
+
+def test_runs_of_two_machines_with_other_precisions_are_not_mixed(finished, monkeypatch):
+    """Nobody named a precision: each machine takes what it is best at."""
+    toml, options = finished
+    for name in ("uniform-1x-seed0", "uniform-2x-seed0"):
+        path = options.runs / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "precision": None}))
+    options = replace(options, base=options.base.but(precision=None))
+    monkeypatch.setattr("curate.studies.finished.best_precision", lambda device: "bf16")
+    with pytest.raises(RunError, match=r"was made with precision = fp32, now bf16; use another --out"):
+        compare_runs(options, config=load_config(toml), report=silent)
 
 
 def test_a_run_that_was_not_evaluated_is_not_finished(finished, monkeypatch):

@@ -234,3 +234,12 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     told = []
     go(tmp_path, report=told.append)
     assert "this file system has no locks (No locks available)" in told[0]
+
+
+def test_a_run_killed_before_its_config_was_written_begins_anew(tmp_path):
+    shard(tmp_path / "a.tar", range(64))
+    write_toml(tmp_path)
+    (tmp_path / "runs/run").mkdir(parents=True)
+    (tmp_path / "runs/run/manifest.json").write_text(json.dumps({"began": {"steps": 99}}))
+    assert go(tmp_path)["steps"] == 12
+    assert json.loads((tmp_path / "runs/run/manifest.json").read_text())["began"]["steps"] == 12

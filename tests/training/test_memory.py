@@ -73,9 +73,9 @@ def allocated_by(run):
         ("ours", 32, 3, False, "fp32"),
         # A convolution of oneDNN takes three times its weights beside, which the estimate does not see.
         ("resnet", 128, 1, False, "fp32"),
-        ("clip", 32, 1, False, "fp32"),
-        ("clip", 32, 4, False, "bf16"),
-        ("clip", 32, 4, True, "fp32"),
+        ("clip", 512, 1, False, "fp32"),
+        ("clip", 512, 4, False, "bf16"),
+        ("clip", 512, 4, True, "fp32"),
     ],
 )
 def test_the_peak_of_a_step_is_what_the_allocator_gives(name, size, accumulate, checkpointing, precision):
