@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .scoring.selector import Selector
     from .scoring.tables.lookup import ScoreTable, open_scores
     from .training.batch import SuperBatch
+    from .training.group import Group
     from .training.options import RunOptions
     from .training.records import SelectionLog
     from .training.run import train
@@ -40,6 +41,7 @@ _HOMES = {
     "POLICIES": "scoring.policies",
     "CurateError": "errors",
     "Geometry": "datasets.decoding",
+    "Group": "training.group",
     "Ledger": "scoring.flops:ComputeLedger",
     "Losses": "scoring.losses",
     "OnlineModel": "training.sub",
@@ -65,6 +67,7 @@ __all__ = [
     "POLICIES",
     "CurateError",
     "Geometry",
+    "Group",
     "Ledger",
     "Losses",
     "OnlineModel",

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sys
-import warnings
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import __version__, threads
+from . import __version__
 from .command import reference_page, takes, without
-from .errors import CurateError, CurateWarning, SpecError, StoppedError
+from .entry import run_command
+from .errors import SpecError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
+from .progress import Screen
+from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
-from .training.signals import handled_by
 
 cli = typer.Typer(
     name="curate",
@@ -35,6 +34,8 @@ CONFIG_HELP = "Read data sets and models from this file. Default: the nearest cu
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
+report = Screen()
+"""Progress, to standard error, so that results can be piped."""
 RUN = options_of(RunOptions)
 BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
@@ -52,45 +53,8 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 
 def app() -> None:
-    """Entry point. A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback."""
-    threads.settle()
-    format_others = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *where, **line: (
-        f"curate: {message}\n"
-        if issubclass(category, CurateWarning)
-        else format_others(message, category, *where, **line)
-    )
-    try:
-        with handled_by(_end):
-            cli()
-    except CurateError as e:
-        typer.echo(f"curate: {e}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        typer.echo(
-            f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again", err=True
-        )
-        sys.exit(1)
-    except StoppedError as e:
-        typer.echo(f"curate: {e}; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("curate: interrupted; run the same command again to resume (train: add --resume)", err=True)
-        sys.exit(130)
-
-
-def _end(signal: int, frame: Any) -> None:
-    raise StoppedError(signal)
-
-
-def report(line: str) -> None:
-    """Progress, to standard error, so that results can be piped."""
-    typer.echo(line, err=True)
+    """Entry point."""
+    run_command(cli, report)
 
 
 def _version(show: bool) -> None:
@@ -201,6 +165,11 @@ def train(
     from .datasets.spec import load_config
     from .training import train as run_training
 
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+        raise SpecError(
+            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
+            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
+        )
     if train_num_samples is not None:
         if given["examples"] is not None:
             raise SpecError("--train-num-samples and --examples are both given; drop one")
@@ -285,12 +254,21 @@ def evaluate(
 @cli.command()
 def sql(
     query: Annotated[
-        str, typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections and analysis.")
+        str,
+        typer.Argument(help="Run this SELECT over scores, failures, runs, metrics, selections, analysis and metadata."),
     ],
     scores: ScoresOption = "scores",
     runs: RunsOption = "runs",
-    format: Annotated[str, typer.Option(metavar="table|csv|json|parquet", help="Write in this format.")] = "table",
-    output: Annotated[str | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="table|csv|tsv|json|jsonl|parquet",
+            help="Write in this format. Default: by the ending of --output; else a table on a terminal, csv in a pipe.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write to this file instead of standard output, in place of one that is there.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Ask SQL (DuckDB, read-only) over score tables and runs.
@@ -300,9 +278,62 @@ def sql(
     from .datasets.spec import analysis_files, load_config
     from .reports import connect, write
     from .reports import query as run_query
+    from .reports.metadata import add_metadata_of_all
+    from .reports.output import choose_format
 
-    connection = connect(scores=scores, runs=runs, datasets=analysis_files(load_config(config)))
-    write(run_query(connection, query), format, output)
+    chosen = choose_format(format, output)  # before the query, which may take long
+    known = load_config(config)
+    connection = connect(scores=scores, runs=runs, datasets=analysis_files(known))
+    add_metadata_of_all(connection, known, query)
+    write(run_query(connection, query), chosen, output, report)
+
+
+@cli.command()
+@takes(options_of(ExportOptions))
+def export(
+    given: dict[str, Any],
+    target: Annotated[
+        str, typer.Argument(help="Write to this file or folder, a path or URL. Its ending may say the format.")
+    ],
+    config: ConfigOption = None,
+) -> None:
+    """Write a chosen part of a data set in a format that other tools read: by SQL, or the best share by a score.
+
+    TARGET.export.json says what was kept, of how many, by which table and SQL. The same command again resumes.
+
+    Example: curate export subset.npy --dataset align --keep 30% --by similarity
+    """
+    from .datasets.spec import load_config
+    from .reports.export import export as run_export
+
+    done = run_export(target, ExportOptions.of(**given), load_config(config), report)
+    report(done.line())
+    typer.echo(target)
+
+
+@cli.command()
+def doctor(
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Look at this data set, and give it again for another. Default: all named.")
+    ] = None,
+    scores: ScoresOption = "scores",
+    shards: Annotated[int, typer.Option(help="Read this many shards of each source of a data set.")] = 3,
+    format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
+    config: ConfigOption = None,
+) -> None:
+    """Look at this machine, the data sets and their score tables, and say for each fault what to type.
+
+    The exit code is 1 where something has to be done.
+
+    Example: curate doctor --dataset align
+    """
+    from .datasets.spec import load_config
+    from .reports.doctor import diagnose
+    from .reports.doctor_findings import check_format, write_findings
+
+    check_format(format)
+    if not write_findings(diagnose(load_config(config), dataset or [], scores, shards, report), format):
+        raise typer.Exit(1)
 
 
 @cli.command()

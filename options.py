@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from .errors import SpecError
-from .units import format_bytes, parse_bytes, parse_flops, parse_numbers, parse_ratio, parse_share
+from .units import format_bytes, parse_bytes, parse_flops, parse_multiple, parse_numbers, parse_ratio, parse_share
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ Bytes = Annotated[int, Text(parse_bytes, format_bytes, "<bytes>")]
 Share = Annotated[float, Text(parse_share, lambda share: f"{share * 100:g}%", "<share>")]
 Ratio = Annotated[float, Text(lambda text, _: parse_ratio(text), "{:g}".format, "<ratio>")]
 Numbers = Annotated[tuple[float, ...], Text(parse_numbers, lambda all: ",".join(f"{x:g}" for x in all), "<numbers>")]
+Multiple = Annotated[float, Text(parse_multiple, "{:g}x".format, "<multiple>")]
 Multiples = Annotated[
     tuple[float, ...], Text(parse_numbers, lambda all: ",".join(f"{x:g}x" for x in all), "<multiples>")
 ]

@@ -11,6 +11,9 @@ from .errors import BudgetError, SpecError
 Report = Callable[[str], None]
 """Takes one line of progress for people."""
 
+# Seconds. Nobody waits for what is shorter, so it is not told.
+NOT_WORTH_SAYING = 5.0
+
 UNITS = {"": 1.0, "MF": 1e6, "GF": 1e9, "TF": 1e12, "PF": 1e15, "EF": 1e18, "ZF": 1e21}
 
 
@@ -77,6 +80,19 @@ def accuracy(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
+def format_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def took(seconds: float) -> str:
+    """` (45 s)`, for the end of a line; nothing below five seconds."""
+    return f" ({format_duration(seconds)})" if seconds >= NOT_WORTH_SAYING else ""
+
+
 def parse_ratio(text: str) -> float:
     """A positive ratio from `1/49` or `0.02`. Raises SpecError."""
     above, _, below = text.partition("/")
@@ -95,6 +111,14 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part.strip().removesuffix("x")) for part in text.split(",") if part.strip())
     except ValueError:
         raise SpecError(f"{option} is '{text}', expected numbers separated by commas") from None
+
+
+def parse_multiple(text: str, option: str) -> float:
+    """One number from `1x` or `0.5`. Raises SpecError."""
+    numbers = parse_numbers(text, option)
+    if len(numbers) != 1:
+        raise SpecError(f"{option} is '{text}', expected one multiple of the budget such as 1x")
+    return numbers[0]
 
 
 def parse_names(text: str, option: str) -> tuple[str, ...]:

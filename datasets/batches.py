@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -119,6 +120,9 @@ class Prefetched(Iterator[T]):
         """Stop the thread and close the source. A source that hangs is left behind: its thread does not keep the process."""
         self._ended = True
         self._stopped.set()
+        with suppress(queue.Empty):  # the thread may be waiting for room
+            while True:
+                self._items.get_nowait()
         self._thread.join(SECONDS_TO_CLOSE)
 
     def wait(self) -> None:
@@ -146,7 +150,7 @@ def _run_ahead(source: Iterable[Any], items: queue.Queue[Any], stopped: threadin
 
     try:
         for item in source:
-            if not put((item, None)):
+            if not put((item, None)) or stopped.is_set():
                 break
         put((_END, None))
     except BaseException as e:

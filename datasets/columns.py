@@ -13,6 +13,7 @@ import pyarrow.types as types
 
 from ..errors import ShardError
 from .fields import inside, json_field, split_field, stored
+from .storage import without_query
 from .targets import Target
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -174,7 +175,7 @@ def key_text(value: Any, url: str, column: str, row: int) -> str:
 
 def hive_value(url: str, column: str) -> str | None:
     """The value of a column that folders of the file's path name, as in `label=cat/part-0.parquet`: "" for null."""
-    for part in reversed(url.split("?")[0].split("/")[:-1]):
+    for part in reversed(without_query(url).split("/")[:-1]):
         name, equals, value = part.partition("=")
         if equals and unquote(name) == column:
             return "" if value == HIVE_NULL else unquote(value)

@@ -9,12 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import ExampleError
+from .notices import say_once
 
 T = TypeVar("T")
 MAX_PIXELS = 89_478_485
+# Pillow knows some forty formats. These are the ones that data sets are made of, and are decoded inside this process by
+# libraries that are maintained; for EPS it would start Ghostscript, an interpreter, on data of strangers.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+# Pillow cuts the values of these at 255 where it makes RGB of them.
+CLIPPED_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+EXIF_ORIENTATION = 0x0112
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,6 +44,7 @@ class Geometry:
     `reduced_jpeg` decodes JPEGs of at least four times the target's sides at a half, a quarter or an eighth of their
     size, never below twice the target's: several times as fast for large photographs, and pixels differ by 1 to 3 levels
     of 255 on average.
+    `exif_rotation` turns an image as its EXIF data says. Most published models were trained without.
     """
 
     size: int
@@ -45,11 +53,11 @@ class Geometry:
     crop_pct: float = 1.0
     resampling: Literal["torch", "pillow"] = "torch"
     reduced_jpeg: bool = False
+    exif_rotation: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able. `reduced_jpeg` is left out where it is off, so that older fingerprints stay the same."""
-        values = asdict(self)
-        return values if self.reduced_jpeg else {k: v for k, v in values.items() if k != "reduced_jpeg"}
+        """JSON-able. What is off is left out, so that older fingerprints stay the same."""
+        return {k: v for k, v in asdict(self).items() if v is not False}
 
 
 # How an image is seen: a geometry, or the user's function. A transform of torchvision's kind (timm's and open_clip's
@@ -81,7 +89,12 @@ def look(data: bytes, view: View) -> Any:
 
 def open_image(data: bytes) -> Image.Image:
     """Decode to a Pillow image in RGB, at its own size. Raises ExampleError as `decode` does."""
-    return _opened(data, MAX_PIXELS, lambda image: image.convert("RGB"))
+
+    def whole(image: Image.Image) -> Image.Image:
+        image.load()  # it is read no more once it is closed
+        return _rgb(image).copy()
+
+    return _opened(data, MAX_PIXELS, whole)
 
 
 def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -96,14 +109,35 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> np.
         if geometry.reduced_jpeg:
             wide, high = _target(own_size, geometry)
             image.draft(None, (2 * wide, 2 * high))  # does nothing to other formats
-        return _fit(image if image.mode == "RGB" else image.convert("RGB"), geometry, own_size)
+        if geometry.exif_rotation and image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9):
+            is_turned = image.getexif()[EXIF_ORIENTATION] >= 5
+            own_size = own_size[::-1] if is_turned else own_size
+            image = ImageOps.exif_transpose(image)
+        return _fit(_rgb(image), geometry, own_size)
 
     return _opened(data, max_pixels, fit)
 
 
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in CLIPPED_MODES and _is_bright(image):
+        say_once(
+            "clipped",
+            f"images of 16 bits or floats (mode {image.mode}) are cut at 255, so that brighter pixels are white; convert "
+            "them to 8 bits",
+        )
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_bright(image: Image.Image) -> bool:
+    try:
+        return bool(np.max(image.getextrema()) > 255)
+    except ValueError:  # a mode that it does not measure
+        return True
+
+
 def _opened(data: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ExampleError(
@@ -116,7 +150,7 @@ def _opened(data: bytes, max_pixels: int, use: Callable[[Image.Image], T]) -> T:
     except Image.DecompressionBombError as e:
         raise ExampleError("decode", str(e)) from None
     except UnidentifiedImageError:  # its own message contains a memory address, which changes with every run
-        raise ExampleError("decode", "not a readable image: no format that Pillow knows") from None
+        raise ExampleError("decode", f"not a readable image: none of {', '.join(FORMATS)}") from None
     except Exception as e:  # Pillow's plugins raise anything on damaged data: SyntaxError, struct.error, KeyError, ...
         raise ExampleError("decode", f"not a readable image: {type(e).__name__}: {e}"[:300]) from None
 

@@ -21,7 +21,7 @@ from .patterns import (
     is_shards_folder,
     matching,
 )
-from .storage import is_folder, list_entries, open_read, read_bytes
+from .storage import is_folder, list_entries, open_read, read_bytes, without_query
 
 OLD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 # The endings of the formats that decoding.py reads.
@@ -47,8 +47,9 @@ def guess_format(pattern: str) -> Literal["webdataset", "parquet", "folder"]:
     return "parquet" if found == "parquet" else "webdataset" if found == "webdataset" else "folder"
 
 
-def classes_in_folders(roots: Sequence[str]) -> tuple[str, ...]:
+def classes_in_folders(dataset: str, patterns: Sequence[str]) -> tuple[str, ...]:
     """The names of an image folder's classes: its folders, sorted; () where they are numbers, which then are labels."""
+    roots = [root for pattern in patterns for root in expand_braces(dataset, pattern)]
     names = sorted({name for root in roots for name in class_folders(root)})
     return () if all(name.isdecimal() for name in names) else tuple(names)
 
@@ -94,7 +95,7 @@ def classes_of_file(dataset: str, url: str) -> tuple[str, ...]:
         ) from None
     except UnicodeDecodeError:
         raise SpecError(f"{where}: not UTF-8; save it as UTF-8, a name a line") from None
-    if not url.split("?")[0].endswith(".json"):
+    if not without_query(url).endswith(".json"):
         names = [line.strip() for line in text.rstrip().split("\n")]
     else:
         try:
@@ -105,4 +106,6 @@ def classes_of_file(dataset: str, url: str) -> tuple[str, ...]:
             raise SpecError(f"{where}: expected a JSON list of names")
     if not any(names):
         raise SpecError(f"{where}: no name in it; write a class's name a line")
+    if "" in names:
+        raise SpecError(f"{where}: line {names.index('') + 1} is empty; a class's number is its line's")
     return tuple(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from ..errors import CurateWarning, printable, without_secrets
 
@@ -17,6 +18,19 @@ def say_once(about: Hashable, message: str) -> None:
         _said.add(about)
         line = printable(without_secrets(" ".join(message.splitlines())))
         warnings.warn(line, CurateWarning, stacklevel=2)
+
+
+def in_one_line() -> None:
+    """From now on this process prints a CurateWarning as `curate: ...`, without the place in the code."""
+    warnings.formatwarning = _formatted
+
+
+_others = warnings.formatwarning
+
+
+def _formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    is_ours = issubclass(category, CurateWarning)
+    return f"curate: {message}\n" if is_ours else _others(message, category, *where, **line)
 
 
 def counted(kinds: Iterable[str], most: int = 4) -> str:

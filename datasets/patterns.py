@@ -11,9 +11,11 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 from ..errors import ShardError, SpecError
 from .hidden import is_hidden
 from .notices import counted, say_once
-from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of
+from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of, without_query
 
 SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parquet", ".pq")}
+# What is left out, in words that follow a number.
+HIDDEN, READ_ALREADY = "hidden or system file", "link to a folder that is read already"
 
 
 def expand_braces(dataset: str, pattern: str) -> list[str]:
@@ -65,37 +67,36 @@ def matching(pattern: str, dataset: str) -> dict[str, Entry]:
     found = {url: entry for url, entry in glob(pattern).items() if entry.get("type") != "directory"}
     if not any(part.startswith(".") for part in parts[fixed:]):  # a pattern that asks for hidden files gets them
         hidden = {url for url in found if is_hidden("/".join(url.split("/")[fixed:]))}
-        _say_hidden(dataset, pattern, hidden)
+        say_left_out(dataset, pattern, [HIDDEN] * len(hidden), min(hidden, default=""))
         found = {url: entry for url, entry in found.items() if url not in hidden}
     return found
 
 
-def _say_hidden(dataset: str, where: str, hidden: set[str]) -> None:
-    if hidden:
-        files = "file that is hidden or a system's own is" if len(hidden) == 1 else "hidden or system files are"
-        say_once(
-            (dataset, where),
-            f"data set '{dataset}': {len(hidden):,} {files} passed over in {where}, first {min(hidden)}",
-        )
-
-
 def is_shards_folder(url: str, format: str) -> bool:
     """Whether a path without a wildcard is a folder of shards."""
-    return not url.split("?")[0].endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
+    return not without_query(url).endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
 
 
 def in_folder(folder: str, dataset: str, format: str) -> dict[str, Entry]:
     """The shards below a folder. Names with a leading `_` are what engines write beside them."""
-    repeated: list[str] = []
-    below = list_below(folder, repeated)
-    shards = {key: file for key, file in below.items() if key.endswith(SHARD_ENDINGS[format])}
-    hidden = {key for key in shards if is_hidden(key) or any(part.startswith("_") for part in key.split("/"))}
-    _say_hidden(dataset, folder, hidden)
-    others = [key for key in below if key not in shards]
-    if others or repeated:
-        kinds = [*map(ending_word, others), *["link to a folder that is read already"] * len(repeated)]
-        say_once((dataset, folder, "others"), f"data set '{dataset}': passed over in {folder}: {counted(kinds)}")
-    return {url: entry for key, (url, entry) in shards.items() if key not in hidden}
+    links: list[str] = []
+    found, left_out = {}, []
+    for key, (url, entry) in list_below(folder, links).items():
+        if is_hidden(key) or any(part.startswith("_") for part in key.split("/")):
+            left_out.append(HIDDEN)
+        elif key.endswith(SHARD_ENDINGS[format]):
+            found[url] = entry
+        else:
+            left_out.append(ending_word(key))
+    say_left_out(dataset, folder, [*left_out, *[READ_ALREADY] * len(links)])
+    return found
+
+
+def say_left_out(dataset: str, where: str, kinds: Sequence[str], first: str = "") -> None:
+    """Count what is passed over, and say it once."""
+    if kinds:
+        example = f"; first '{first}'" if first else ""
+        say_once((dataset, where), f"data set '{dataset}': passed over in {where}: {counted(kinds)}{example}")
 
 
 def ending_word(key: str) -> str:

@@ -14,7 +14,7 @@ from ..errors import ExampleError, ShardError, printable
 from .columns import key_text
 from .fields import json_field, split_field
 from .patterns import expand_braces
-from .shards import Shard, columns_of
+from .shards import Shard, columns_of, is_held_out
 from .spec import DatasetSpec
 from .storage import filesystem, read_bytes
 from .targets import hash_target
@@ -65,6 +65,8 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
         records = _read_parquet(spec, shard)
     else:
         records = _read_folder(spec, shard)
+    if spec.hold_out:
+        records = (r for r in records if is_held_out(shard.name, r[0], spec.hold_out) == shard.held_out)
     seen: set[str] = set()
     is_folder = spec.format == "folder"
     for row, (key, image, stored, meanings) in enumerate(records):

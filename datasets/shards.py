@@ -16,13 +16,22 @@ from ..errors import ShardError, SpecError, StorageError, printable
 from .columns import Columns, find_columns
 from .fields import split_field
 from .hidden import is_hidden
-from .notices import counted, say_once
-from .patterns import SHARD_ENDINGS, ending_word, expand, expand_braces
+from .patterns import (
+    HIDDEN,
+    READ_ALREADY,
+    SHARD_ENDINGS,
+    ending_word,
+    expand,
+    expand_braces,
+    say_left_out,
+)
 from .spec import DatasetSpec
-from .storage import is_folder, list_below, open_read
+from .storage import is_folder, list_below, open_read, without_query
 
 Split = Literal["train", "test"]
 ENDINGS = tuple(ending for endings in SHARD_ENDINGS.values() for ending in endings)
+# Where a part of train is held out, it is measured on the part of at most so many shards.
+HELD_OUT_SHARDS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,8 @@ class Shard:
     `name` is its identity in score tables. `size` shows whether a shard changed since it was scored: the bytes of the
     whole file, or the number of files of an image folder's bucket. `bytes` is what the shard takes in memory before its
     images are decoded. `row_groups` is the half-open range of a large Parquet file; `members` are an image folder's
-    files; `rows` is how many examples it has, None where that is not known without reading it.
+    files; `rows` is how many examples it has, None where that is not known without reading it. Where the data set holds
+    out a part of train, `held_out` says which part of the shard this is.
     """
 
     name: str
@@ -42,6 +52,7 @@ class Shard:
     row_groups: tuple[int, int] | None = None
     members: tuple[str, ...] = ()
     rows: int | None = None
+    held_out: bool = False
 
 
 def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
@@ -50,6 +61,13 @@ def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
     Raises SpecError where the split has no pattern, ShardError where a pattern matches nothing, a named file is
     missing, or two shards would share a name; StorageError where the storage fails.
     """
+    if spec.hold_out:
+        held_out = split == "test"
+        whole = [replace(s, rows=None, held_out=held_out) for s in list_shards(replace(spec, hold_out=0.0))]
+        if not held_out:
+            return whole
+        # Of a large data set a random part of the shards holds enough.
+        return sorted(whole, key=lambda s: zlib.crc32(s.name.encode()))[:HELD_OUT_SHARDS]
     patterns = spec.train if split == "train" else spec.test
     if not patterns:
         raise SpecError(f"data set '{spec.name}' has no {split} shards; set {split} = ... in its entry")
@@ -107,7 +125,7 @@ def file_of(shard: str) -> str:
 
 def path_of(url: str) -> str:
     """A file's URL without its query and its ending."""
-    path = url.split("?")[0]
+    path = without_query(url)
     for ending in ENDINGS:
         if path.endswith(ending):
             return path[: -len(ending)]
@@ -192,6 +210,11 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     ]
 
 
+def is_held_out(shard: str, key: str, share: float) -> bool:
+    """Whether an example is in the share of train that is held out: the same examples wherever it is asked."""
+    return zlib.crc32(f"{shard}/{key}".encode()) < share * 2**32
+
+
 def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
     """(key, URL, bytes) of the images in a folder. All else is counted and said once, but for the captions' files."""
     links: list[str] = []
@@ -201,18 +224,11 @@ def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
         key = printable(path)
         ending = key.rsplit(".", 1)[-1].lower()
         if is_hidden(key):
-            left_out.append(("hidden or system file", key))
+            left_out.append((HIDDEN, key))
         elif ending in spec.image:
             found.append((key, url, int(entry["size"] or 0)))
         elif not beside or ending != beside:
             left_out.append((ending_word(key), key))
-    left_out += [
-        ("link to a folder that is read already", printable(link[len(root.rstrip("/")) + 1 :])) for link in links
-    ]
-    if left_out:
-        say_once(
-            (spec.name, root),
-            f"data set '{spec.name}': passed over in {root}: {counted(kind for kind, _ in left_out)}; "
-            f"first {left_out[0][1]!r}",
-        )
+    left_out += [(READ_ALREADY, printable(link[len(root.rstrip("/")) + 1 :])) for link in links]
+    say_left_out(spec.name, root, [kind for kind, _ in left_out], left_out[0][1] if left_out else "")
     return found

@@ -39,7 +39,7 @@ __all__ = [
 
 FORMATS = ("webdataset", "parquet", "folder")
 SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
-LISTS = ("train", "test", "image", "classes", "templates")
+LISTS = ("train", "test", "validation", "image", "classes", "templates")
 # A name is a folder's in a score table, and is a word in logs and globs.
 NOT_IN_NAMES = set("/\\[]{}*?%#")
 
@@ -53,12 +53,16 @@ class DatasetSpec:
     `image`, `label` and `text` name tar extensions or Parquet columns. An image-text data set may also have a
     `label` and `classes`: zero-shot classification is then evaluated on its test split with `templates`.
     `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training.
-    `classes_from` is `metadata` where the classes are those that Parquet files name themselves.
+    `classes_from` is `metadata` where the classes are those that Parquet files name themselves. Settings are searched on
+    `validation`, a split of its own. With `hold_out` above 0 this share of train, found by a hash of shard and key, is the
+    test split and is not trained on.
     """
 
     name: str
     train: tuple[str, ...]
     test: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    hold_out: float = 0.0
     task: str
     format: Format
     image: tuple[str, ...] = ()
@@ -131,8 +135,9 @@ class DatasetSpec:
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-able. Newer settings are left out where they are not set, as in older manifests."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values if self.classes_from else {k: v for k, v in values.items() if k != "classes_from"}
+        return {k: v for k, v in values.items() if v or k not in ("validation", "hold_out", "classes_from")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -192,8 +197,10 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
     for option in LISTS:
         if option in values:
             values[option] = _as_tuple(name, option, values[option])
-    for option in ("train", "test"):
-        values[option] = tuple(p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base))
+    for option in ("train", "test", "validation"):
+        values[option] = tuple(
+            p for pattern in values.get(option, ()) for p in _absolute(name, pattern, base, expands=True)
+        )
     if values.get("analysis"):
         values["analysis"] = _absolute(name, values["analysis"], base)[0]
     values.setdefault("format", guess_format(values["train"][0] if values["train"] else ""))
@@ -218,7 +225,7 @@ def _check_read(name: str, values: Mapping[str, Any]) -> None:
 
 def spec_from_path(path: str) -> DatasetSpec:
     """A data set given as a path: image-text where the shards may hold captions, classification for folders."""
-    absolute = _absolute(path, path, Path.cwd())
+    absolute = _absolute(path, path, Path.cwd(), expands=True)
     kind = guess_format(absolute[0])
     name = path.rstrip("/").split("/")[-1].split("{")[0].split("*")[0].split(".")[0].strip("-_")
     if not name:
@@ -247,7 +254,7 @@ def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
     raise SpecError(f"data set '{name}': {option} is {value!r}, expected a string or a list of strings")
 
 
-def _absolute(name: str, pattern: str, base: Path | None) -> list[str]:
+def _absolute(name: str, pattern: str, base: Path | None, *, expands: bool = False) -> list[str]:
     """Split `a::b` (but not fsspec's chained URLs, which have `::` before a protocol) and make relative paths absolute."""
     if pattern.startswith("pipe:"):
         raise SpecError(
@@ -257,7 +264,9 @@ def _absolute(name: str, pattern: str, base: Path | None) -> list[str]:
     if "::" in pattern and "://" in pattern.split("::", 1)[1] and "://" not in pattern.split("::", 1)[0]:
         return [pattern]
     parts = [os.path.expanduser(part) if part.startswith("~") else part for part in pattern.split("::")]
-    return [p if base is None or "://" in p or os.path.isabs(p) else str(base / p) for p in parts]
+    # A folder above may have braces in its name; those of the pattern are to be expanded.
+    above = re.sub(r"([{}\\])", r"\\\1", str(base)) if expands and "{" in str(base) else str(base)
+    return [p if base is None or "://" in p or os.path.isabs(p) else str(Path(above) / p) for p in parts]
 
 
 def _with_default_fields(values: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +293,7 @@ def _with_classes(spec: DatasetSpec) -> DatasetSpec:
         return spec
     try:
         if spec.format == "folder":
-            return replace(spec, classes=classes_in_folders(spec.train))
+            return replace(spec, classes=classes_in_folders(spec.name, spec.train))
         if spec.format == "parquet":
             found = classes_in_files(spec.name, spec.train[0], spec.target_field)
             return replace(spec, classes=found, classes_from="metadata" if found else "")

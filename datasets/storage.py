@@ -56,6 +56,11 @@ def join_url(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
+def without_query(url: str) -> str:
+    """A URL's path; a local path may hold any character."""
+    return url.split("?")[0] if "://" in url else url
+
+
 def full_url(url: str) -> str:
     """The URL as listings give it; for a local file its absolute path."""
     fs, path = filesystem(url)
@@ -100,6 +105,8 @@ def _read(url: str, ask: Callable[[], T]) -> T:
             way_out = "allow this user to read it"
         elif isinstance(e, IsADirectoryError):
             way_out = "name a file"
+        elif "Credential" in type(e).__name__:
+            way_out = "set the store's credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         else:
             way_out = "run again when its storage answers"
         raise ReadError(f"{url}: cannot be read ({reason(e)}); {way_out}") from e
@@ -108,8 +115,8 @@ def _read(url: str, ask: Callable[[], T]) -> T:
 class Reader:
     """An open file. Its reads are retried as its opening was, and raise ReadError."""
 
-    def __init__(self, url: str, file: Any) -> None:
-        self._url, self._file = url, file
+    def __init__(self, url: str, file: Any, read_whole: Callable[[], bytes]) -> None:
+        self._url, self._file, self._read_whole = url, file, read_whole
 
     def read(self, size: int = -1) -> bytes:
         start = self._file.tell()
@@ -117,6 +124,13 @@ class Reader:
         def again() -> bytes:
             if self._file.tell() != start:
                 self._file.seek(start)
+            try:
+                return bytes(self._file.read(size))
+            except ValueError as e:
+                if "range requests" not in str(e):
+                    raise
+            self._file = io.BytesIO(self._read_whole())  # a server that gives a file from its beginning alone
+            self._file.seek(start)
             return bytes(self._file.read(size))
 
         return _read(self._url, again)
@@ -155,7 +169,7 @@ def open_read(url: str) -> Reader:
             return io.BytesIO(fs.cat_file(path))
         return file
 
-    return Reader(url, _read(url, open_again))
+    return Reader(url, _read(url, open_again), lambda: bytes(fs.cat_file(path)))
 
 
 def read_bytes(url: str) -> bytes:
@@ -169,7 +183,10 @@ def size_of(url: str) -> int:
     if "://" not in url:
         return _read(url, lambda: os.stat(url).st_size)
     fs, path = filesystem(url)
-    return int(_read(url, lambda: fs.info(path))["size"])
+    size = _read(url, lambda: fs.info(path)).get("size")
+    if size is None:
+        raise ReadError(f"{url}: its server does not say how large it is; copy it to a disk or an object store")
+    return int(size)
 
 
 def exists(url: str) -> bool:

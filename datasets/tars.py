@@ -6,8 +6,9 @@ import gzip
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 from ..errors import ExampleError, ShardError, printable
 from .fields import MAX_JSON_BYTES, json_field, split_field
@@ -15,7 +16,7 @@ from .hidden import is_hidden_member
 from .notices import say_once
 from .shards import Shard
 from .spec import DatasetSpec
-from .storage import Reader, open_read
+from .storage import Reader, open_read, without_query
 from .targets import MAX_TARGET_BYTES
 
 # key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers.
@@ -46,22 +47,42 @@ def open_shard(shard: Shard) -> Reader:
         raise ShardError(f"{shard.url}: no such file") from None
 
 
-def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
-    """Group consecutive members by webdataset's own key rule: the stem ends at the first dot of the base name.
+class Member(NamedTuple):
+    """One file of a tar. `key` is its example's, `ending` what follows the key in `name`, in lower case. `content` is None
+    where it was not wanted, and an error where it is too large."""
 
-    Raises ShardError for a tar that is cut, damaged or a decompression bomb, and for a member that is there twice.
+    key: str
+    ending: str
+    name: str
+    content: bytes | ExampleError | None
+
+
+Wanted = Callable[[str, str], tuple[int, str] | None]
+"""Of a key and an ending: how many bytes of the member are read at most, and the stage of an error where it has more. None
+where the member is not read."""
+
+
+@dataclass
+class Hidden:
+    """How many hidden or system members were passed over, and the first one's name."""
+
+    count: int = 0
+    first: str = ""
+
+
+def tar_members(shard: Shard, wanted: Wanted, hidden: Hidden | None = None) -> Iterator[Member]:
+    """Stream the members that belong to an example, in order, by webdataset's own key rule: the stem ends at the first dot
+    of the base name. Memory is bounded by one member.
+
+    Raises ShardError for a tar that is cut, damaged or a decompression bomb.
     """
     from webdataset.tariterators import base_plus_ext  # imports torch, which code that only reads specs does not need
 
-    wanted_target, inner = split_field(spec.target_field)
     key: str | None = None
-    image: bytes | ExampleError | None = None
-    target: bytes | ExampleError | None = None
-    endings: set[str] = set()
-    first_hidden, hidden = "", 0
+    hidden = hidden if hidden is not None else Hidden()
     with open_shard(shard) as file:
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
-        is_packed = shard.url.split("?")[0].endswith("gz")
+        is_packed = without_query(shard.url).endswith("gz")
         limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None
         tail = _Tail(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
         try:
@@ -71,25 +92,14 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
                     if member.issparse():  # a few bytes can declare a terabyte of zeros
                         raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
                     if member.isreg() and is_hidden_member(member.name):
-                        first_hidden, hidden = first_hidden or member.name, hidden + 1
+                        hidden.count, hidden.first = hidden.count + 1, hidden.first or member.name
                         continue
                     member_key, ending = base_plus_ext(printable(member.name))
                     if not member.isreg() or member_key is None or METADATA.match(member.name):
                         continue
-                    if member_key != key:
-                        if key is not None:
-                            yield key, image, target, ()
-                        key, image, target, endings = member_key, None, None, set()
-                    ending = ending.lower()
-                    if ending in endings:
-                        raise ShardError(f"{shard.url}: '{member.name}' occurs twice; a key has one of each ending")
-                    endings.add(ending)
-                    if ending == wanted_target:
-                        target = _content(tar, member, MAX_JSON_BYTES if inner else MAX_TARGET_BYTES, "target")
-                        if inner and isinstance(target, bytes):
-                            target = _inner(target, spec)
-                    elif ending in spec.image and image is None:
-                        image = _content(tar, member, MAX_IMAGE_BYTES, "read")
+                    key, ending = member_key, ending.lower()
+                    most = wanted(member_key, ending)
+                    yield Member(member_key, ending, member.name, _content(tar, member, *most) if most else None)
             while tail.read(1 << 20):
                 pass
             # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
@@ -99,13 +109,41 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
             raise ShardError(
                 f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
             ) from None
+
+
+def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
+    """Group consecutive members of one key. Raises ShardError as `tar_members` does, and for a member that is there twice."""
+    wanted_target, inner = split_field(spec.target_field)
+
+    def wanted(_: str, ending: str) -> tuple[int, str] | None:
+        if ending == wanted_target:
+            return MAX_JSON_BYTES if inner else MAX_TARGET_BYTES, "target"
+        return (MAX_IMAGE_BYTES, "read") if ending in spec.image else None
+
+    key: str | None = None
+    image: bytes | ExampleError | None = None
+    target: bytes | ExampleError | None = None
+    endings: set[str] = set()
+    hidden = Hidden()
+    for member in tar_members(shard, wanted, hidden):
+        if member.key != key:
+            if key is not None:
+                yield key, image, target, ()
+            key, image, target, endings = member.key, None, None, set()
+        if member.ending in endings:
+            raise ShardError(f"{shard.url}: '{member.name}' occurs twice; a key has one of each ending")
+        endings.add(member.ending)
+        if member.ending == wanted_target:
+            target = _inner(member.content, spec) if inner and isinstance(member.content, bytes) else member.content
+        elif member.ending in spec.image and image is None:
+            image = member.content
     if key is not None:
         yield key, image, target, ()
-    if hidden:
+    if hidden.count:
         say_once(
             ("hidden members", spec.name, spec.train),
-            f"data set '{spec.name}': {hidden:,} hidden or system members are passed over in {shard.url}, first "
-            f"'{first_hidden}'; the same holds for other shards",
+            f"data set '{spec.name}': {hidden.count:,} hidden or system members are passed over in {shard.url}, first "
+            f"'{hidden.first}'; the same holds for other shards",
         )
 
 

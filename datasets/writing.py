@@ -6,6 +6,7 @@ The partial files of a killed writer have names that start with `.` and end with
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -14,11 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import CurateError, WriteError
 from .storage import FULL, attempt, filesystem, join_url, reason
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def write_whole(url: str | Path, content: bytes) -> None:
@@ -94,6 +98,22 @@ def write_errors(url: str | Path) -> Iterator[None]:
         if cause is None:
             raise
         raise _write_error(url, cause) from e
+
+
+def lock(file: IO[str]) -> str:
+    """Lock an open file until it is closed. Where the file system has no locks, as some network ones, returns that reason.
+
+    Raises BlockingIOError where another process has the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as e:
+        if e.errno not in NO_LOCKS:
+            raise
+        return f"this file system has no locks ({e.strerror})"
+    return ""
 
 
 def make_folder(folder: str) -> None:

@@ -18,7 +18,7 @@ WIDTH = 100
 # Every name of `curate.__all__`, by what people use it for.
 GROUPS = {
     "In your own loop": (
-        "SuperBatches SuperBatch Selector Selection SubBatches SubBatch OnlineModel Ledger SelectionLog Geometry".split()
+        "SuperBatches SuperBatch Selector Selection SubBatches SubBatch OnlineModel Ledger SelectionLog Geometry Group".split()
     ),
     "The score table": ["open_scores", "ScoreTable"],
     "Policies, and selection as functions": ["Policy", "POLICIES", "Losses", "Pairs", "select", "select_jointly"],

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Sequence, Set
 from contextlib import suppress
+from functools import partial
 
 from ..datasets.shards import Shard
 from ..errors import CurateError
+from ..progress import Progress
 from ..scoring.tables.read import error_names, finished_shards, noted_error, row_count
 from ..units import Report
 
@@ -19,18 +21,17 @@ PASSING = (CurateError, OSError)
 
 def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Event) -> None:
     """Report progress from the committed files, because the runner blocks this process or works on other machines."""
-    waiting = {shard.name for shard in todo}
-    started, examples = time.perf_counter(), 0
-    while not stop.wait(PROGRESS_SECONDS):
-        with suppress(*PASSING):
-            new = waiting & finished_shards(folder)
-            examples += sum(row_count(folder, name) for name in new)
-            waiting -= new
-        done, seconds = len(todo) - len(waiting), time.perf_counter() - started
-        if done:
-            eta = seconds / done * len(waiting)
-            rate = examples / seconds
-            report(f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s, {eta:,.0f} s left")
+    waiting, examples = {shard.name for shard in todo}, 0
+    with Progress(report, "scoring", len(todo)) as progress:
+        while not stop.wait(PROGRESS_SECONDS):
+            with suppress(*PASSING):
+                new = waiting & finished_shards(folder)
+                examples += sum(row_count(folder, name) for name in new)
+                waiting -= new
+            done = len(todo) - len(waiting)
+            rate = examples / progress.seconds
+            words = f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s"
+            progress.update(done, partial(str, words))
 
 
 def watch_landing(folder: str, done: Set[str], report: Report, stop: threading.Event) -> None:

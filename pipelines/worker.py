@@ -34,4 +34,8 @@ if __name__ == "__main__":
 
     from apache_beam.runners.worker import sdk_worker_main
 
+    from ..datasets.notices import in_one_line
+
+    in_one_line()
+
     sdk_worker_main.main(sys.argv)

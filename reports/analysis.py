@@ -7,16 +7,25 @@ from collections.abc import Mapping, Sequence
 from ..errors import RunError
 from ..ledger import BASELINE, LINES, REGIMES
 from .content import COSTS, Analysis, EqualRow, Point, Rung, SavingsRow, Spread, SpreadAt
-from .savings import SeededSaving, quality_at, saving
+from .interval import SeededSaving, saving_interval
+from .savings import quality_at, saving
 
 Curves = Mapping[str, tuple[Rung, ...]]
 
 
-def analyse(found: Sequence[Point], quality: str, budget_flops: float) -> Analysis:
+def analyse(
+    found: Sequence[Point],
+    quality: str,
+    budget_flops: float,
+    *,
+    headline_budget: float | None = None,
+    headline_policy: str | None = None,
+) -> Analysis:
     """Analyse the points of one comparison. `quality` names the measure, `budget_flops` is the budget of 1x.
 
-    Savings compare with uniform's mean quality at its budgets; the saving of one seed compares that seed's quality with
-    the same means. Raises RunError if there is no run of uniform.
+    The headline is read at `headline_budget`, 1x unless given, for `headline_policy`, unless given the first that is not
+    uniform. Savings compare with uniform's mean quality at its budgets; their intervals pair both sides by seed. Raises
+    RunError if there is no run of uniform.
     """
     curves = {
         policy: _curve([p for p in found if p.policy == policy]) for policy in dict.fromkeys(p.policy for p in found)
@@ -26,6 +35,8 @@ def analyse(found: Sequence[Point], quality: str, budget_flops: float) -> Analys
     return Analysis(
         quality=quality,
         budget_flops=budget_flops,
+        headline_budget=budget_flops if headline_budget is None else headline_budget,
+        headline_policy=headline_policy or next((policy for policy in curves if policy != BASELINE), None),
         seeds=tuple(sorted({p.seed for p in found})),
         curves=curves,
         equal={cost: _equal(curves, cost) for cost in COSTS},
@@ -89,7 +100,7 @@ def _savings(found: Sequence[Point], curves: Curves) -> tuple[SavingsRow, ...]:
     if len(curves[BASELINE]) < 2:
         return ()
     return tuple(
-        _savings_row(policy, rung, [p for p in found if p.policy == policy], curves[BASELINE])
+        _savings_row(policy, rung, found, curves[BASELINE])
         for policy, curve in curves.items()
         if policy != BASELINE
         for rung in curve
@@ -97,12 +108,19 @@ def _savings(found: Sequence[Point], curves: Curves) -> tuple[SavingsRow, ...]:
 
 
 def _savings_row(policy: str, rung: Rung, found: Sequence[Point], ladder: Sequence[Rung]) -> SavingsRow:
-    reached = [p.quality for p in found if p.budget_flops == rung.budget_flops]
+    quality = {(p.policy, p.budget_flops, p.seed): p.quality for p in found}
+
+    def of_seed(seed: int) -> tuple[list[float | None], float | None]:
+        own_ladder = [quality.get((BASELINE, step.budget_flops, seed)) for step in ladder]
+        return own_ladder, quality.get((policy, rung.budget_flops, seed))
+
+    pairs = [of_seed(seed) for seed in sorted({p.seed for p in found})]
+    whole = [(steps, q) for steps, q in pairs if q is not None and None not in steps]
 
     def saved(cost: float, costs: Sequence[float]) -> SeededSaving:
-        whole = saving(cost, costs, _qualities(ladder), rung.quality.mean)
-        seeds = tuple(saving(cost, costs, _qualities(ladder), quality) for quality in reached)
-        return SeededSaving(whole.share, whole.where, seeds)
+        mean = saving(cost, costs, _qualities(ladder), rung.quality.mean)
+        interval = saving_interval(cost, costs, [steps for steps, _ in whole], [q for _, q in whole])  # type: ignore[misc]
+        return SeededSaving(mean.share, mean.where, interval)
 
     flops = [_learner_train(rung) for rung in ladder]
     return SavingsRow(

@@ -25,8 +25,8 @@ from .verdict import verdict
 
 
 class Compared(Protocol):
-    """What was run, from `curate.studies`: the names of the runs' folders, the measure of quality, the budget of 1x, the
-    learning-rate search as (rate, quality) pairs, and the options that all runs share."""
+    """What was run, from `curate.studies`: the names of the runs' folders, the measure of quality, the budget of 1x, what the
+    headline is read at, the learning rates and their search, and the options that all runs share."""
 
     @property
     def runs(self) -> Sequence[str]: ...
@@ -37,9 +37,15 @@ class Compared(Protocol):
     @property
     def budget_flops(self) -> float: ...
     @property
-    def learning_rate(self) -> float: ...
+    def headline_budget(self) -> float: ...
     @property
-    def search(self) -> Sequence[tuple[float, float]]: ...
+    def headline_policy(self) -> str | None: ...
+    @property
+    def learning_rates(self) -> Mapping[float, float]: ...
+    @property
+    def search(self) -> Mapping[float, Sequence[tuple[float, float]]]: ...
+    @property
+    def searched_on(self) -> str: ...
     @property
     def settings(self) -> Mapping[str, object]: ...
 
@@ -60,12 +66,19 @@ def write_folder(
     """
     root = Path(folder)
     found = read_points([root / "runs" / name for name in compared.runs], compared.quality)
-    analysis = analyse(found, compared.quality, compared.budget_flops)
+    analysis = analyse(
+        found,
+        compared.quality,
+        compared.budget_flops,
+        headline_budget=compared.headline_budget * compared.budget_flops,
+        headline_policy=compared.headline_policy,
+    )
     comparison = Comparison(
         analysis=analysis,
         dataset=compared.dataset,
-        learning_rate=compared.learning_rate,
+        learning_rates=compared.learning_rates,
         search=compared.search,
+        searched_on=compared.searched_on,
         settings=compared.settings,
         selection=selection(root, found, compared.budget_flops, datasets),
         made=_made(root, found),
@@ -80,7 +93,8 @@ def write_folder(
         write_whole(index, text.encode())
     except WriteError as e:
         raise RunError(f"{e}, or choose another --out") from e
-    report(comparison.verdict)
+    for said in (*comparison.edges, comparison.verdict):
+        report(said)
     return str(index)
 
 

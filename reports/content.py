@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .savings import SeededSaving
+from .interval import SeededSaving
 
 # The costs at which policies are compared; `total_flops` is what the budget counts.
 COSTS = {"learner_updates": "learner updates", "total_flops": "total FLOPs", "seconds": "seconds"}
@@ -123,10 +123,15 @@ class SavingsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Everything that is computed from the points. `quality` names the measure; `budget_flops` is the budget of 1x."""
+    """Everything that is computed from the points. `quality` names the measure; `budget_flops` is the budget of 1x.
+
+    `headline_budget` and `headline_policy` were named before the runs; no policy where only uniform was run.
+    """
 
     quality: str
     budget_flops: float
+    headline_budget: float
+    headline_policy: str | None
     seeds: tuple[int, ...]
     curves: Mapping[str, tuple[Rung, ...]]
     equal: Mapping[str, tuple[EqualRow, ...]]
@@ -138,12 +143,14 @@ class Analysis:
 
     @property
     def headline(self) -> SavingsRow | None:
-        """The row with the largest saving of total compute in the foundation regime, even if that is a loss.
+        """The row of the policy and the budget that were named before the runs, whatever the other rows say."""
+        named = (row for row in self.at_headline if row.policy == self.headline_policy)
+        return next(named, None)
 
-        A lower bound ("more than") counts as its value; an upper bound ("at most") counts only if there is nothing else.
-        """
-        known = [row for row in self.savings if row.foundation.where != "below"]
-        return max(known or self.savings, key=lambda row: row.foundation.share, default=None)
+    @property
+    def at_headline(self) -> list[SavingsRow]:
+        """The rows of all policies at the headline's budget."""
+        return [row for row in self.savings if row.budget_flops == self.headline_budget]
 
     def rung(self, policy: str, budget: float) -> Rung | None:
         return next((rung for rung in self.curves[policy] if rung.budget_flops == budget), None)
@@ -161,6 +168,8 @@ class Analysis:
             "curves": {policy: [rung.to_dict() for rung in curve] for policy, curve in self.curves.items()},
             "equal": {cost: [row.to_dict(cost) for row in rows] for cost, rows in self.equal.items()},
             "savings": [asdict(row) for row in self.savings],
+            "headline_budget": self.headline_budget,
+            "headline_policy": self.headline_policy,
             "headline": headline and asdict(headline),
         }
 
@@ -210,22 +219,41 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The content of comparison.json. `search` is the learning-rate search, as (rate, quality) pairs."""
+    """The content of comparison.json.
+
+    `learning_rates` are those of every budget, as multiples of 1x. `search` has, by multiple, what uniform reached with
+    every rate that was tried, as (rate, quality) pairs, and `searched_on` the examples that this was measured on.
+    """
 
     analysis: Analysis
     dataset: str
-    learning_rate: float
-    search: Sequence[tuple[float, float]]
+    learning_rates: Mapping[float, float]
+    search: Mapping[float, Sequence[tuple[float, float]]]
+    searched_on: str
     settings: Mapping[str, object]
     selection: tuple[Selected, ...]
     made: Made
     verdict: str
 
+    @property
+    def edges(self) -> list[str]:
+        """What to say of every search whose best rate is the first or the last one tried: a better one may be beyond it."""
+        said = []
+        for multiple, tried in self.search.items():
+            best, rates = max(tried, key=lambda pair: pair[1])[0], [rate for rate, _ in tried]
+            if len(rates) > 1 and best in (min(rates), max(rates)):
+                end = "lowest" if best == min(rates) else "highest"
+                said.append(f"at {multiple:g}x the best learning rate, {best:g}, is the {end} tried; widen --search-lr")
+        return said
+
     def to_dict(self) -> dict[str, Any]:
         return {
             **self.analysis.to_dict(),
-            "learning_rate": self.learning_rate,
-            "search": self.search,
+            "learning_rate": self.learning_rates[1.0],
+            "learning_rates": {f"{multiple:g}x": rate for multiple, rate in self.learning_rates.items()},
+            "search": self.search.get(1.0, ()),
+            "searches": {f"{multiple:g}x": tried for multiple, tried in self.search.items()},
+            "searched_on": self.searched_on,
             "settings": self.settings,
             "selection": [asdict(one) for one in self.selection],
             "made": asdict(self.made),

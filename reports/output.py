@@ -1,13 +1,13 @@
-"""Write a query's rows as a table for people, CSV, JSON or Parquet, to the terminal, a pipe or a file."""
+"""Write a query's rows as a table for people, CSV, TSV, JSON, JSON Lines or Parquet, to the terminal, a pipe or a file."""
 
 from __future__ import annotations
 
 import io
-import json
-import math
 import sys
+from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
+from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import duckdb
@@ -17,80 +17,151 @@ import pyarrow.parquet as pq
 
 from ..datasets.writing import whole_file
 from ..errors import QueryError
+from ..units import Report
 from .sql import error_line
-from .terminal import print_table
+from .terminal import print_table, write_table
+from .values import field_column, json_column, json_text
+
+ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
-def write(result: pa.RecordBatchReader, format: str = "table", file: str | None = None) -> int:
-    """Write the rows as `table`, `csv`, `json` (one array) or `parquet`; returns how many were written.
+def choose_format(format: str | None, file: str | None) -> str:
+    """The format that was asked for, or that of the file's ending; without a file a table on a terminal, CSV elsewhere.
 
-    `file` is a path or fsspec URL, which appears whole or not at all; None is standard output. Batches are written
-    as they come, so memory does not grow with the rows. A table stops at 50 rows and says how many there are.
-    Raises QueryError where the format is unknown, Parquet would go to a terminal, a column's type cannot be written,
-    or the query fails on the way; StorageError where the file cannot be written.
+    Raises QueryError where the format is unknown, the ending names none or another one, or Parquet would go to a terminal.
     """
-    writer = WRITERS.get(format)
-    if writer is None:
-        raise QueryError(f"unknown format '{format}'; known are {', '.join(FORMATS)}")
+    known = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
+    if format is not None and format not in FORMATS:
+        raise QueryError(f"unknown format '{format}', expected {known}")
+    if file is None:
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        if format == "parquet" and terminal:
+            raise QueryError("Parquet cannot be shown on a terminal; give --output FILE or use a pipe")
+        return format or ("table" if terminal else "csv")
+    ending = PurePosixPath(file.split("?")[0]).suffix.lower()
+    named = ENDINGS.get(ending)
+    if ending in COMPRESSED:
+        raise QueryError(f"--output is '{file}', and no text is compressed here; use .parquet, or pipe it into gzip")
+    if format is None and named is None:
+        raise QueryError(f"--output is '{file}', whose ending names no format; add --format {known}")
+    if None not in (format, named) and format != named:
+        raise QueryError(
+            f"--format is {format}, and --output '{file}' ends like {named}; drop --format or change the ending"
+        )
+    return str(format or named)
+
+
+def write(
+    result: pa.RecordBatchReader, format: str | None = None, file: str | None = None, report: Report | None = None
+) -> int:
+    """Write the rows in a format of `choose_format`; returns how many were written.
+
+    `file` is a path or fsspec URL, which appears whole or not at all, in place of one that is there; None is standard
+    output. Batches are written as they come, so memory does not grow with the rows, but for a table. On a terminal a table
+    stops at 50 rows and says how many there are; elsewhere nothing is cut. `report` is told what JSON does not have.
+    Raises QueryError as `choose_format` does, and where a column's type cannot be written or the query fails on the way;
+    StorageError where the file cannot be written.
+    """
+    format = choose_format(format, file)
+    lost: Counter[str] = Counter()
     try:
         if file is not None:
             with whole_file(file) as partial, open(partial, "wb") as binary:
-                return writer(result, binary)
-        if format == "parquet" and sys.stdout.isatty():
-            raise QueryError("Parquet cannot be shown on a terminal; give --output FILE or use a pipe")
-        if format == "table":
-            return print_table(result, sys.stdout)
-        sys.stdout.flush()
-        rows = writer(result, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-        return rows
+                rows = WRITERS[format](result, binary, lost)
+        elif format == "table" and sys.stdout.isatty():
+            rows = print_table(result, sys.stdout)
+        else:
+            with _standard_output() as binary:
+                rows = WRITERS[format](result, binary, lost)
     except BrokenPipeError:
         raise
     except (pa.ArrowException, duckdb.Error) as e:
         raise QueryError(error_line(e)) from None
     except OSError as e:
         raise QueryError(f"standard output: cannot be written: {error_line(e)}") from None
-
-
-def _write_table(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
-    text = io.TextIOWrapper(file, encoding="utf-8")
-    rows = print_table(result, text)
-    text.flush()
-    text.detach()
+    columns = ", ".join(name for name, count in lost.items() if count)
+    if report and columns:
+        report(f"{lost.total():,} values of {columns} are NaN or infinite; JSON has neither, so they are null")
     return rows
 
 
-def _write_csv(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
+@contextmanager
+def _standard_output() -> Any:
+    """Standard output for bytes, also where it takes only text, as in a notebook."""
+    sys.stdout.flush()
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is not None:
+        yield binary
+        binary.flush()
+        return
+    held = io.BytesIO()
+    yield held
+    sys.stdout.write(held.getvalue().decode())
+
+
+def _write_table(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
+    return write_table(result, lambda text: file.write(text.encode()))
+
+
+def _write_csv(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str], delimiter: str = ",") -> int:
     """NULL is an empty field; lists, structs and maps are JSON in a field."""
     schema = pa.schema([pa.field(f.name, pa.string()) if _needs_text(f.type) else f for f in result.schema])
     rows = 0
-    with pa_csv.CSVWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+    options = pa_csv.WriteOptions(delimiter=delimiter)
+    with pa_csv.CSVWriter(pa.PythonFile(file, mode="w"), schema, write_options=options) as writer:
         for batch in result:
             columns = [
-                pa.array([None if v is None else _as_text(v) for v in _values(column)], pa.string())
-                if _needs_text(column.type)
-                else column
-                for column in batch.columns
+                field_column(name, column) if _needs_text(column.type) else column
+                for name, column in zip(schema.names, batch.columns, strict=True)
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
             rows += batch.num_rows
     return rows
 
 
-def _write_json(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
-    """An array with one object per line. NaN is null, since JSON has none; JSON columns are objects, not text."""
-    names, rows = result.schema.names, 0
-    file.write(b"[")
-    for batch in result:
-        for values in zip(*map(_values, batch.columns), strict=True):
-            row = dict(zip(names, map(_plain, values), strict=True))
-            file.write((",\n" if rows else "\n").encode() + json.dumps(row, ensure_ascii=False).encode())
-            rows += 1
-    file.write(b"\n]\n")
+def _write_tsv(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
+    return _write_csv(result, file, lost, "\t")
+
+
+def _write_json(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
+    """An array with one object per line."""
+    file.write(b"[\n")
+    rows = _write_objects(result, file, lost, between=",\n")
+    file.write(b"\n]\n" if rows else b"]\n")
     return rows
 
 
-def _write_parquet(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
+def _write_jsonl(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
+    rows = _write_objects(result, file, lost, between="\n")
+    file.write(b"\n" if rows else b"")
+    return rows
+
+
+def _write_objects(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str], between: str) -> int:
+    """Every row as a JSON object."""
+    names, rows = result.schema.names, 0
+    keys = [json_text(name, []) + ": " for name in names]
+    for batch in result:
+        columns = [json_column(name, column, lost) for name, column in zip(names, batch.columns, strict=True)]
+        objects = [
+            "{" + ", ".join(k + v for k, v in zip(keys, row, strict=True)) + "}" for row in zip(*columns, strict=True)
+        ]
+        if objects:
+            file.write(((between if rows else "") + between.join(objects)).encode())
+            rows += len(objects)
+    return rows
+
+
+def _write_parquet(result: pa.RecordBatchReader, file: IO[bytes], lost: Counter[str]) -> int:
     rows = 0
     with pq.ParquetWriter(file, result.schema, compression="zstd") as writer:
         for batch in result:
@@ -99,42 +170,24 @@ def _write_parquet(result: pa.RecordBatchReader, file: IO[bytes]) -> int:
     return rows
 
 
-WRITERS: dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], int]] = {
+def _needs_text(kind: pa.DataType) -> bool:
+    """Whether Arrow's CSV writer cannot write the type, or not for people."""
+    return (
+        pa.types.is_nested(kind)
+        or pa.types.is_interval(kind)
+        or isinstance(kind, pa.BaseExtensionType)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+WRITERS: dict[str, Callable[[pa.RecordBatchReader, IO[bytes], Counter[str]], int]] = {
     "table": _write_table,
     "csv": _write_csv,
+    "tsv": _write_tsv,
     "json": _write_json,
+    "jsonl": _write_jsonl,
     "parquet": _write_parquet,
 }
 FORMATS = tuple(WRITERS)
-
-
-def _values(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
-    if isinstance(column.type, pa.JsonType):
-        return [None if value is None else json.loads(value) for value in values]
-    return values
-
-
-def _needs_text(kind: pa.DataType) -> bool:
-    """Whether Arrow's CSV writer cannot write the type."""
-    return pa.types.is_nested(kind) or pa.types.is_interval(kind) or isinstance(kind, pa.BaseExtensionType)
-
-
-def _as_text(value: Any) -> str:
-    plain = _plain(value)
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """The value in types that JSON has."""
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return [_plain(part) for part in value]
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return value.hex()
-    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -50,7 +50,7 @@ def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "") -> 
 <h2>Savings at equal quality</h2>
 <p class="note">Share of {BASELINE}'s cost that a policy saves at the same quality. It is interpolated between {BASELINE}'s
 complete runs and never extrapolated: &gt; (more than) where the quality is above that of {BASELINE}'s budgets, ≤ (at most)
-where it is below. A negative saving is a loss. Small figures: least and greatest over seeds.</p>
+where it is below. A negative saving is a loss. {_sure(analysis)}</p>
 {savings_table(analysis)}
 <h2>Quality over cost</h2>
 <p class="note">Every point is a complete run: its learning rate decays to zero within its own budget. Lines: mean over seeds;
@@ -80,7 +80,7 @@ over seeds. Bold: best of the row.</p>
 
 
 def _tiles(analysis: Analysis) -> str:
-    """Four figures of the headline's policy: two savings, and quality at two equal costs."""
+    """Figures of the headline's policy: three savings, and quality at two equal costs."""
     best = analysis.headline
     if best is None:
         return ""
@@ -92,13 +92,13 @@ def _tiles(analysis: Analysis) -> str:
     for words, saving in savings.items():
         shown = percent(-saving.share) if saving.lost else saving.short
         words = words.replace("fewer", "more").replace("less", "more") if saving.lost else words
-        tiles.append((shown, words, f"at equal quality; seeds {saving.spread}", saving.gained))
+        tiles.append((shown, words, f"at equal quality; saved: {saving.between}", saving.shows == "gain"))
     for cost in ("total_flops", "seconds"):
         row = next((r for r in analysis.equal[cost] if r.budget_flops == best.budget_flops), None)
         if row is not None and best.policy in row.quality:
             mine, base = row.quality[best.policy].mean, row.quality[BASELINE].mean
             words = f"{quality_name(analysis.quality)} at equal {COSTS[cost]}"
-            tiles.append((accuracy(mine), words, f"{BASELINE}: {accuracy(base)}", mine > base))
+            tiles.append((accuracy(mine), words, f"{BASELINE}: {accuracy(base)}", False))
     cells = "".join(
         f'<div class="tile"><b{" class=gain" * good}>{escape(figure)}</b><span>{escape(words)}</span>'
         f"<small>{escape(small)}</small></div>"
@@ -106,6 +106,16 @@ def _tiles(analysis: Analysis) -> str:
     )
     at = f"{best.policy} at {analysis.multiple(best.budget_flops)}"
     return f'<p class="note">{escape(at)}:</p>\n<div class="tiles">{cells}</div>'
+
+
+def _sure(analysis: Analysis) -> str:
+    """How sure the savings are, and how many of them chance alone would show."""
+    if len(analysis.seeds) < 2:
+        return "One seed was run, so there are no intervals and nothing is shown to be saved."
+    return (
+        f"Small figures: 90 % interval over {len(analysis.seeds)} seeds, both sides paired by seed; coloured where it excludes "
+        "0. If nothing were saved anywhere, about one in twenty of these rows would still show a saving."
+    )
 
 
 def _figures(plots: Mapping[str, str], names: Iterable[str], wide: bool = False) -> str:
@@ -161,14 +171,16 @@ def _made(comparison: Comparison) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
         "precision": ", ".join(made.precision),
         "operators without FLOPs": ", ".join(made.operators_not_counted) or "none",
-        "learning rate": f"{comparison.learning_rate:g}",
+        "learning rate": ", ".join(f"{rate:g} at {x:g}x" for x, rate in comparison.learning_rates.items())
+        if len(set(comparison.learning_rates.values())) > 1
+        else f"{comparison.learning_rates[1.0]:g}",
     }
     varied = ("dataset", "lr", "seed", "policy", "name")
     chosen = {k: v for k, v in comparison.settings.items() if v is not None and k not in varied}
     return f"""<ul>
 <li>Every point is a complete run: its learning rate rises and decays to zero within its own budget. No point is a snapshot
 of a longer run.</li>
-<li>All policies train with {BASELINE}'s best learning rate; {n_seeds} seed{"s" * (n_seeds != 1)} for each point.</li>
+<li>All policies train with {BASELINE}'s learning rate; {n_seeds} seed{"s" * (n_seeds != 1)} for each point.</li>
 <li>FLOPs = 2 &times; multiply-adds, measured once on the shapes that were used. A budget pays for learner train, online score
 and online train. Seconds are training time without evaluation.</li>
 <li>Values are interpolated between complete runs, linearly in log cost, and never extrapolated.</li>

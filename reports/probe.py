@@ -12,8 +12,8 @@ from ..units import accuracy, percent
 from .analysis import analyse
 from .comparison import Compared
 from .content import Spread
+from .interval import SeededSaving
 from .points import read_points
-from .savings import SeededSaving
 from .verdict import quality_name
 
 
@@ -63,7 +63,7 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
         f"Probe at {percent(probe.budget / plan['budget'])} of the budget, n = {probe.seeds} seeds, "
         f"{percent(probe.spent / plan['budget'])} of it spent: {quality_name(probe.measure)} "
         f"{accuracy(quality[probe.policy].mean)} with {probe.policy}, {accuracy(quality[BASELINE].mean)} with {BASELINE};",
-        f"{saving.spoken('fewer', 'more')} learner updates to the same quality (seeds {saving.spread}).",
+        f"{saving.spoken('fewer', 'more')} learner updates to the same quality ({saving.between}).",
     ]
     if not saving.gained:
         return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -12,7 +14,10 @@ import pyarrow as pa
 from ..errors import QueryError
 from .sql import error_line
 
+T = TypeVar("T")
 BATCH_ROWS = 10_000
+# How long a query may take to end after Ctrl-C.
+INTERRUPT_SECONDS = 0.5
 READS = frozenset(
     [
         "SELECT",
@@ -47,7 +52,8 @@ DEFAULT_WAY_OUT = "open the files with plain DuckDB for anything but SELECT"
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
     """Run one reading statement: SELECT, FROM, WITH, PIVOT, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
 
-    Rows are streamed in batches, so a result may be larger than memory. JSON columns have Arrow's `json` extension type.
+    Rows are streamed in batches, so a result may be larger than memory. JSON columns have Arrow's `json` extension type. Of
+    columns with one name the second is NAME_1, as DuckDB calls it in a subquery. Ctrl-C ends the query.
     Raises QueryError if the statement does not only read, or if DuckDB rejects it, also while the stream is read.
     """
     check_read(sql)
@@ -56,13 +62,13 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRead
         kinds = [str(kind) for kind in relation.types]
         # DuckDB 2 renamed the method; 1.4 has only the old name.
         arrow = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
-        reader = arrow(BATCH_ROWS)
+        reader = _heard(connection, lambda: arrow(BATCH_ROWS))
     except (duckdb.Error, OSError) as e:
         raise QueryError(error_line(e)) from None
     schema = pa.schema(
         [
-            pa.field(field.name, pa.json_()) if kind == "JSON" and pa.types.is_string(field.type) else field
-            for field, kind in zip(reader.schema, kinds, strict=True)
+            pa.field(name, pa.json_() if kind == "JSON" and pa.types.is_string(field.type) else field.type)
+            for name, field, kind in zip(_distinct(reader.schema.names), reader.schema, kinds, strict=True)
         ]
     )
     return pa.RecordBatchReader.from_batches(schema, _batches(connection, reader, schema))
@@ -71,7 +77,7 @@ def query(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRead
 def _batches(connection: duckdb.DuckDBPyConnection, reader: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The reader's batches with `schema`. Keeps a reference to the connection, without which the stream would end."""
     try:
-        for batch in reader:
+        while (batch := _heard(connection, lambda: next(reader, None))) is not None:
             columns = [
                 pa.ExtensionArray.from_storage(field.type, column)
                 if isinstance(field.type, pa.BaseExtensionType) and not isinstance(column, pa.ExtensionArray)
@@ -81,6 +87,39 @@ def _batches(connection: duckdb.DuckDBPyConnection, reader: Any, schema: pa.Sche
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
     except (duckdb.Error, pa.ArrowException, OSError) as e:
         raise QueryError(error_line(e)) from None
+
+
+def _heard(connection: duckdb.DuckDBPyConnection, work: Callable[[], T]) -> T:
+    """Let DuckDB work in a thread, so that this one hears Ctrl-C, and then ends the query."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as e:
+            done.set_exception(e)
+
+    threading.Thread(target=run, daemon=True, name="query").start()
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        connection.interrupt()
+        wait([done], INTERRUPT_SECONDS)
+        raise
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """The names, each once: a repeated one gets _1, _2, ..."""
+    found: list[str] = []
+    for name in names:
+        free, count = name, 0
+        while free in found or (count and free in names):
+            count += 1
+            free = f"{name}_{count}"
+        found.append(free)
+    return found
 
 
 def check_read(sql: str) -> None:

@@ -65,19 +65,6 @@ class Saving:
         return f"{self} {less}" if self.share >= 0 else f"{WORDS_OF_A_LOSS[self.where]}{percent(-self.share)} {more}"
 
 
-@dataclass(frozen=True)
-class SeededSaving(Saving):
-    """The saving at the mean quality over seeds, and the saving of every seed."""
-
-    seeds: tuple[Saving, ...]
-
-    @property
-    def spread(self) -> str:
-        """Least and greatest saving over seeds, such as `60 % to > 71 %`; one value where they are equal."""
-        low, high = (pick(self.seeds, key=lambda one: one.share).short for pick in (min, max))
-        return low if low == high else f"{low} to {high}"
-
-
 def reached(xs: Sequence[float], qualities: Sequence[float], quality: float) -> Reached:
     """The smallest x at which the ladder reaches `quality`, linear in log x between rungs; never beyond them.
 

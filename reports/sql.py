@@ -28,9 +28,9 @@ def parquet_sql(pattern: str, columns: Columns, of_path: Mapping[str, str]) -> s
         f"{literal(name)}: {{name: {literal(name)}, type: {literal(kind)}, default_value: NULL}}"
         for name, kind in columns.items()
     )
-    found = ", ".join(f"{path_part_sql(regex)} AS {name}" for name, regex in of_path.items())
+    selected = [*(f"{path_part_sql(regex)} AS {name}" for name, regex in of_path.items()), *columns]
     source = f"read_parquet({literal(pattern)}, filename = true, schema = MAP {{{fields}}})"
-    return f"SELECT {found}, {', '.join(columns)} FROM {source}"
+    return f"SELECT {', '.join(selected)} FROM {source}"
 
 
 def path_part_sql(regex: str) -> str:

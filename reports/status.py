@@ -143,7 +143,7 @@ def write_status(
     )
     if status.idle is not None:
         rate = f"{status.rate:,.0f} examples/s, " if status.rate is not None else ""
-        console.print(f"{rate}last commit {_ago(status.idle)} ago")
+        console.print(f"{rate}last commit {ago(status.idle)} ago")
     if status.complete is None:
         console.print(
             f"data set '{escape(status.dataset)}' is not in curate.toml, so missing shards are not known; give --config"
@@ -173,7 +173,7 @@ def _shards(listed: Sequence[ShardStatus]) -> Table:
     return table
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

@@ -7,8 +7,8 @@ from html import escape
 from ..ledger import BASELINE, LINES, REGIMES
 from ..units import accuracy, format_flops
 from .content import COSTS, Analysis, Comparison, SavingsRow, Spread, SpreadAt
+from .interval import SeededSaving
 from .plots import colour
-from .savings import SeededSaving
 from .verdict import quality_name
 
 MISSING = "<td>&ndash;</td>"
@@ -47,11 +47,8 @@ def _savings_row(row: SavingsRow, analysis: Analysis) -> str:
 def _saving(saving: SeededSaving | None, ours: bool = False) -> str:
     if saving is None:
         return '<td title="the cost of training the reference is not known">&ndash;</td>'
-    kind = "gain" if saving.gained else "loss" if saving.lost else ""
-    return (
-        f"<td{' class=ours' * ours}><span class='{kind}'>{escape(saving.short)}</span>"
-        f"<small>{escape(saving.spread)}</small></td>"
-    )
+    interval = f"<small>{escape(str(saving.interval)) if saving.interval else 'one seed'}</small>"
+    return f"<td{' class=ours' * ours}><span class='{saving.shows}'>{escape(saving.short)}</span>{interval}</td>"
 
 
 def equal_table(analysis: Analysis, cost: str) -> str:
@@ -91,18 +88,24 @@ def ledger_table(analysis: Analysis) -> str:
 
 
 def search_table(comparison: Comparison) -> str:
-    """The learning rates that uniform tried at 1x."""
-    best = comparison.learning_rate
+    """The learning rates that uniform tried, a table for each budget with a search."""
+    rates = {f"{rate:g}" for rate in comparison.learning_rates.values()}
     if not comparison.search:
-        return f"<p>The learning rate was set to {best:g}, without a search.</p>"
+        return f"<p>The learning rate was set to {', '.join(sorted(rates))}, without a search.</p>"
     measure = escape(quality_name(comparison.analysis.quality))
-    rows = "".join(
-        f"<tr{' class=best' * (rate == best)}><td>{rate:g}</td><td>{accuracy(quality)}</td></tr>"
-        for rate, quality in comparison.search
-    )
     head = f"<thead><tr><th scope=col>learning rate</th><th scope=col>{measure}</th></tr></thead>"
-    caption = f"Learning-rate search: {BASELINE} at 1x, seed 0; all policies use the best"
-    return _table("search", caption, head, f"<tbody>{rows}</tbody>")
+    tables = []
+    for multiple, tried in comparison.search.items():
+        best = comparison.learning_rates[multiple]
+        rows = "".join(
+            f"<tr{' class=best' * (rate == best)}><td>{rate:g}</td><td>{accuracy(quality)}</td></tr>"
+            for rate, quality in tried
+        )
+        whose = f"all runs at {multiple:g}x" if len(comparison.search) > 1 else "all runs"
+        caption = f"Learning-rate search: {BASELINE} at {multiple:g}x, seed 0; {whose} use the best"
+        tables.append(_table(f"search-{multiple:g}x", caption, head, f"<tbody>{rows}</tbody>"))
+    edges = "".join(f"<p>{escape(said.capitalize())}.</p>" for said in comparison.edges)
+    return f"{''.join(tables)}<p class=note>Measured on {escape(comparison.searched_on)}.</p>{edges}"
 
 
 def policy_name(policy: str, analysis: Analysis) -> str:

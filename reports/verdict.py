@@ -16,43 +16,51 @@ QUALITIES = {
 
 
 def verdict(analysis: Analysis) -> str:
-    """The policy that saves most, how much, in which regime and over how many seeds. A loss is called a loss.
+    """What the policy that was named before the runs saved at the budget named with it, and whether its interval shows that.
 
-    Where the quality is outside uniform's ladder, the sentence gives the bound that is known.
+    A loss is called a loss. Where the quality is outside uniform's ladder, the sentence gives the bound that is known.
     """
-    best = analysis.headline
-    if best is None:
+    row = analysis.headline
+    if row is None:
         if analysis.policies == (BASELINE,):
             return f"Only {BASELINE} was run, so there are no savings to report."
         return f"{BASELINE.capitalize()} was run at one budget only, so savings cannot be computed."
-    who = f"{best.policy} at {analysis.multiple(best.budget_flops)}"
-    n = best.quality.n
-    seeds = f"n = {n} seed{'s' * (n != 1)}"
-    compute = best.foundation
-    updates_words, compute_words = best.learner_updates.spoken("fewer", "more"), compute.spoken("less", "more")
-    if compute.gained:
-        said = (
-            f"{who} reaches {BASELINE}'s quality with {updates_words} learner updates and {compute_words} "
-            f"total compute ({REGIMES['foundation']}; {seeds})."
-        )
-    elif compute.where == "above":
-        said = (
-            f"{who} is better than {BASELINE} at its largest budget; at equal quality it takes {compute_words} total "
-            f"compute ({REGIMES['foundation']}; {seeds}). A longer --ladder would show how much."
-        )
-    elif compute.where == "below":
-        said = (
-            f"No policy is known to have saved total compute: the best, {who}, is worse than {BASELINE} at its smallest "
-            f"budget; at equal quality it takes {compute_words} total compute ({REGIMES['foundation']}; {seeds})."
-        )
+    who = f"{row.policy} at {analysis.multiple(row.budget_flops)}"
+    updates = row.learner_updates.spoken("fewer", "more") + " learner updates"
+    compute = row.foundation.spoken("less", "more") + " total compute"
+    took = f"{updates} and {compute}"
+    n = row.quality.n
+    seeds = f"{REGIMES['foundation']}; n = {n} seed{'s' * (n != 1)}"
+    sure = f"90 % interval of the compute saved: {row.foundation.interval}; {seeds}"
+    if row.foundation.interval is None:
+        said = f"No saving shown: one seed gives no interval. {who} took {took} at {BASELINE}'s quality ({seeds})."
+    elif row.foundation.shows == "gain":
+        said = f"{who} reaches {BASELINE}'s quality with {took} ({sure})."
+    elif row.foundation.shows == "loss":
+        said = f"{who} costs more than {BASELINE}: the same quality took {took} ({sure})."
     else:
         said = (
-            f"No policy saved total compute: the best, {who}, took {compute_words} at equal quality, with {updates_words} "
-            f"learner updates ({REGIMES['foundation']}; {seeds})."
+            f"No saving shown: {who} took {took} at {BASELINE}'s quality, and the interval does not exclude 0 ({sure})."
         )
+    if row.foundation.where == "above":
+        said += " A longer --ladder would show how much."
     if _quality_falls(analysis):
         said += f" {BASELINE.capitalize()}'s quality falls between two budgets; savings use the first that reaches a quality."
-    return said
+    return said + _others(analysis)
+
+
+def _others(analysis: Analysis) -> str:
+    """What else was looked at: the other policies at the same budget, and how many rows there are in all."""
+    policies, pairs = len(analysis.policies) - 1, len(analysis.savings)
+    looked = "1 policy" if policies == 1 else f"{policies} policies"
+    named = " Policy and budget were named before the runs. "
+    named += f"Looked at: {looked}, {pairs} pair{'s' * (pairs != 1)} of policy and budget."
+    others = [row for row in analysis.at_headline if row.policy != analysis.headline_policy]
+    words = {"gain": "a saving", "loss": "costs more", "": "no saving shown"}
+    said = [f"{row.policy} {words[row.foundation.shows]} ({row.foundation.interval})" for row in others]
+    if analysis.seeds[1:] and said:
+        named += f" Others at {analysis.multiple(analysis.headline_budget)}: {'; '.join(said)}."
+    return named
 
 
 def _quality_falls(analysis: Analysis) -> bool:

@@ -71,7 +71,7 @@ def connect(
     connection = duckdb.connect()
     # Otherwise a misspelt table name could resolve to one of our Python variables instead of raising an error.
     connection.execute("SET python_enable_replacements = false")
-    score_root, run_root = _open_root(connection, scores), _open_root(connection, runs)
+    score_root, run_root = open_root(connection, scores), open_root(connection, runs)
     metrics = f"{run_root}/*/metrics.jsonl"
     definitions = {
         "scores": _parquet_view(connection, f"{score_root}/{SCORE_FILES}", OF_SCORES, SCORES_COLUMNS),
@@ -91,7 +91,7 @@ def connect(
     return connection
 
 
-def _open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
+def open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
     """The root as DuckDB reads it, with its glob characters escaped. Registers the file system of an fsspec URL."""
     fs, path = filesystem(root)
     if is_local(root):
@@ -130,7 +130,7 @@ def _analysis_view(connection: duckdb.DuckDBPyConnection, datasets: Mapping[str,
         if not path:
             continue
         folder, _, last = path.rpartition("/")
-        pattern = f"{_open_root(connection, folder) if folder else '.'}/{last}"
+        pattern = f"{open_root(connection, folder) if folder else '.'}/{last}"
         if not last.endswith((".parquet", ".pq")):
             pattern = f"{pattern.rstrip('/')}/*.parquet"
         if not _names(connection, pattern):

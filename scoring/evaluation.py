@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 
 from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
-from ..datasets.readers import Example, read_shard
+from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import list_shards
 from ..datasets.spec import DatasetSpec
 from ..errors import ModelError, SpecError
 from .models import Model
 
+# A held-out part of a large train split is as good as this many of its examples.
+MOST_HELD_OUT = 10_000
 RECALL_AT = (1, 5, 10)
 BLOCK = 1024
 
 
 def split_batches(model: Model, dataset: DatasetSpec, batch_size: int) -> Iterator[DecodedBatch]:
     """The test split, decoded for this model. Raises SpecError where the data set has none."""
-    records = (record for shard in list_shards(dataset, "test") for record in read_shard(dataset, shard))
+    records: Iterable[Example | Failure] = (
+        record for shard in list_shards(dataset, "test") for record in read_shard(dataset, shard)
+    )
+    if dataset.hold_out:
+        records = islice(records, MOST_HELD_OUT)
     return prefetch(decoded_batches(records, model.geometry, batch_size))
 
 

@@ -20,6 +20,7 @@ from ..errors import SpecError
 from ..ledger import Ledger, StepCost, steps_within
 from ..units import parse_flops
 from .fit import meta_inputs, on_meta
+from .gradients import Loss, add_gradients
 from .models import Model
 from .tables.lookup import ScoreTable
 
@@ -97,17 +98,17 @@ def forward_flops(model: Model, batch_size: int = 2) -> Flops:
     return count_on_meta(run, batch_size)
 
 
-def train_flops(model: Model, loss: Callable[[Any, torch.Tensor], torch.Tensor], batch_size: int) -> Flops:
-    """FLOPs of one training step on `batch_size` examples: forward, `loss(output, targets)`, backward.
+def train_flops(model: Model, loss: Loss, batch_size: int, accumulate: int = 1) -> Flops:
+    """FLOPs of one training step on `batch_size` examples, in `accumulate` parts: forward, loss, backward.
 
-    The optimizer's own arithmetic (a few FLOPs a weight, whatever the batch) is not counted, as is the convention.
+    What is computed twice, to save memory, is counted twice. The optimizer's own arithmetic (a few FLOPs a weight, whatever
+    the batch) is not counted, as is the convention.
     """
     module, (images, targets) = on_meta(model.module).train(), meta_inputs(model, batch_size)
-
-    def run() -> None:
-        loss(model.task.forward(module, images, targets), targets).backward()
-
-    return count_on_meta(run, batch_size)
+    meta = Model(model.spec, model.task, module, model.preprocessing, model.tokenizer)
+    return count_on_meta(
+        lambda: add_gradients(meta, module, loss, images.__getitem__, targets, accumulate=accumulate), batch_size
+    )
 
 
 def step_cost(
@@ -118,14 +119,18 @@ def step_cost(
     sub_batch: int,
     super_batch: int,
     label_smoothing: float = 0.0,
+    accumulate: int = 1,
     choosing: float = 0.0,
 ) -> tuple[StepCost, list[str]]:
     """FLOPs of one step of a run, measured once on the shapes; and the operators that were not counted.
 
-    `scorer` is the model that scores the super-batch, at the resolution at which it scores. `choosing` are the FLOPs of a
-    joint policy's selection; they are added to those of the online score.
+    `scorer` is the model that scores the super-batch, at the resolution at which it scores. Both models train on the
+    sub-batch in `accumulate` parts. `choosing` are the FLOPs of a joint policy's selection; they are added to those of the
+    online score.
     """
-    counted = [train_flops(m, m.task.training_loss(m, label_smoothing), sub_batch) for m in (learner, online) if m]
+    counted = [
+        train_flops(m, m.task.training_loss(m, label_smoothing), sub_batch, accumulate) for m in (learner, online) if m
+    ]
     scoring = [forward_flops(scorer)] if scorer is not None else []
     cost = StepCost(
         learner_train=float(counted[0].total),

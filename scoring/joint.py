@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .losses import Losses, Pairs
+from .scores import easy_reference, hard_learner, learnability
 from .selection import Selection, select
 from .settings import N_CHUNKS, ContrastiveLoss, Sampler
 
@@ -29,8 +30,10 @@ def difference(known: Losses) -> torch.Tensor:
     """The score of JEST: loss(online) - loss(reference), or the one of them that is given."""
     if known.online_B is None:
         assert known.reference_B is not None
-        return -known.reference_B
-    return known.online_B if known.reference_B is None else known.online_B - known.reference_B
+        return easy_reference(known.reference_B)
+    return (
+        hard_learner(known.online_B) if known.reference_B is None else learnability(known.online_B, known.reference_B)
+    )
 
 
 def select_jointly(

@@ -70,7 +70,8 @@ class Task(Protocol):
 
     `quality` names the measure that comparisons read. `lr` is the default of AdamW's peak rate, `augment` the default
     augmentation. `score_scale` multiplies per-example losses in the score. `bf16_tolerance` is how far two machines' bf16
-    may be apart in a loss of at most 1.
+    may be apart in a loss of at most 1. `compares` says that the training loss compares the examples of a batch, which then
+    cannot be split without more.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task(Protocol):
     augment: str
     score_scale: float
     bf16_tolerance: float
+    compares: bool
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
         """Of a published architecture. Raises ModelError where the task's library does not know it."""

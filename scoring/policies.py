@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ..datasets.targets import CAPTION
 from ..errors import SpecError
 from ..ledger import BASELINE
+from . import scores
 
 if TYPE_CHECKING:
     import torch
@@ -73,17 +74,17 @@ def _known(**losses: torch.Tensor | None) -> list[torch.Tensor]:
 
 def _hard_learner(known: Losses) -> torch.Tensor:
     (online_B,) = _known(online_loss=known.online_B)
-    return online_B
+    return scores.hard_learner(online_B)
 
 
 def _easy_reference(known: Losses) -> torch.Tensor:
     (reference_B,) = _known(reference_loss=known.reference_B)
-    return -reference_B
+    return scores.easy_reference(reference_B)
 
 
 def _learnability(known: Losses) -> torch.Tensor:
     online_B, reference_B = _known(online_loss=known.online_B, reference_loss=known.reference_B)
-    return online_B - reference_B
+    return scores.learnability(online_B, reference_B)
 
 
 # Okabe and Ito's colours, which people with any colour vision can distinguish. Grey is the baseline.

@@ -85,7 +85,7 @@ def check_preprocessing(name: str, settings: Mapping[str, Any]) -> None:
             )
         if setting == "crop_pct" and not (_is_number(value) and 0 < value <= 1):
             raise refuse(setting, value, "a share of the image, above 0 and at most 1")
-        if setting == "reduced_jpeg" and not isinstance(value, bool):
+        if setting in ("reduced_jpeg", "exif_rotation") and not isinstance(value, bool):
             raise refuse(setting, value, "true or false")
         if setting in ("mean", "std"):
             numbers = _numbers(value)

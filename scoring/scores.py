@@ -6,7 +6,10 @@ scale there to prefer any example clearly.
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def hard_learner(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:

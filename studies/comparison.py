@@ -1,4 +1,4 @@
-"""Runs of `curate compare`: every policy at every budget and seed. What is finished is reused, what was cut goes on."""
+"""Runs of `curate compare`: every policy at every budget and seed. Finished runs are reused, interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -6,40 +6,55 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
+from ..progress import Progress
 from ..scoring.policies import Policy, find_policy
 from ..scoring.tasks import find_task
 from ..threads import cores
+from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
-from ..units import Report, format_flops
+from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
 from .options import CompareOptions
+
+# (learning rate, quality) of every rate that was tried.
+Tried = tuple[tuple[float, float], ...]
+# A bar shows the time that is left, also while no run ends.
+LOOK_SECONDS = 1.0
+# The share of train that the search is measured on where there is no validation split.
+HELD_OUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What was run: the names of all points' folders, what 1x stands for, and the learning-rate search as (rate, quality)
-    pairs. `quality` names the measure; `settings` are the options that all runs share, as config.json holds them."""
+    """What was run: the names of all points' folders, what 1x stands for, and what the headline is read at.
+
+    `quality` names the measure. `learning_rates` are by multiple of 1x; so is the `search`, (rate, quality) pairs that were
+    measured on `searched_on`. `settings` are the options that all runs share, as config.json holds them.
+    """
 
     runs: tuple[str, ...]
     quality: str
     dataset: str
     budget_flops: float
-    learning_rate: float
-    search: tuple[tuple[float, float], ...]
+    learning_rates: dict[float, float]
     settings: dict[str, Any]
+    headline_budget: float = 1.0
+    headline_policy: str | None = None
+    search: dict[float, Tried] = field(default_factory=dict)
+    searched_on: str = ""
 
 
 def compare_runs(options: CompareOptions, *, config: Config, report: Report = print) -> Compared:
@@ -54,39 +69,48 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
             f"data set '{dataset.name}' has no test split; a comparison needs one: set test = in curate.toml"
         )
     quality = find_task(dataset.task).quality
-    _refuse_other_settings(options)
-    refuse_mixed(list(_finished_runs(options)), options.base, config, report)
+    headline_policy = _refuse_other_settings(options)
+    refuse_mixed(list(_finished_points(options)), options.base, config, report)
+    if options.search_lr:
+        searching, _ = _held_out(options.base.dataset, config)
+        refuse_mixed(_finished_of(_searching(options).values()), options.base, searching, report)
     started = time.perf_counter()
     search = _search(options, config, quality, report)
     given = options.base.optimization.lr
     if given is None:
         given = find_task(dataset.task).lr
-    best = max(search, key=lambda pair: pair[1])[0] if search else given
-    points = planned(options, best)
+    best = {multiple: max(tried, key=lambda pair: pair[1])[0] for multiple, tried in search.items()}
+    rates = {multiple: best.get(multiple, best.get(1.0, given)) for multiple in options.multiples}
+    points = planned(options, rates)
     todo = [p for p in points if not _finished(p)]
-    report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {best:g}")
+    _refuse_other_rates([p for p in points if _finished(p)])
+    shown = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates.values()))
+    report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {shown}")
     run_all(todo, options.jobs, config, quality, report)
-    report(f"all {len(points)} runs stand in {options.runs} ({time.perf_counter() - started:,.0f} s)")
+    report(f"all {len(points)} runs are in {options.runs}{took(time.perf_counter() - started)}")
     assert options.base.budget.budget_flops is not None
     return Compared(
         runs=tuple(str(p.records.name) for p in points),
         quality=quality,
         dataset=options.base.dataset,
         budget_flops=options.base.budget.budget_flops,
-        learning_rate=best,
+        learning_rates=rates,
         search=search,
+        searched_on=_held_out(options.base.dataset, config)[1] if search else "",
+        headline_budget=options.headline_budget,
+        headline_policy=headline_policy,
         settings=options.base.to_dict(),
     )
 
 
-def planned(options: CompareOptions, learning_rate: float) -> list[RunOptions]:
+def planned(options: CompareOptions, learning_rates: Mapping[float, float]) -> list[RunOptions]:
     """All points, cheap and wide first: every policy and seed at the smallest budget, then the next."""
     points = []
-    for multiple in sorted({*options.budgets, *options.ladder}):
+    for multiple in options.multiples:
         for seed in range(options.seeds):
             for policy in options.policies:
                 if multiple in options.budgets or str(policy) == BASELINE:
-                    points.append(_point(options, policy, multiple, seed, learning_rate))
+                    points.append(_point(options, policy, multiple, seed, learning_rates[multiple]))
     return points
 
 
@@ -107,52 +131,77 @@ def _point(options: CompareOptions, policy: str | Policy, multiple: float, seed:
     )
 
 
-def _searching(options: CompareOptions) -> list[RunOptions]:
-    return [
-        _point(options, BASELINE, 1.0, 0, lr).but(name=f"lr{lr:g}", out=str(Path(options.out, "search")))
+def _searching(options: CompareOptions) -> dict[tuple[float, float], RunOptions]:
+    """The runs of the search, by multiple of 1x and learning rate."""
+    multiples = options.multiples if options.tune_every_rung else [1.0]
+    return {
+        (multiple, lr): _point(options, BASELINE, multiple, 0, lr).but(
+            name=f"{multiple:g}x-lr{lr:g}", out=str(Path(options.out, "search"))
+        )
+        for multiple in multiples
         for lr in options.search_lr
-    ]
+    }
 
 
-def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> tuple[tuple[float, float], ...]:
-    """Uniform at 1x with every learning rate. These runs are no points of the comparison, but for the best one's twin."""
+def _search(options: CompareOptions, config: Config, quality: str, report: Report) -> dict[float, Tried]:
+    """Uniform with every learning rate, measured on examples that are neither trained on nor in the test split.
+
+    These runs are no points of the comparison: theirs train on all of train.
+    """
     if not options.search_lr:
-        return ()
-    tried = _searching(options)
-    report(f"searching {BASELINE}'s learning rate: {', '.join(f'{lr:g}' for lr in options.search_lr)}")
-    run_all([t for t in tried if not _finished(t)], options.jobs, config, quality, report)
-    return tuple((lr, float(_summary(t)["quality"][quality])) for lr, t in zip(options.search_lr, tried, strict=True))
+        return {}
+    runs = _searching(options)
+    multiples = list(dict.fromkeys(multiple for multiple, _ in runs))
+    searching, searched_on = _held_out(options.base.dataset, config)
+    rates, budgets = ", ".join(f"{lr:g}" for lr in options.search_lr), ", ".join(f"{x:g}x" for x in multiples)
+    report(f"searching {BASELINE}'s learning rate at {budgets}: {rates}; measured on {searched_on}")
+    run_all([run for run in runs.values() if not _finished(run)], options.jobs, searching, quality, report)
+    return {
+        multiple: tuple((lr, float(_summary(runs[multiple, lr])["quality"][quality])) for lr in options.search_lr)
+        for multiple in multiples
+    }
+
+
+def _held_out(name: str, config: Config) -> tuple[Config, str]:
+    """The configuration in which a data set's test split is its validation split, or a part of train; and which it is."""
+    entry = config.datasets[name]
+    if entry.get("validation"):
+        changed, what = {**entry, "test": entry["validation"]}, "the validation split"
+    else:
+        changed, what = {**entry, "hold_out": HELD_OUT}, f"{percent(HELD_OUT)} of train, held out by a hash of the key"
+    return replace(config, datasets={**config.datasets, name: changed}), what
 
 
 def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
     """`train` every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
     if not todo:
         return
-    started, done_flops = time.perf_counter(), 0.0
-    all_flops = sum(t.budget.budget_flops or 0.0 for t in todo)
-    with _pool(min(jobs, len(todo))) as pool:
-        waiting = list(todo)
-        running: dict[Future[dict[str, Any]], RunOptions] = {}
-        done = 0
+    flops = {id(run): run.budget.budget_flops or 0.0 for run in todo}
+    waiting, done, done_flops = list(todo), 0, 0.0
+    running: dict[Future[dict[str, Any]], RunOptions] = {}
+    with _pool(min(jobs, len(todo))) as pool, Progress(report, "runs", sum(flops.values())) as progress:
+
+        def said() -> str:
+            return f"{done} of {len(todo)} done; now {', '.join(str(run.records.name) for run in running.values())}"
+
         while waiting or running:
             while waiting and len(running) < jobs:
                 one = waiting.pop(0)
                 running[pool.submit(_train_quietly, one, config)] = one
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                 one = running.pop(future)
                 try:
                     summary = future.result()
                 except BrokenProcessPool:
                     raise RunError(
-                        f"{_folder(one)}: its process died (out of memory?); the same command again goes on"
+                        f"{_folder(one)}: its process died (out of memory?); the same command again resumes it"
                     ) from None
-                done, done_flops = done + 1, done_flops + (one.budget.budget_flops or 0.0)
-                left = (time.perf_counter() - started) * (all_flops / done_flops - 1)
+                done, done_flops = done + 1, done_flops + flops[id(one)]
                 report(
                     f"{done}/{len(todo)} {one.records.name}: {quality} {summary['quality'][quality]:.1%}, "
-                    f"{summary['steps']:,} updates, {format_flops(one.budget.budget_flops or 0.0)}, "
-                    f"{summary['seconds']['total']:,.0f} s; about {left / 60:,.0f} min left"
+                    f"{summary['steps']:,} updates, {format_flops(flops[id(one)])}{took(summary['seconds']['total'])}"
                 )
+            progress.update(done_flops, said)
 
 
 @contextmanager
@@ -207,23 +256,51 @@ def _train_quietly(options: RunOptions, config: Config) -> dict[str, Any]:
     return train(options, config=config, resume=True, report=lambda line: None)
 
 
-def _refuse_other_settings(options: CompareOptions) -> None:
-    """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one."""
+def _refuse_other_settings(options: CompareOptions) -> str | None:
+    """A folder holds one comparison: more policies, budgets or seeds extend it, anything else is another one.
+
+    Returns the policy of the headline: once one is named, it stays.
+    """
     path = Path(options.out, "settings.json")
-    free = {"out", "name", "lr", "policy", "seed", "log_every", "checkpoint_every"}
+    # What the runs were made in is compared with the runs themselves.
+    free = FREE_TO_CHANGE | {"lr", "policy", "seed", "precision"}
     rates: list[float | None] = list(options.search_lr) or [options.base.optimization.lr]
+    own = {
+        "learning_rates": rates,
+        "tune_every_rung": options.tune_every_rung,
+        "headline_budget": options.headline_budget,
+    }
+    older = {"tune_every_rung": False, "headline_budget": 1.0}  # what a comparison of 0.1 stood for
+    names = {str(policy): find_policy(policy).name for policy in options.policies}
+    others = [name for name in names.values() if name != BASELINE]
+    headline = names[options.headline_policy] if options.headline_policy else None
     if path.exists():
-        before = read_document(path)
+        before = {**older, **read_document(path)}
         changed = options.base.changed_since(before, free)
-        if before.get("learning_rates") != rates:
-            changed.append(f"learning_rates = {before.get('learning_rates')}, now {rates}")
+        changed += [f"{k} = {before.get(k)}, now {now}" for k, now in own.items() if before.get(k) != now]
+        named = before.get("headline_policy")
+        if named is not None and (headline or named) != named:
+            changed.append(f"headline_policy = {named}, now {headline}")
+        elif named is not None and named not in others:
+            changed.append(f"headline_policy = {named}, which --policies does not name now")
+        headline = headline or named
         if changed:
             raise RunError(f"{options.out}: was made with {changed[0]}; use another --out")
-    now = {k: v for k, v in options.base.to_dict().items() if k not in free} | {"learning_rates": rates}
+    headline = headline or next(iter(others), None)
+    now = {k: v for k, v in options.base.to_dict().items() if k not in free} | own | {"headline_policy": headline}
     try:
         write_json(path, now)
     except WriteError as e:
         raise RunError(f"{e}, or choose another --out") from e
+    return headline
+
+
+def _refuse_other_rates(finished: Sequence[RunOptions]) -> None:
+    """Runs with two learning rates are no comparison: an earlier search may have found another one."""
+    for run in finished:
+        before, now = read_document(_folder(run) / "config.json").get("lr"), run.optimization.lr
+        if before != now:
+            raise RunError(f"{_folder(run)}: was run with lr = {before}, and the best is {now} now; use another --out")
 
 
 def _folder(options: RunOptions) -> Path:
@@ -236,15 +313,14 @@ def _finished(options: RunOptions) -> bool:
     return (_folder(options) / "summary.json").exists() and "not_evaluated" not in _summary(options)
 
 
-def _finished_runs(options: CompareOptions) -> Iterator[tuple[Path, RunOptions]]:
-    """Folder and options of every run that stands already, each point's with the learning rate that the run itself names."""
-    points = [*planned(options, options.base.optimization.lr or 0.0), *_searching(options)]
-    for point in points:
-        folder = _folder(point)
-        if (folder / "summary.json").exists():
-            found = read_document(folder / "config.json").get("lr")
-            searched = Path(point.records.out) != options.runs
-            yield folder, point if searched else point.but(lr=found)
+def _finished_points(options: CompareOptions) -> Iterator[tuple[Path, RunOptions]]:
+    """Folder and options of every point that is there already, with the learning rate that the run itself names."""
+    for folder, point in _finished_of(planned(options, dict.fromkeys(options.multiples, 0.0))):
+        yield folder, point.but(lr=read_document(folder / "config.json").get("lr"))
+
+
+def _finished_of(runs: Iterable[RunOptions]) -> list[tuple[Path, RunOptions]]:
+    return [(_folder(run), run) for run in runs if (_folder(run) / "summary.json").exists()]
 
 
 def _summary(options: RunOptions) -> dict[str, Any]:

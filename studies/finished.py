@@ -12,6 +12,7 @@ from typing import Any
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError
+from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import find_model, load_model
 from ..scoring.tables.lookup import open_scores
 from ..training import frozen
@@ -54,6 +55,7 @@ def _now(base: RunOptions, config: Config) -> dict[str, Any]:
     table = open_scores(scores) if scores else None
     return {
         "versions": frozen.versions(),
+        "precision": base.optimization.precision or best_precision(best_device()),
         "dataset": frozen.dataset_of(dataset, shards),
         "models": frozen.models_of(models),
         "score_table": table and {"reference": table.manifest["reference"]},

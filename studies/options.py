@@ -12,7 +12,20 @@ from typing import Annotated
 
 from ..errors import SpecError
 from ..ledger import BASELINE
-from ..options import Flops, Multiples, Numbers, Options, Ratio, Share, Text, Values, check_least, check_local, flag
+from ..options import (
+    Flops,
+    Multiple,
+    Multiples,
+    Numbers,
+    Options,
+    Ratio,
+    Share,
+    Text,
+    Values,
+    check_least,
+    check_local,
+    flag,
+)
 from ..scoring.policies import LEARNABILITY, POLICIES, Policy
 from ..training.options import (
     BudgetOptions,
@@ -95,7 +108,8 @@ class CompareOptions:
     """One comparison. `base` is the run that all share: data set, models, table, filter ratio, `budget_flops` = 1x.
 
     Savings of the other policies are read on uniform's `ladder`, so it has to reach further up than `budgets`. Every
-    policy uses the best rate of `search_lr`: the baseline gets its own best one, the others take what suits it.
+    policy uses the best rate of `search_lr`: the baseline gets its own best one, the others take what suits it. What the
+    headline is read at is fixed before the runs: the best of many pairs would be a saving by chance alone.
     """
 
     base: RunOptions
@@ -107,8 +121,14 @@ class CompareOptions:
     """Run uniform at these multiples as well. Savings are read up to its largest budget."""
     seeds: int = 3
     """Repeat every run with this many seeds: 0, 1, ..."""
+    headline_budget: Multiple = 1.0
+    """Read the headline at this one of the budgets. It is fixed once the comparison has begun."""
+    headline_policy: str | None = None
+    """Read the headline for this policy, fixed as its budget is. Default: the first of the policies that is not uniform."""
     search_lr: Numbers = ()
-    """Try these learning rates with uniform at 1x, seed 0. All policies use the best one."""
+    """Try these learning rates with uniform, seed 0, and measure them on the validation split, or a held-out tenth of train."""
+    tune_every_rung: bool = False
+    """Search the learning rate at every budget, and use its best there. Default: at 1x alone, for all budgets."""
     jobs: int = 1
     """Make this many runs at a time, each on its share of the cores."""
     out: str = "comparison"
@@ -124,6 +144,14 @@ class CompareOptions:
             raise SpecError("--budgets must name 1x, the budget that --budget-flops gives")
         if not all(x > 0 for x in self.budgets + self.ladder):
             raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
+        if self.headline_budget not in self.budgets:
+            raise SpecError(f"--headline-budget is {self.headline_budget:g}x, expected one of --budgets")
+        if self.headline_policy is not None and self.headline_policy not in set(names) - {BASELINE}:
+            raise SpecError(
+                f"--headline-policy is '{self.headline_policy}', expected one of --policies, not {BASELINE}"
+            )
+        if self.tune_every_rung and not self.search_lr:
+            raise SpecError("--tune-every-rung needs --search-lr, the learning rates to try")
         check_least(self, 1, "seeds", "jobs")
         check_local(self, "out")
         if self.base.budget.budget_flops is None:
@@ -134,6 +162,11 @@ class CompareOptions:
     @property
     def runs(self) -> Path:
         return Path(self.out, "runs")
+
+    @property
+    def multiples(self) -> list[float]:
+        """All budgets, uniform's ladder with them, ascending."""
+        return sorted({*self.budgets, *self.ladder})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from ..errors import ModelError, SpecError, TableError
 from ..ledger import REGIMES, Ledger, StepCost, steps_within
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost, train_flops
+from ..scoring.gradients import checkpoint_activations
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.settings import super_batch_size
@@ -203,8 +204,17 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     online = _build(_find(selection.online, dataset, config))
     reference = _build(reference_spec) if reference_spec else online
     scorer, scoring_reference = (coarsened(model, coarse) if coarse else model for model in (online, reference))
-    smoothing = options.optimization.label_smoothing
-    cost, uncounted = step_cost(learner, online, scorer, sub_batch=b, super_batch=B, label_smoothing=smoothing)
+    if options.optimization.grad_checkpointing:
+        checkpoint_activations(learner)
+    cost, uncounted = step_cost(
+        learner,
+        online,
+        scorer,
+        sub_batch=b,
+        super_batch=B,
+        label_smoothing=options.optimization.label_smoothing,
+        accumulate=options.optimization.accumulate,
+    )
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 

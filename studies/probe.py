@@ -14,7 +14,7 @@ def run_probe(options: ProbeOptions, *, config: Config, report: Report = print) 
     Raises CurateError as `compare_runs` does.
     """
     comparison = options.comparison
-    cost = sum(run.budget.budget_flops or 0.0 for run in planned(comparison, 0.0))
+    cost = sum(run.budget.budget_flops or 0.0 for run in planned(comparison, dict.fromkeys(comparison.multiples, 0.0)))
     assert options.plan.budget_flops
     report(f"probe: runs of {format_flops(cost)} in all, {cost / options.plan.budget_flops:.1%} of the budget")
     return compare_runs(comparison, config=config, report=report)

@@ -10,13 +10,15 @@ from curate.scoring.policies import POLICIES
 from curate.scoring.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
-BASE = {"errors", "units", "ledger", "options", "lazy", "threads"}
+BASE = {"errors", "units", "ledger", "options", "lazy", "progress", "threads"}
 ALLOWED = {
     "errors": set(),
     "lazy": set(),
     "units": {"errors"},
     "threads": set(),
     "ledger": {"errors", "units"},
+    "progress": {"units"},
+    "streams": set(),
     "options": {"errors", "units"},
     "datasets": BASE,
     "scoring": {*BASE, "datasets"},
@@ -25,7 +27,8 @@ ALLOWED = {
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
-    "cli": {*BASE, "command", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "entry": {*BASE, "streams", "datasets", "training"},
+    "cli": {*BASE, "command", "entry", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
 

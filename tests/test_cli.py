@@ -51,6 +51,10 @@ OPTIONS = {
     """,
     "evaluate": "model --dataset --precision --config",
     "sql": "query --scores --runs --format --output --config",
+    "export": """
+        target --dataset --format --sql --keep --by --order --per --scores --online --run --runs --uid --shard-size --config
+    """,
+    "doctor": "--dataset --scores --shards --format --config",
     "demo": "--folder",
 }
 
@@ -199,3 +203,10 @@ def test_a_policy_that_is_not_there(digits, tmp_path, monkeypatch, policy, told)
     assert done.code == 1
     assert told in done.error
     assert not (tmp_path / "runs").exists()
+
+
+def test_train_under_torchrun_is_refused_rather_than_run_several_times(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = curate("train", "--dataset", "digits", "--learner", "resnet18", "--steps", 1)
+    assert done.code == 1
+    assert "one process" in done.error

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..datasets.decoding import Geometry, View
 from ..errors import SpecError
+from .division import Deal, Division
 from .lanes import Row
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -23,6 +25,8 @@ class SuperBatch:
     are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
     float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
     stored image and text embeddings, float16 [B, D], None where they were not asked for.
+
+    Where a group of processes divides the super-batch, `division` says how; all else then holds this rank's rows only.
     """
 
     shards: list[str]
@@ -32,6 +36,7 @@ class SuperBatch:
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
     reference_loss: torch.Tensor | None = None
     reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+    division: Division | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,7 +62,14 @@ class SuperBatch:
         return self._with(move)
 
     def take(self, index: torch.Tensor) -> SuperBatch:
-        """The examples at `index`, int64 [b], in its order."""
+        """The examples at `index`, int64 [b], in its order.
+
+        Where a group divides the super-batch, `index` counts its rows over all ranks, in ascending order, and is the same
+        on each. This rank is given its share of the b examples: its own first, and what others have too many of. All
+        ranks must call it.
+        """
+        if self.division is not None:
+            return self.dealt(self.division.deal(index))
         places = index.tolist()
         taken: dict[int, torch.Tensor] = {}
 
@@ -71,6 +83,33 @@ class SuperBatch:
         return replace(
             found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
         )
+
+    def dealt(self, deal: Deal) -> SuperBatch:
+        """The examples that this rank trains on. A collective."""
+        taken: dict[int, torch.Tensor] = {}
+
+        def pick(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in taken:
+                taken[id(tensor)] = deal.take(tensor)
+            return taken[id(tensor)]
+
+        found = self._with(pick)
+        captions = self.targets if isinstance(self.targets, list) else [""] * len(self)
+        names = deal.take_list(list(zip(self.shards, self.keys, captions, strict=True)))
+        return replace(
+            found,
+            shards=[shard for shard, _, _ in names],
+            keys=[key for _, key, _ in names],
+            targets=[caption for _, _, caption in names] if isinstance(self.targets, list) else found.targets,
+            division=None,
+        )
+
+    def whole_names(self) -> tuple[list[str], list[str]]:
+        """Shards and keys of the whole super-batch. A collective where a group divides it."""
+        if self.division is None:
+            return self.shards, self.keys
+        names = self.division.whole_list(list(zip(self.shards, self.keys, strict=True)))
+        return [shard for shard, _ in names], [key for _, key in names]
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SuperBatch:
         return replace(
@@ -92,8 +131,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def stacked(seen: Sequence[Any]) -> torch.Tensor:
+def stacked(seen: Sequence[Any], view: View) -> torch.Tensor:
     """Raises SpecError where a user's view gives no tensor, or not of one shape."""
+    if not seen:  # a rank that reads no lane
+        assert isinstance(view, Geometry)
+        return torch.empty(0, view.size, view.size, 3, dtype=torch.uint8)
     if all(isinstance(one, np.ndarray) for one in seen):
         return torch.from_numpy(np.stack(seen))
     wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
@@ -107,6 +149,8 @@ def stacked(seen: Sequence[Any]) -> torch.Tensor:
 
 def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
     """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
+    if not rows:
+        return tokenizer([""])[:0].long()
     kind = id(tokenizer)
     new = [row for row in rows if kind not in row.tokens]
     if new:

@@ -60,6 +60,8 @@ def save(
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
             save_weights(trainee.module, partial / f"{name}.safetensors")
+            if trainee.average is not None:
+                save_weights(trainee.average.module, partial / f"{name}-average.safetensors")
         with (partial / TENSORS).open("wb") as file:  # by its path, torch would hide why it cannot be written
             torch.save(tensors, file)
         sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
@@ -122,6 +124,9 @@ def _load(run: Path, folder: Path, trainees: dict[str, Trainee], generators: dic
     tensors = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
     for name, trainee in trainees.items():
         load_weights(trainee.module, str(folder / f"{name}.safetensors"))
+        if trainee.average is not None:
+            load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"))
+        trainee.steps = state["step"]
         trainee.optimizer.load_state_dict(tensors["optimizers"][name])
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])

@@ -6,15 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..datasets.order import quotas
-
-
-def places_by_rank(step: int, size: int, lanes: int, ranks: int) -> list[np.ndarray]:
-    """Which rows of super-batch number `step` each rank reads: int64, ascending. Rank r reads the lanes r, r + W, ..."""
-    counts = np.array(quotas(step, size, lanes))
-    lane_B = np.repeat(np.arange(lanes), counts)
-    return [np.flatnonzero(lane_B % ranks == rank) for rank in range(ranks)]
-
 
 def shares(chosen: Sequence[int]) -> list[int]:
     """How many examples each rank trains on, where it holds so many of the chosen: their mean, and the remainder goes to

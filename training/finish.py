@@ -36,11 +36,13 @@ def finish(
     started: float,
 ) -> dict[str, Any]:
     """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
-    run, ledger, learner = job.run, job.ledger, job.learner.model
+    run, ledger, learner = job.run, job.ledger, job.learner.result
     checkpoint.refuse_diverged(run, steps, job.trainees)
     (run / "checkpoints").mkdir(exist_ok=True)
     for name, trainee in job.trainees.items():
-        save_weights(trainee.module, run / "checkpoints" / f"{name}.safetensors")
+        save_weights(trainee.result.module, run / "checkpoints" / f"{name}.safetensors")
+        if trainee.average is not None:
+            save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
     quality: dict[str, float] = {}
     error: BaseException | None = None
     with job.timing("evaluate"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..datasets.writing import remove_partials
+from ..datasets.writing import lock, remove_partials
 from ..errors import BusyError, RunError
 from ..units import Report
 from . import frozen
@@ -17,7 +15,7 @@ from .options import RunOptions
 from .records import read_document
 
 # What a run that was killed before it wrote its config.json may have left.
-BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt"})
+BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "manifest.json"})
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset(
     {
@@ -32,8 +30,6 @@ FREE_TO_CHANGE = frozenset(
         "trust_table",
     }
 )
-# File systems without locks: flock fails with one of these.
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 LOCKS: dict[str, Any] = {}
 
 
@@ -87,9 +83,9 @@ def refuse_other_options(run: Path, options: RunOptions) -> None:
 
 
 def began_with(run: Path) -> dict[str, Any]:
-    """The manifest of a run that began; empty where it is not there."""
+    """The manifest of a run that began: that has a config.json, which is written after it. Empty for others."""
     path = run / "manifest.json"
-    return read_document(path) if path.exists() else {}
+    return read_document(path) if path.exists() and (run / "config.json").exists() else {}
 
 
 def settled_lanes(run: Path, options: RunOptions) -> int | None:
@@ -112,15 +108,12 @@ def _lock(run: Path, report: Report) -> None:
     """Hold the run's folder until `train` ends; the lock dies with a killed process too."""
     file = (run / ".lock").open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked = lock(file)
     except BlockingIOError:
         file.close()
         raise BusyError(
             f"{run}: another process is training into this folder; wait for it or use another --name"
         ) from None
-    except OSError as e:
-        if e.errno not in NO_LOCKS:
-            file.close()
-            raise
-        report(f"{run}: this file system has no locks ({e.strerror}); let no other process train into this folder")
+    if unlocked:
+        report(f"{run}: {unlocked}; let no other process train into this folder")
     LOCKS[str(run)] = file

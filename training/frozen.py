@@ -13,13 +13,13 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from .. import __version__
+from ..datasets.batches import map_in_threads
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import read_bytes, version_of
@@ -36,7 +36,8 @@ MOST_VERSIONS = 2_000
 MOST_LOSSES = 1_000_000
 READERS = 16
 
-REFUSED = ("dataset", "models", "score_table", "precision", "flops_per_step", "began")
+# A cause comes before what follows from it: the first difference is the one that is told.
+REFUSED = ("models", "flops_per_step", "began", "dataset", "score_table", "precision")
 SAID = ("versions", "hardware")
 # Of these, a setting that is missing on one side is a difference; elsewhere an older version did not know it.
 WHOLE = ("arguments", "open_clip_config", "coarse")
@@ -77,8 +78,7 @@ def _versions(shards: Sequence[Shard]) -> tuple[str | None, str | None, str | No
 def _ask(what: Any, urls: Sequence[str]) -> list[Any] | None:
     """None where a file does not answer: whether it can be read is for others to say."""
     try:
-        with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(what, urls))
+        return map_in_threads(what, urls, READERS)
     except (StorageError, FileNotFoundError):
         return None
 
@@ -210,7 +210,7 @@ NAMES = {
 def _told(path: tuple[str, ...]) -> str:
     for length in (2, 1):
         if path[:length] in NAMES:
-            return " ".join(filter(None, [NAMES[path[:length]], ".".join(path[length:]).replace("_", " ")]))
+            return " ".join(filter(None, [NAMES[path[:length]], ".".join(path[length:])]))
     return ".".join(path)
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import CurateError, RankError, SpecError
 
@@ -170,6 +171,11 @@ class Group:
                 f"rank {self.rank} of {self.size} lost the others ({str(e).splitlines()[0][:120]}); the first error of "
                 "another rank says why; start all ranks again with --resume"
             ) from e
+
+
+def bare(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside DistributedDataParallel; any other module as it is."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
 
 
 def _read(environment: dict[str, str]) -> Group:

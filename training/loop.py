@@ -58,7 +58,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
     StoppedError.
     """
     step = saved = _resume(job)
-    job.pace.start(step)
+    job.pace.start(step, str(job.run))
     skipped = _say_skipped(job, 0)
     at_step = job.subs.batches.state_dict()
     subs = iter(job.subs)
@@ -106,6 +106,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
             _save(job, step, at_step)
         raise StoppedError(e.signal, f"after step {step:,} of {job.steps:,}") from None
     finally:
+        job.pace.stop()
         job.subs.close()
     job.records.flush()
     return step

@@ -154,6 +154,21 @@ class OptimizationOptions(Concern):
     """Decay weights by this much. Biases and norms do not decay."""
     warmup: float = 0.05
     """Raise the learning rate linearly over this share of the steps."""
+    layer_decay: float | None = None
+    """Give each layer of the learner this share of the learning rate of the layer above it. Default: all the same."""
+    beta1: float | None = None
+    """Average gradients over steps with this decay, in both models' optimizers. Default: the optimizer's own."""
+    beta2: float | None = None
+    """Average squared gradients over steps with this decay, in both models' optimizers. Default: the optimizer's own."""
+    eps: float | None = None
+    """Add this to the denominator of an update, in both models' optimizers. Default: the optimizer's own."""
+    clip_grad: float | None = None
+    """Scale gradients down to this norm where theirs is larger, those of each model by themselves. Default: never."""
+    ema: float | None = None
+    """Keep a moving average of the learner's weights with this decay, such as 0.9999. It is what is evaluated and
+    written as the learner; the weights of the last step are written beside it. Scores come from the weights that train."""
+    ema_warmup: bool = False
+    """Let the decay of the average grow from 0 to --ema over the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
     augment: Augment | None = None
@@ -162,17 +177,45 @@ class OptimizationOptions(Concern):
     """Compute in this number format. Default: bf16 if the hardware gains by it, else fp32."""
     compile: bool | None = None
     """Compile the models with torch.compile. Default: only on a GPU."""
+    accumulate: int = 1
+    """Train both models on the batch in this many parts, one after another, to save memory. Gradients are those of the
+    whole batch: a contrastive loss embeds all parts first and computes each a second time. BatchNorm sees the parts."""
+    grad_checkpointing: bool = False
+    """Keep less of the learner's forward pass in memory, and compute the rest again in its backward pass."""
     micro_batch: int = 2048
     """Score this many examples in one forward pass. Fewer need less memory."""
 
+    @property
+    def stepping(self) -> dict[str, Any]:
+        """What both models' trainees are given alike."""
+        names = ("optimizer", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "label_smoothing", "accumulate")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def of_the_learner(self) -> dict[str, Any]:
+        """What the learner's trainee alone is given."""
+        return {name: getattr(self, name) for name in ("layer_decay", "grad_checkpointing", "ema", "ema_warmup")}
+
     def __post_init__(self) -> None:
-        check_least(self, 1, "batch_size", "micro_batch")
-        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1}
+        check_least(self, 1, "batch_size", "micro_batch", "accumulate")
+        if self.accumulate > self.batch_size:
+            raise SpecError(f"--accumulate is {self.accumulate}, expected at most --batch-size, {self.batch_size}")
+        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1, "layer_decay": 1}
         for option, most in bounds.items():
             value = getattr(self, option)
             if value is not None and not 0 <= value <= most:
                 expected = "0 or more" if most > 1 else "0 to 1"
                 raise SpecError(f"{flag(option)} is {value:g}, expected {expected}")
+        for option in ("beta1", "beta2", "ema"):
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < 1:
+                raise SpecError(f"{flag(option)} is {value:g}, expected from 0 to below 1")
+        for option in ("eps", "clip_grad"):
+            value = getattr(self, option)
+            if value is not None and not 0 < value < math.inf:
+                raise SpecError(f"{flag(option)} is {value:g}, expected a number above 0")
+        if self.ema_warmup and self.ema is None:
+            raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
 

@@ -7,9 +7,9 @@ import time
 import torch
 
 from ..ledger import Ledger
-from ..units import Report, format_flops
+from ..progress import Progress
+from ..units import Report, format_flops, percent
 
-PROGRESS_SECONDS = 5.0
 # Without --checkpoint-every: so often, but never more than a fiftieth of the time goes into checkpoints.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 30.0, 0.02
 
@@ -23,12 +23,18 @@ class Pace:
         self.steps, self.batch_size = steps, batch_size
         self.log_every, self.checkpoint_every = log_every, checkpoint_every
         self._report = report
+        self._progress: Progress | None = None
 
-    def start(self, step: int) -> None:
-        """Measure from here, after `step` steps."""
+    def start(self, step: int, what: str) -> None:
+        """Measure from here, after `step` steps of a run that is called `what`."""
         self._first_step = step
-        self._started = self._shown = time.perf_counter()
-        self._next_save = self._started + CHECKPOINT_SECONDS
+        self._progress = Progress(self._report, what, self.steps, first=step)
+        self._next_save = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def stop(self) -> None:
+        """Show nothing more."""
+        if self._progress is not None:
+            self._progress.close()
 
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or step == self.steps
@@ -45,13 +51,15 @@ class Pace:
         self._next_save = now + max(CHECKPOINT_SECONDS, (now - self._save_began) / CHECKPOINT_SHARE)
 
     def show(self, step: int, loss: torch.Tensor, ledger: Ledger) -> None:
-        """A line for people, now and then."""
-        now = time.perf_counter()
-        if now - self._shown <= PROGRESS_SECONDS and step != self.steps:
-            return
-        self._shown = now
-        rate = (step - self._first_step) / (now - self._started)
-        self._report(
-            f"step {step:,}/{self.steps:,}, {rate * self.batch_size:,.0f} examples/s trained, loss {float(loss):.3f}, "
-            f"{format_flops(ledger.spent)} spent, {(self.steps - step) / rate:,.0f} s left"
-        )
+        """Show people how far the run is, now and then."""
+        progress = self._progress
+        assert progress is not None
+
+        def words() -> str:
+            rate = (step - self._first_step) * self.batch_size / progress.seconds
+            return (
+                f"step {step:,}/{self.steps:,}, {rate:,.0f} examples/s trained, loss {float(loss):.3f}, "
+                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget"
+            )
+
+        progress.update(step, words)

@@ -16,6 +16,7 @@ import torch
 
 from ..datasets.writing import whole_file, write_errors, write_whole
 from ..errors import RunError, SpecError, without_secrets
+from ..progress import Bar
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
@@ -54,28 +55,32 @@ class SelectionLog:
     def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
         """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
 
-        Losses that the policy does not use are null.
+        Losses that the policy does not use are null. In a group all ranks call it, and rank 0 writes.
         """
         if step % self.every or selection.score is None:
             return
-        selected = torch.zeros(len(batch), dtype=torch.bool)
+        shards, keys = batch.whole_names()
+        if batch.division is not None and not batch.division.group.is_first:
+            return
+        B = len(shards)
+        selected = torch.zeros(B, dtype=torch.bool)
         selected[selection.index.cpu()] = True
-        nothing = np.full(len(batch), np.nan, dtype=np.float32)
+        nothing = np.full(B, np.nan, dtype=np.float32)
         online, reference, score = (
             nothing if values is None else values.float().cpu().numpy()
             for values in (selection.online_loss, selection.reference_loss, selection.score)
         )
         columns = [
-            np.full(len(batch), step, dtype=np.int32),
-            batch.shards,
-            batch.keys,
+            np.full(B, step, dtype=np.int32),
+            shards,
+            keys,
             pa.array(online, from_pandas=True),
             pa.array(reference, from_pandas=True),
             score,
             selected.numpy(),
         ]
         self._held.append(pa.record_batch(columns, schema=SELECTION_SCHEMA))
-        self._rows += len(batch)
+        self._rows += B
         if self._rows >= ROWS_PER_FILE:
             self.flush()
 
@@ -119,9 +124,19 @@ class RunRecords:
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
-        text = without_secrets(text)
-        self._echo(text)
-        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self._echo(without_secrets(text))
+        self.note(text)
+
+    __call__ = log
+
+    def note(self, text: str) -> None:
+        """A line for log.txt alone, while a bar is on the terminal."""
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_secrets(text)}")
+
+    def bar(self, what: str) -> Bar | None:
+        """The terminal's bar; None where there is no terminal."""
+        draw = getattr(self._echo, "bar", None)
+        return draw(what) if draw else None
 
     def _append(self, name: str, line: str) -> None:
         path = self.run / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +15,8 @@ from ..datasets.batches import decode_all, decode_threads
 from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
-from ..errors import ModelError, TableError
+from ..errors import ModelError, ShardError, StorageError, TableError
+from ..progress import working
 from ..scoring.forward import score_batch
 from ..scoring.loading import load_model
 from ..scoring.models import Model
@@ -57,7 +59,8 @@ def open_reference(
     if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
-    check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
+    with working(log, "checking the score table"):
+        check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
         spec = reference_of_table(
             table, dataset, config, name=options.selection.reference, trust=options.selection.trust_table
@@ -133,5 +136,11 @@ def read_some(dataset: DatasetSpec, shards: Sequence[Shard], count: int) -> list
     if not shards:
         return []
     chosen = {shard.name: shard for shard in (shards[0], shards[len(shards) // 2], shards[-1])}
-    records = (r for shard in chosen.values() for r in islice(read_shard(dataset, shard), -(-count // len(chosen))))
-    return [record for record in records if isinstance(record, Example)]
+    found: list[Example] = []
+    for shard in chosen.values():
+        with suppress(
+            ShardError, StorageError
+        ):  # whether a run may go on without this shard is decided where it trains
+            records = islice(read_shard(dataset, shard), -(-count // len(chosen)))
+            found += [record for record in records if isinstance(record, Example)]
+    return found

@@ -19,6 +19,7 @@ from ..errors import CurateError
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.forward import best_device, best_precision
+from ..scoring.gradients import batch_norms
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.selector import Selector
@@ -29,6 +30,7 @@ from . import checkpoint, folder, frozen, startup
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
 from .loop import TrainingJob, train_loop
+from .memory import Needs, check_memory
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
@@ -123,6 +125,7 @@ def _train(
         sub_batch=options.optimization.batch_size,
         super_batch=options.super_batch_size,
         label_smoothing=options.optimization.label_smoothing,
+        accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, table),
     )
     ledger = startup.reference_ledger(table)
@@ -224,10 +227,27 @@ def _train(
             options.optimization.batch_size,
             log_every=options.records.log_every,
             checkpoint_every=options.records.checkpoint_every,
-            report=records.log,
+            report=records,
         ),
         timing=timing,
         stop=stop,
+    )
+    check_memory(
+        Needs(
+            learner=models.learner,
+            online=models.online,
+            scoring=[model for model in (models.scorer, made_in_run) if model],
+            views=batches.views.values(),
+            sub_batch=selector.b,
+            super_batch=batches.size,
+            micro_batch=options.optimization.micro_batch,
+            accumulate=options.optimization.accumulate,
+            grad_checkpointing=options.optimization.grad_checkpointing,
+            score_precision=score_precision,
+            device=device,
+            joint=options.selection.joint,
+        ),
+        records.log,
     )
     startup.check_disk(run, list(trained.values()), options, steps)
     if not (run / "config.json").exists():  # a resumed run keeps what it began with
@@ -237,6 +257,11 @@ def _train(
         f"{run}: {selector.policy}, {steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} lanes), "
         f"{format_flops(cost.total)} a step, {format_flops(cost.total * steps)} in all, on {device} in {precision}"
     )
+    if options.optimization.accumulate > 1:
+        parts = f"normalise over each of {options.optimization.accumulate} parts of a batch, not over all of it"
+        for name, model in trained.items():
+            if batch_norms(model.module):
+                records.log(f"the {name}'s BatchNorm layers {parts}: gradients differ from those of the whole batch")
     if uncounted:
         records.log(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
     torch.manual_seed(options.seed)
@@ -281,20 +306,18 @@ def _models(
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, config, dataset, shards, device, records.log)
+    opened = open_reference(options, config, dataset, shards, device, records)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {
-        "optimizer": options.optimization.optimizer,
-        "weight_decay": options.optimization.weight_decay,
-        "label_smoothing": options.optimization.label_smoothing,
+        **options.optimization.stepping,
         "compiled": compiled if compiled is not None else device.type == "cuda",
         "device": device,
         "precision": precision,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
-    learner_trainee = Trainee(learner, lr=lr, **settings)
+    learner_trainee = Trainee(learner, lr=lr, **options.optimization.of_the_learner, **settings)
     online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
 
     asked = None if policy.online == "none" else online_trainee or learner_trainee

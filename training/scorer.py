@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ def _pairs(model: Model, scored: Scored, group_B: torch.Tensor) -> Pairs:
 
 
 def caption_groups(batch: SuperBatch) -> torch.Tensor:
-    """int64 [B]: the same number for identical captions, which are not each other's negatives."""
+    """int64 [B]: the same number for identical captions, on every rank. They are not each other's negatives."""
     assert isinstance(batch.targets, list)
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(caption, len(numbers)) for caption in batch.targets])
+    hashes = [hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in batch.targets]
+    return torch.tensor([int.from_bytes(value, "little", signed=True) for value in hashes], dtype=torch.int64)

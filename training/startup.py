@@ -133,11 +133,14 @@ def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss
 
 def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
     """Refuse what would fill the disk hours later: the checkpoints that are kept and a new one, which is whole before an
-    old one goes, the final weights, and the selections. What a resumed run wrote before is there already."""
+    old one goes, the final weights, all with the learner's average, and the selections. What a resumed run wrote before
+    is there already."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
+    learner = next(iter(models)) if options.optimization.ema is not None else None
+    average = sum(4 * p.numel() for p in learner.module.parameters()) if learner else 0
     rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
-    checkpoints = (checkpoint.KEPT + 1) * (1 + OPTIMIZER_STATE) * weights
-    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + SELECTION_BYTES * rows
+    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
+    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + average + SELECTION_BYTES * rows
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import DivergedError, ModelError, SpecError
-from ..scoring.losses import Losses
+from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
+from .division import Division
+from .group import bare
 from .superbatch import SuperBatches
 
 
 @dataclass(frozen=True)
 class SubBatch(SuperBatch):
-    """The b examples to train on, with the `selection` that chose them and the super-batch that they were `drawn` from."""
+    """The b examples to train on, with the `selection` that chose them and the super-batch that they were `drawn` from.
+
+    In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
+    that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
+    with gradients, is the mean over b. `moved` of the b examples went from one rank to another.
+    """
 
     selection: Selection = field(kw_only=True)
     drawn: SuperBatch = field(kw_only=True)
+    positions: torch.Tensor = field(kw_only=True)
+    weight: float = field(default=1.0, kw_only=True)
+    moved: int = field(default=0, kw_only=True)
 
 
 class Scorer(Protocol):
@@ -75,12 +85,15 @@ class SubBatches:
         while True:
             with self.timing("data"):
                 batch = next(source)
-            self.check(batch)
             with self.timing("score"):
-                batch = batch if self.device is None else batch.to(self.device)
-                known = self._known(batch)
+                with self.batches.group.together():
+                    self.check(batch)
+                    batch = batch if self.device is None else batch.to(self.device)
+                    known = self._known(batch)
+                if batch.division is not None:
+                    known = whole_losses(known, batch.division)
             with self.timing("select"):
-                selection = self._choose(known, len(batch))
+                selection = self._choose(known, len(batch.division or batch))
                 sub = sub_batch(batch, selection)
             if self.online is not None:
                 with self.timing("train"):
@@ -124,10 +137,42 @@ def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
 
 
 def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
-    """The examples of a super-batch that were selected; all of them where as many were."""
-    taken = batch if len(selection.index) == len(batch) else batch.take(selection.index)
-    own = {f.name: getattr(taken, f.name) for f in fields(SuperBatch)}
-    return SubBatch(**own, selection=selection, drawn=batch)
+    """The examples of a super-batch that were selected; all of them where as many were. In a group, this rank's share."""
+    b = len(selection.index)
+    if batch.division is None:
+        taken = batch if b == len(batch) else batch.take(selection.index)
+        return SubBatch(**_fields(taken), selection=selection, drawn=batch, positions=torch.arange(b))
+    deal = batch.division.deal(selection.index)
+    taken = batch.dealt(deal)
+    weight = len(taken) * batch.division.group.size / b
+    return SubBatch(
+        **_fields(taken), selection=selection, drawn=batch, positions=deal.positions, weight=weight, moved=deal.moved
+    )
+
+
+def _fields(batch: SuperBatch) -> dict[str, Any]:
+    return {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
+
+
+def whole_losses(known: Losses, division: Division) -> Losses:
+    """What is known of the whole super-batch, given what each rank knows of its rows. A collective."""
+
+    def whole(rows: torch.Tensor | None) -> torch.Tensor | None:
+        return None if rows is None else division.whole(rows)
+
+    def whole_pairs(pairs: Pairs | None) -> Pairs | None:
+        if pairs is None:
+            return None
+        image_BD, text_BD = division.whole(pairs.image_BD), division.whole(pairs.text_BD)
+        return replace(pairs, image_BD=image_BD, text_BD=text_BD, group_B=whole(pairs.group_B))
+
+    return Losses(
+        whole(known.online_B),
+        whole(known.reference_B),
+        whole_pairs(known.online_pairs),
+        whole_pairs(known.reference_pairs),
+        whole(known.age_B),
+    )
 
 
 class OnlineModel:
@@ -136,7 +181,7 @@ class OnlineModel:
     `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
     score, and in training mode to train on their mean. Where the loss to train on is another one, such as a contrastive
     loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `scheduler`, if given, is stepped after
-    the optimizer.
+    the optimizer. In a group of processes `module` is wrapped in DistributedDataParallel; it scores without the wrapper.
     """
 
     def __init__(
@@ -153,13 +198,14 @@ class OnlineModel:
 
     def score(self, batch: SuperBatch) -> torch.Tensor:
         """Losses float32 [B] of a super-batch; the module's training mode is put back."""
-        was_training = self.module.training
-        self.module.eval()
+        module = bare(self.module)
+        was_training = module.training
+        module.eval()
         try:
             with torch.no_grad():
-                loss_B = self.losses(self.module, batch).float()
+                loss_B = self.losses(module, batch).float()
         finally:
-            self.module.train(was_training)
+            module.train(was_training)
         if loss_B.shape != (len(batch),):
             raise SpecError(
                 f"losses has shape {tuple(loss_B.shape)}, expected one loss for each of {len(batch)} examples"
@@ -169,7 +215,7 @@ class OnlineModel:
     def step(self, batch: SuperBatch) -> torch.Tensor:
         """One optimizer step on a sub-batch. Returns the detached loss."""
         self.module.train()
-        loss = self.training_loss(self.module, batch)
+        loss = self.training_loss(self.module, batch) * getattr(batch, "weight", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -178,11 +224,11 @@ class OnlineModel:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"module": bare(self.module).state_dict(), "optimizer": self.optimizer.state_dict()}
         return state if self.scheduler is None else {**state, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
+        bare(self.module).load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

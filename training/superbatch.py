@@ -22,6 +22,8 @@ from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, token_rows
+from .division import Division
+from .group import Group
 from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
 
 # As a data set opens its lanes, so many of them read at a time.
@@ -52,6 +54,9 @@ class SuperBatches:
     data, the table or the settings; more than `max_failures` bad examples end the stream. A shard that cannot be read is
     skipped for good and listed in `skipped_shards`; more than `max_bad_shards` (1 % of the shards by default, so none of
     fewer than 100) end the stream.
+
+    In a `group` of W processes rank r reads the lanes r, r + W, ... and is given their rows. The super-batches are the same
+    for any W. All ranks must iterate alike; what goes wrong on one of them is raised on all.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class SuperBatches:
         config: Config | None = None,
         shards: Sequence[Shard] | None = None,
         verify: bool = True,
+        group: Group | None = None,
     ) -> None:
         if size < 1:
             raise SpecError(f"size is {size}, expected at least 1 example in a super-batch")
@@ -82,6 +88,7 @@ class SuperBatches:
             raise SpecError(f"on_missing is '{on_missing}', expected error, score or skip")
         self.dataset = data if isinstance(data, DatasetSpec) else find_dataset(data, config or load_config())
         self.shards = list(shards) if shards is not None else list_shards(self.dataset)
+        self.group = group or Group()
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
         self.max_failures = max_failures
@@ -91,6 +98,11 @@ class SuperBatches:
         self.lanes = lane_count(len(self.shards), size, lanes)
         self._views = list(dict.fromkeys(self.views.values()))
         geometries = [view for view in self._views if isinstance(view, Geometry)]
+        if self.group.size > self.lanes and len(geometries) < len(self._views):
+            raise SpecError(
+                f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
+                "cannot say what it makes of nothing: start fewer ranks, or give more shards"
+            )
         loader = ShardLoader(
             self.dataset,
             self.shards,
@@ -113,6 +125,7 @@ class SuperBatches:
         self._decoders = ThreadPoolExecutor(decode_threads())
         self._drawn = 0
         self._counts: Counter[str] = Counter()
+        self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
         self._last_failure: Failure | None = None
         self._state = self._snapshot()
         self._running: Prefetched[tuple[SuperBatch, dict[str, Any]]] | None = None
@@ -132,8 +145,9 @@ class SuperBatches:
             running.wait()  # it moves the lanes that are about to be rewound
         self._rewind(self._state)
         self._running = running = prefetch(self._stream())
-        for batch, state in running:
-            self._state = state
+        while True:
+            with self.group.together():
+                batch, self._state = next(running)
             yield batch
 
     def close(self) -> None:
@@ -152,14 +166,22 @@ class SuperBatches:
         return dict(self._state["skipped"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the super-batch given last. JSON-able."""
-        return self._state
+        """Where the stream stands after the super-batch given last. JSON-able.
+
+        In a group all ranks call it, and each is given the whole state, which continues in a group of any size.
+        """
+        return self._state if self.group.size == 1 else self._merged(self.group.share(self._state))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
         then, now = state.get("rows"), self._rows_read
         # A shard of no rows was unreadable then, or is now.
-        if then and now and all(a == b or not a or not b for a, b in zip(then, now, strict=False)):
+        if (
+            then
+            and now
+            and len(then) == len(now)
+            and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
+        ):
             self._rows_read = list(then)
             self._lay_out(self._rows_read)
         if state["order"] != self._digest:
@@ -170,12 +192,20 @@ class SuperBatches:
             )
         self.close()
         self._state = {**self._state, "skipped": {}, "lane_skips": [[]] * self.lanes, **state}
+        self._counts_before = dict(self._state["counts"])
 
     def _stream(self) -> Iterator[tuple[SuperBatch, dict[str, Any]]]:
         while True:
-            rows = self._fill(quotas(self._drawn, self.size, self.lanes))
+            wanted = quotas(self._drawn, self.size, self.lanes)
+            own = [count if self._owner(lane) == self.group.rank else 0 for lane, count in enumerate(wanted)]
+            rows = self._fill(own)
+            divided = Division.of_step(self.group, self._drawn, self.size, self.lanes) if self.group.size > 1 else None
             self._drawn += 1
-            yield self._super_batch(rows), self._snapshot()
+            yield self._super_batch(rows, divided), self._snapshot()
+
+    def _owner(self, lane: int) -> int:
+        """The rank that reads a lane."""
+        return lane % self.group.size
 
     def _fill(self, wanted: Sequence[int]) -> list[Row]:
         """So many examples of each lane that all views can see, in lane order. Bad ones are replaced within their lane."""
@@ -240,8 +270,8 @@ class SuperBatches:
             f"data set '{self.dataset.name}' {what}; lower --batch-size, --filter-ratio or --lanes (here: size, lanes){why}"
         )
 
-    def _super_batch(self, rows: list[Row]) -> SuperBatch:
-        made = {view: stacked([row.seen[view] for row in rows]) for view in self._views}
+    def _super_batch(self, rows: list[Row], division: Division | None) -> SuperBatch:
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
         targets = [row.example.target for row in rows]
         names: dict[int, torch.Tensor] = {}
         for tokenizer in self.tokenize.values():
@@ -250,15 +280,18 @@ class SuperBatches:
         for row in rows:
             if not self._loader.keeps(row):
                 row.seen.clear()
-        has_scores = self.table is not None
+        has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
         return SuperBatch(
             shards=[row.example.shard for row in rows],
             keys=[row.example.key for row in rows],
             views={name: made[view] for name, view in self.views.items()},
-            targets=torch.tensor(targets) if self.dataset.target.has_classes else [str(target) for target in targets],
+            targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
             tokens={name: names[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
-            reference_loss=torch.tensor([row.reference_loss for row in rows]) if has_scores else None,
+            reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
+            if has_scores
+            else None,
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
+            division=division,
         )
 
     def _known_row_counts(self) -> list[int] | None:
@@ -288,6 +321,20 @@ class SuperBatches:
             "rows": self._rows_read,
             "skipped": dict(self._loader.skipped),
             "lane_skips": [sorted(lane.skipped) for lane in self._lanes],
+        }
+
+    def _merged(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The state of all lanes, given that of each rank's own."""
+        owners = [states[self._owner(lane)] for lane in range(self.lanes)]
+        counts = Counter(self._counts_before)
+        for state in states:
+            counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
+        return {
+            **self._state,
+            "lanes": [state["lanes"][lane] for lane, state in enumerate(owners)],
+            "lane_skips": [state["lane_skips"][lane] for lane, state in enumerate(owners)],
+            "counts": dict(counts),
+            "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
         }
 
     def _rewind(self, state: Mapping[str, Any]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import timm.optim
 import torch
+from timm.utils import ModelEmaV3
 
-from ..errors import SpecError
+from ..errors import ModelError, SpecError
+from ..options import flag
 from ..scoring.forward import autocast
+from ..scoring.gradients import add_gradients, checkpoint_activations
 from ..scoring.models import Model
 from ..scoring.settings import Precision
 
@@ -20,7 +25,13 @@ MAX_LOGIT_SCALE = math.log(100)
 class Trainee:
     """The learner, or the online model: both take the same steps on the same sub-batches.
 
-    `lr` is the peak of the learning rate. Raises SpecError for an optimizer that timm does not know.
+    `lr` is the peak of the learning rate. `beta1`, `beta2` and `eps` default to the optimizer's own. With `layer_decay`,
+    each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
+    batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
+    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights.
+
+    Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
+    cannot do what is asked.
     """
 
     def __init__(
@@ -30,7 +41,16 @@ class Trainee:
         lr: float,
         optimizer: str = "adamw",
         weight_decay: float = 0.05,
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float | None = None,
+        layer_decay: float | None = None,
+        clip_grad: float | None = None,
         label_smoothing: float = 0.0,
+        accumulate: int = 1,
+        grad_checkpointing: bool = False,
+        ema: float | None = None,
+        ema_warmup: bool = False,
         compiled: bool = False,
         device: torch.device,
         precision: Precision = "fp32",
@@ -38,29 +58,104 @@ class Trainee:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.precision, self.compiled = lr, precision, compiled
+        self.accumulate, self.grad_checkpointing, self.clip_grad = accumulate, grad_checkpointing, clip_grad
+        if grad_checkpointing:
+            checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.loss = model.task.training_loss(model, label_smoothing)
-        if optimizer not in timm.optim.list_optimizers():
-            raise SpecError(f"--optimizer is '{optimizer}', expected one of timm's: adamw, sgd, lamb, lion, ...")
-        self.optimizer = timm.optim.create_optimizer_v2(self.module, opt=optimizer, lr=lr, weight_decay=weight_decay)
+        self.make_optimizer = partial(
+            make_optimizer,
+            name=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            layer_decay=layer_decay,
+        )
+        self.optimizer = self.make_optimizer(model)
+        self.steps = 0
+        self.average = None if ema is None else ModelEmaV3(self.module, decay=ema, use_warmup=ema_warmup)
+
+    @property
+    def result(self) -> Model:
+        """The model that is evaluated and kept: the average of the weights where there is one, else the model itself."""
+        if self.average is None:
+            return self.model
+        made = copy.copy(self.model)
+        made.module = self.average.module
+        return made
 
     def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr_share: float = 1.0) -> torch.Tensor:
         """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
         self.module.train()
-        images = self.model.normalize(pixels_BHWC)
-        with autocast(pixels_BHWC.device, self.precision):
-            output = self.model.task.forward(self.forward, images, targets)
-        loss = self.loss(output, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = add_gradients(
+            self.model,
+            self.forward,
+            self.loss,
+            lambda part: self.model.normalize(pixels_BHWC[part]),
+            targets,
+            accumulate=self.accumulate,
+            recomputes=self.grad_checkpointing,
+            computing=lambda: autocast(pixels_BHWC.device, self.precision),
+        )
+        if self.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # now, so that no gradients are held while the next batch is scored
         scale = getattr(self.module, "logit_scale", None)
         if scale is not None:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
-        return loss.detach()
+        self.steps += 1
+        if self.average is not None:
+            self.average.update(self.module, step=self.steps)
+        return loss
+
+
+def make_optimizer(
+    model: Model,
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    eps: float | None = None,
+    layer_decay: float | None = None,
+) -> torch.optim.Optimizer:
+    """timm's optimizer of this name. Vectors and scalars (biases, gains, a logit scale) do not decay, nor does what the
+    model's own `no_weight_decay` lists (position embeddings).
+
+    Raises SpecError where the optimizer is unknown or lacks what is set, ModelError where a model's layers have no order.
+    """
+    if name not in timm.optim.list_optimizers():
+        raise SpecError(f"--optimizer is '{name}', expected one of timm's: adamw, sgd, lamb, lion, ...")
+    info = timm.optim.get_optimizer_info(name)
+    for option, value, known in (
+        ("beta1", beta1, info.has_betas),
+        ("beta2", beta2, info.has_betas),
+        ("eps", eps, info.has_eps),
+    ):
+        if value is not None and not known:
+            raise SpecError(f"{flag(option)} is {value:g}, but --optimizer {name} has none; leave it out")
+    settings: dict[str, Any] = {"opt": name, "lr": lr, "weight_decay": weight_decay, "layer_decay": layer_decay}
+    if eps is not None:
+        settings["eps"] = eps
+    made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(model.module, **settings)
+    if layer_decay is not None and len({group["lr_scale"] for group in made.param_groups}) == 1:
+        raise ModelError(
+            f"model '{model.spec.name}' ({model.spec.architecture}) does not tell timm the order of its layers (it has no "
+            "group_matcher); leave --layer-decay out"
+        )
+    if beta1 is None and beta2 is None:
+        return made
+    first, second, *more = made.defaults["betas"]
+    betas = (first if beta1 is None else beta1, second if beta2 is None else beta2, *more)
+    made = timm.optim.create_optimizer_v2(model.module, **settings, betas=betas)
+    return made
 
 
 def augment_views(

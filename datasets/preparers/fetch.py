@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from ...errors import FetchError
+from ...progress import working
 from ...units import Report
 from ..writing import whole_file
 
@@ -89,7 +90,8 @@ def fetch(package: Package, report: Report = print) -> Path:
         whole_file(destination) as partial,
         tempfile.TemporaryDirectory(prefix=".fetching-", suffix=".partial", dir=destination.parent) as scratch,
     ):
-        _run_client(package, Path(scratch))
+        with working(report, f"fetching {package}"):
+            _run_client(package, Path(scratch))
         files = [f for f in Path(scratch).iterdir() if f.suffix == destination.suffix]
         if len(files) != 1:
             left = ", ".join(sorted(f.name for f in Path(scratch).iterdir())) or "nothing"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import multiprocessing
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from ...progress import Progress
 from ...threads import cores
 from ...units import Report
-from .writer import PROGRESS_EVERY, encode_png
+from .writer import encode_png
 
 SIZE = 64
 MAX_PIXELS = 89_478_485
@@ -44,14 +44,20 @@ class Rendered:
 def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[str, str]]) -> Iterator[Rendered]:
     """Render in order, with one worker process per core. Drawings that cannot be rendered go to `skipped` as (key, reason).
 
-    Reports examples/s every 10,000. Memory holds the input and a few chunks.
+    Reports examples/s. Memory holds the input and a few chunks.
     """
-    started = time.monotonic()
     # Spawned, since a forked copy of a process with torch's threads in it may hang.
     context = multiprocessing.get_context("spawn")
     workers = cores()
     done = 0
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with (
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        Progress(report, "rendering", len(drawings)) as progress,
+    ):
+
+        def words() -> str:
+            return f"{done:,} of {len(drawings):,} images, {done / progress.seconds:,.0f} examples/s"
+
         remaining = iter(drawings)
         while batch := list(islice(remaining, 16 * workers * CHUNK)):
             contents = [drawing.content for drawing in batch]
@@ -59,9 +65,7 @@ def render_all(drawings: Sequence[Drawing], report: Report, skipped: list[tuple[
                 batch, pool.map(render_or_reason, contents, chunksize=CHUNK), strict=True
             ):
                 done += 1
-                if done % PROGRESS_EVERY == 0:
-                    rate = done / (time.monotonic() - started)
-                    report(f"rendered {done:,} of {len(drawings):,} images ({rate:,.0f} examples/s)")
+                progress.update(done, words)
                 if reason:
                     skipped.append((drawing.key, reason))
                 else:

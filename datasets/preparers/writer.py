@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from webdataset.writer import TarWriter
 
+from ...progress import Progress
 from ...units import Report
-
-PROGRESS_EVERY = 10_000
 
 
 class Count(TypedDict):
@@ -40,6 +39,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     placed: list[tuple[str, str]] = []
     file, tar = None, None
+    progress = Progress(report or (lambda line: None), folder.name, 0)
     try:
         for example in examples:
             if len(placed) % per_shard == 0:
@@ -51,9 +51,9 @@ def write_shards(
             assert tar is not None and "." not in example["__key__"]
             tar.write(dict(example))
             placed.append((f"{len(placed) // per_shard:05d}", example["__key__"]))
-            if report and len(placed) % PROGRESS_EVERY == 0:
-                report(f"{folder.name}: {len(placed):,} examples written")
+            progress.update(len(placed), lambda: f"{len(placed):,} examples written")
     finally:
+        progress.close()
         if tar is not None and file is not None:
             tar.close()
             file.close()

@@ -37,7 +37,7 @@ def all_counts(folder: str, *, keep: bool = False) -> dict[str, ShardCounts]:
     times = {
         name.removesuffix(ENDING): written
         for name, written in sorted(list_times(folder).items())
-        if name.endswith(ENDING) and not name.startswith((".", "_"))
+        if name.endswith(ENDING) and not name.startswith(".")
     }
     kept = _read(folder)
     known = {

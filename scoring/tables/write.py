@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 
 from ... import __version__
+from ...datasets.notices import say_once
 from ...datasets.readers import Failure, to_bytes
 from ...datasets.shards import Shard
 from ...datasets.storage import filesystem, is_local, join_url
-from ...datasets.writing import remove, remove_partials, write_errors, write_whole
+from ...datasets.writing import lock, remove, remove_partials, write_errors, write_whole
 from ...errors import BusyError, without_secrets
 from .schema import ENDING, ERRORS, FAILURE_SCHEMA, FAILURES, FORMAT_VERSION, MANIFEST
 
@@ -81,11 +81,13 @@ def writing(folder: str) -> Iterator[None]:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unlocked = lock(file)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise BusyError(f"{folder}: {owner} is writing this table; wait for it or stop it") from None
+        if unlocked:
+            say_once(("locks", folder), f"{folder}: {unlocked}; let no other job write this table")
         with suppress(OSError):  # on a full disk the lock still works, only its owner's name is missing
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()}".encode())

@@ -35,6 +35,7 @@ class Classification:
     augment = "crop-flip"
     score_scale = 1.0
     bf16_tolerance = 0.1
+    compares = False
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
         return timm_spec(self.name, name, architecture, num_classes, {})

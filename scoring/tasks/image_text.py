@@ -45,6 +45,7 @@ class ImageText:
     score_scale = 20.0
     # Five times what bf16 changes a dot product by, of which the standard deviation is 0.05.
     bf16_tolerance = 0.015
+    compares = True
 
     def spec(self, name: str, architecture: str, num_classes: int) -> ModelSpec:
         return open_clip_spec(self.name, name, architecture)

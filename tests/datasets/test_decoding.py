@@ -1,6 +1,8 @@
 import io
 import struct
+import subprocess
 import tracemalloc
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,10 +12,11 @@ import open_clip
 import pytest
 import timm.data
 import torch
+from curate.datasets import notices
 from curate.datasets.batches import decode_all
-from curate.datasets.decoding import MAX_PIXELS, Geometry, decode
+from curate.datasets.decoding import FORMATS, MAX_PIXELS, Geometry, decode, open_image
 from curate.datasets.readers import Example, Failure
-from curate.errors import ExampleError
+from curate.errors import CurateWarning, ExampleError
 from PIL import Image
 
 SIZES = [(40, 40), (100, 37), (37, 100), (224, 33), (31, 31), (16, 64), (33, 32), (257, 255)]
@@ -227,3 +230,77 @@ def test_only_jpegs_are_decoded_at_a_fraction(photograph):
         photograph.resize((320, 240)).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
         pixels = [decode(file.getvalue(), replace(geometry, reduced_jpeg=on)) for on in (False, True)]
         assert np.array_equal(*pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_the_formats_that_data_sets_are_made_of_are_read(photograph, kind):
+    assert kind in FORMATS
+    data = encoded(photograph.resize((48, 32)), kind)
+    assert decode(data, Geometry(size=16)).shape == (16, 16, 3)
+    assert open_image(data).size == (48, 32)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA", "PDF", "SGI"])
+def test_no_other_format_is_opened(photograph, kind, monkeypatch):
+    """For EPS, Pillow would start Ghostscript."""
+    data = encoded(photograph.resize((32, 32)), kind)
+    monkeypatch.setattr(subprocess, "check_call", lambda *a, **k: pytest.fail("a program was started"))
+    for read in (lambda: decode(data, Geometry(size=16)), lambda: open_image(data)):
+        with pytest.raises(ExampleError, match="not a readable image: none of JPEG, PNG, WEBP"):
+            read()
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_exif_data_says_where_that_is_asked_for(photograph, orientation, reduced):
+    upright = photograph.resize((96, 64))
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Transpose that undoes each
+    stored = upright.transpose(Image.Transpose(back[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, "PNG", exif=exif)
+    geometry = Geometry(size=16, resampling="pillow", reduced_jpeg=reduced)
+    plain = decode(encoded(upright), geometry)
+    np.testing.assert_array_equal(decode(data, replace(geometry, exif_rotation=True)), plain)
+    if orientation > 1:
+        assert (decode(data, geometry) != plain).any()
+
+
+def test_turning_is_part_of_a_fingerprint_only_where_it_is_on():
+    assert "exif_rotation" not in Geometry(size=16).to_dict()
+    assert Geometry(size=16, exif_rotation=True).to_dict()["exif_rotation"] is True
+
+
+def test_a_turned_jpeg_decoded_at_a_fraction_keeps_its_frame(photograph):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photograph.resize((512, 256)), "JPEG", exif=exif, quality=95)
+    whole = decode(data, Geometry(size=32, exif_rotation=True))
+    reduced = decode(data, Geometry(size=32, exif_rotation=True, reduced_jpeg=True))
+    assert np.abs(whole.astype(int) - reduced).mean() < 3
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_values_that_are_cut_at_255_are_said_once(mode, dtype, monkeypatch):
+    monkeypatch.setattr(notices, "_said", set())
+    kind = "TIFF"
+    dark = encoded(Image.fromarray(np.full((16, 16), 200, dtype)), kind)
+    bright = encoded(Image.fromarray(np.full((16, 16), 300, dtype)), kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CurateWarning)
+        assert (decode(dark, Geometry(size=16)) == 200).all()
+    with pytest.warns(CurateWarning, match=rf"mode {mode}\) are cut at 255"):
+        assert (decode(bright, Geometry(size=16)) == 255).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CurateWarning)
+        open_image(bright)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_an_opened_image_is_decoded_whole(photograph, mode):
+    """A view uses it when its file is closed; a cut one is a bad example before that."""
+    data = encoded(photograph.convert(mode))
+    assert np.array_equal(np.asarray(open_image(data)), np.asarray(photograph.convert(mode).convert("RGB")))
+    with pytest.raises(ExampleError) as caught:
+        open_image(data[: len(data) // 2])
+    assert caught.value.stage == "decode"

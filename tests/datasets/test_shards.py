@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from curate.datasets.inference import class_folders
+from curate.datasets.landed import landed_files
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
@@ -210,3 +211,24 @@ def test_the_test_split_is_listed_by_its_own_patterns(tmp_path):
     spec = spec_from_table("d", {"train": "0.tar", "test": "t{0..0}.tar"}, base=tmp_path)
     assert [s.name for s in list_shards(spec, "test")] == ["t0"]
     assert [s.name for s in list_shards(replace(spec, train=spec.test))] == ["t0"]
+
+
+@pytest.mark.parametrize("root", ["", "memory://shard-folders"])
+def test_a_folder_of_shards_is_all_shards_below_it(tmp_path, root):
+    for name in ("label=b/part-0.parquet", "label=a/part-0.parquet"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True)
+        pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "p" / name)
+    touch(tmp_path, "p/_SUCCESS", "p/_temporary/0/part-1.parquet", "p/.part-0.parquet.crc", "t/b/1.tar", "t/a/0.tar")
+    if root:
+        fsspec.filesystem("memory").put(f"{tmp_path}/", "/shard-folders/", recursive=True)
+    base = root or str(tmp_path)
+    for train in (f"{base}/p", f"{base}/p/", f"{base}/p/*/*.parquet"):
+        spec = spec_from_table("d", {"train": train, "classes": ["a", "b"]})
+        assert spec.format == "parquet"
+        if "*" not in train:
+            shards = list_shards(spec)
+            assert [s.name for s in shards] == ["label=a--part-0", "label=b--part-0"]
+            assert [r.target for s in shards for r in read_shard(spec, s)] == [0, 1]
+            assert [f.shard.name for f in landed_files(spec)] == [s.name for s in shards]
+    assert names_of(tmp_path, f"{base}/t") == ["0", "1"]
+    assert names_of(tmp_path, [f"{base}/t", f"{base}/p"][:1], format="webdataset") == ["0", "1"]

@@ -226,3 +226,165 @@ def test_an_entry_is_never_added_to_a_broken_toml(tmp_path):
     with pytest.raises(SpecError, match="not valid TOML"):
         add_dataset(path, "dogs", {"train": "d.tar"})
     assert path.read_text() == '[datasets.cats]\ntrain = "c.t'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'\xef\xbb\xbf[datasets.cats]\ntrain = "c.tar"\n', b'[datasets.cats]\r\ntrain = "c.tar"\r\n'],
+)
+def test_a_toml_as_editors_leave_it_is_read_and_added_to(tmp_path, content):
+    path = tmp_path / "curate.toml"
+    path.write_bytes(content)
+    assert load_config(path).datasets == {"cats": {"train": "c.tar"}}
+    add_dataset(path, "dogs", {"train": "d.tar"})
+    assert set(load_config(path).datasets) == {"cats", "dogs"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('[dataset.d]\ntrain = "a.tar"\n', r"unknown table 'dataset'; did you mean 'datasets'\?"),
+        ('[model.m]\narchitecture = "x"\n', r"unknown table 'model'; did you mean 'models'\?"),
+        ('[Datasets.d]\ntrain = "a.tar"\n', r"unknown table 'Datasets'; did you mean 'datasets'\?"),
+        ('train = "a.tar"\n', r"unknown key 'train'; known are \[datasets.NAME\] and \[models.NAME\]"),
+        ("[[datasets]]\n", r"\[datasets\] must hold tables"),
+    ],
+)
+def test_what_nobody_would_read_is_an_error_with_the_nearest_known_word(tmp_path, content, told):
+    path = tmp_path / "curate.toml"
+    path.write_text(content)
+    with pytest.raises(SpecError, match=told) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_toml_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(SpecError, match=r"cannot be read \(Is a directory\)"):
+        load_config(tmp_path)
+    (tmp_path / "curate.toml").write_bytes("[datasets.d]".encode("utf-16"))
+    with pytest.raises(SpecError, match=r"not valid TOML: .*; save it as UTF-8"):
+        load_config(tmp_path / "curate.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"lable": "cls"}, r"unknown setting lable; .*; did you mean 'label'\?"),
+        ({"Train": "x"}, r"unknown setting Train; .*; did you mean 'train'\?"),
+        ({"train": {"a": "b"}}, "train is .*, expected a string or a list of strings"),
+        ({"rows_per_shard": True}, "rows_per_shard is True, expected a whole number"),
+        ({"rows_per_shard": 1.5}, "rows_per_shard is 1.5, expected a whole number"),
+        ({"classes": True}, "classes is true, expected names"),
+        ({"classes": 0}, "classes is 0, expected names"),
+        ({"classes": -3}, "classes is -3, expected names"),
+        ({"classes": [1, 2]}, "classes is .*, expected a string or a list"),
+        ({"task": "clasification"}, r"task is 'clasification', .*; did you mean 'classification'\?"),
+        ({"format": "parqet"}, r"format is 'parqet', .*; did you mean 'parquet'\?"),
+        ({"key": "uid"}, "key names a column of Parquet files, and this is webdataset; drop it"),
+        ({"format": "folder", "label": "cls"}, "label is not read: .* the first folder of its path"),
+        (
+            {"train": "pipe:aws s3 cp s3://b/0.tar -"},
+            "pipe: runs a command, which is not supported; give the URL itself",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused_with_what_to_do(table, told):
+    with pytest.raises(SpecError, match=told) as caught:
+        entry(**table)
+    assert str(caught.value).startswith("data set 'cats'")
+
+
+def test_an_unknown_data_set_comes_with_the_nearest_one(tmp_path):
+    path = tmp_path / "curate.toml"
+    path.write_text('[datasets.digits]\ntrain = "c.tar"\n')
+    with pytest.raises(SpecError, match=r"did you mean 'digits'\?"):
+        find_dataset("digit", load_config(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", ".x", "a[1]", "a*", "a?", "50%", "a#b", "a\nb", " a", "a ", "", "a\\b", "a{b}", "\udcff"]
+)
+def test_a_name_that_could_not_be_found_again_is_refused_at_once(name):
+    with pytest.raises(SpecError, match="a name is a folder's in the score table"):
+        spec_from_table(name, {"train": "x.tar"})
+
+
+@pytest.mark.parametrize("name", ["cats", "my cats", "cats-1.2_b", "größe", "a=b", "_a", "a+b", "猫"])
+def test_other_names_are_taken(name):
+    assert spec_from_table(name, {"train": "x.tar"}).name == name
+
+
+def test_classes_come_from_a_file(tmp_path):
+    (tmp_path / "classes.txt").write_bytes("\ufeffcat\r\ndog \nhorse\n\n".encode())
+    (tmp_path / "classes.json").write_text('["cat", "dog"]')
+
+    def classes(name):
+        return spec_from_table("x", {"train": "x.tar", "classes": name}, base=tmp_path).classes
+
+    assert classes("classes.txt") == ("cat", "dog", "horse")
+    assert classes("classes.json") == classes(str(tmp_path / "classes.json")) == ("cat", "dog")
+    for content, told in (('{"0": "cat"}', "expected a JSON list"), ("[", "not valid JSON"), ("[]", "no name in it")):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(SpecError, match=rf"data set 'x': classes = .*bad\.json: {told}"):
+            classes("bad.json")
+    (tmp_path / "bad.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(SpecError, match=r"bad\.txt: line 2 is empty"):
+        classes("bad.txt")
+    with pytest.raises(SpecError, match=r"classes = .*/none\.txt: no such file"):
+        classes("none.txt")
+
+
+def test_a_tilde_is_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "curate.toml").write_text('[datasets.d]\ntrain = "~/d/{0..1}.tar"\nanalysis = "~/a.parquet"\n')
+    spec = find_dataset("d", load_config("~/curate.toml"))
+    assert spec.train == (f"{tmp_path}/d/{{0..1}}.tar",)
+    assert spec.analysis == f"{tmp_path}/a.parquet"
+    assert find_dataset("~/d/0.tar", Config(None, {}, {})).train == (f"{tmp_path}/d/0.tar",)
+
+
+def test_a_folders_names_are_its_classes_unless_they_are_numbers(tmp_path):
+    for name in ("dog/a.png", "cat/a.png", ".git/a.png"):
+        (tmp_path / "words" / name).parent.mkdir(parents=True)
+        (tmp_path / "words" / name).write_bytes(b"x")
+    for name in ("0", "10", "2"):
+        (tmp_path / "numbers" / name).mkdir(parents=True)
+    assert spec_from_path(str(tmp_path / "words")).classes == ("cat", "dog")
+    assert spec_from_path(str(tmp_path / "numbers")).classes == ()
+    assert spec_from_table("x", {"train": "words", "text": "txt"}, base=tmp_path).classes == ()
+    assert spec_from_table("x", {"train": "words", "classes": ["dog", "cat"]}, base=tmp_path).classes == ("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("files", "format"),
+    [
+        (["a.parquet"], "parquet"),
+        (["label=x/part-0.parquet", "_SUCCESS"], "parquet"),
+        (["deep/er/0.tar"], "webdataset"),
+        (["train/cat/0.png", "metadata.parquet"], "folder"),
+        (["a.parquet", "z/0.jpg"], "folder"),
+        ([".git/a.parquet"], "folder"),
+        (["notes.txt"], "folder"),
+    ],
+)
+def test_a_folder_is_what_it_holds(tmp_path, files, format):
+    for name in files:
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"")
+    assert guess_format(str(tmp_path / "d")) == format
+
+
+def test_labels_that_are_names_alone_have_another_fingerprint_than_in_older_tables():
+    """They were taken for numbers, so that a table of then does not fit."""
+    import hashlib
+
+    def older(spec):
+        meaning = {"task": spec.task, "format": spec.format, "image": spec.image[:9], "target": spec.target_field}
+        meaning |= {"key": "", "classes": spec.classes, "rows_per_shard": 0}
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
+
+    for classes in (["1", "2"], ["01", "02"]):
+        assert entry(classes=classes).fingerprint != older(entry(classes=classes))
+    for classes in (3, ["cat", "dog"], ["cat", "2"], ["0", "1"]):
+        assert entry(classes=classes).fingerprint == older(entry(classes=classes))
+    assert "classes_from" not in entry().to_dict()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from curate.datasets import writing
 from curate.datasets.storage import list_names
 from curate.datasets.writing import make_folder, remove, remove_partials, whole_file, whole_folder, write_whole
 from curate.errors import SpecError, TableError, WriteError
@@ -199,3 +200,24 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     assert len(list(tmp_path.rglob(".*.partial"))) == 3, "that of another, b.c, stays"
     remove_partials(tmp_path)
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["b", "below", "below/b", "whole"]
+
+
+def test_a_lock_is_held_by_one_and_missing_locks_are_a_reason(tmp_path, monkeypatch):
+    with (tmp_path / "lock").open("a+") as first, (tmp_path / "lock").open("a+") as second:
+        assert writing.lock(first) == ""
+        with pytest.raises(BlockingIOError):
+            writing.lock(second)
+
+    def fails(number):
+        def flock(file, how):
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    with (tmp_path / "lock").open("a+") as file:
+        for number in (errno.ENOLCK, errno.ENOTSUP):
+            monkeypatch.setattr(writing.fcntl, "flock", fails(number))
+            assert writing.lock(file) == f"this file system has no locks ({os.strerror(number)})"
+        monkeypatch.setattr(writing.fcntl, "flock", fails(errno.EIO))
+        with pytest.raises(OSError, match="Input/output error"):
+            writing.lock(file)

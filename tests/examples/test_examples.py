@@ -19,9 +19,10 @@ WRONG = re.compile(r"wrong labels: ([\d.]+)% of the data, ([\d.]+)% of the ([\d,
 DIGITS = "zero one two three four five six seven eight nine".split()
 
 
-def run(name: str, *arguments: object) -> str:
-    """The standard output of an example."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+def run(name: str, *arguments: object, ranks: int = 1) -> str:
+    """The standard output of an example, started by torchrun where it has several ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -47,6 +48,13 @@ def test_plain_torch(folder):
     check_chosen(printed, 6_400)
     assert RESUMED in printed
     assert tables and tables == {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}  # prepared once
+
+
+def test_ddp_loop(folder):
+    printed = run("ddp_loop", folder, ranks=2)
+    check_chosen(printed, 6_400)
+    (moved,) = re.findall(r"2 ranks chose 6,400 digits together; ([\d.]+)% of them moved", printed)
+    assert 0 < float(moved) < 15
 
 
 def test_open_clip_loop(folder):
@@ -90,6 +98,7 @@ def test_every_example_is_short_and_run_here():
     assert {path.stem for path in files} == {
         "noisy_digits",
         "plain_torch",
+        "ddp_loop",
         "open_clip_loop",
         "timm_loop",
         "lightning_loop",

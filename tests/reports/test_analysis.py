@@ -5,37 +5,9 @@ from __future__ import annotations
 import pytest
 from curate.errors import RunError
 from curate.reports.analysis import analyse
-from curate.reports.content import Point, Spread
+from curate.reports.content import Spread
 from curate.reports.verdict import verdict
-
-
-def point(policy, budget, quality, *, seed=0, scoring=0.0, reference=0.0):
-    """A learner whose update costs 1 FLOP and 2 seconds; `scoring` more FLOPs an update; a reference's two lines."""
-    updates = budget / (1 + scoring)
-    return Point(
-        run=f"{policy}-{budget}-{seed}",
-        policy=policy,
-        budget_flops=budget,
-        seed=seed,
-        quality=quality,
-        costs={"learner_updates": updates, "total_flops": budget, "seconds": 2 * updates},
-        filter_ratio=0.5,
-        lr=1e-3,
-        lines={
-            "learner_train": updates,
-            "online_score": scoring * updates,
-            "online_train": 0.0,
-            "reference_score": reference,
-            "reference_train": reference,
-        },
-        regimes={
-            "fully_amortised": updates,
-            "foundation": budget,
-            "pretrained_reference": budget + (reference or 0.0),
-            "nothing_amortised": None if reference is None else budget + 2 * reference,
-        },
-    )
-
+from support.points import point
 
 UNIFORM = [point("uniform", 100.0 * 2**i, 0.4 + 0.1 * i, seed=seed) for i in range(3) for seed in (0, 1)]
 
@@ -50,9 +22,8 @@ def test_savings_in_every_regime_by_hand():
     (row,) = analysed(*mine).savings
     assert row.learner_updates.share == pytest.approx(1 - 100 / (200 * 2**0.999999), abs=1e-5)
     assert row.learner_updates.where == "on"
-    assert [s.where for s in row.learner_updates.seeds] == ["on", "above"]
-    assert [s.share for s in row.learner_updates.seeds] == pytest.approx([0.5, 0.75])
-    assert row.learner_updates.spread == "50 % to > 75 %"
+    # Two seeds 0.2 apart say nothing on a ladder from 0.4 to 0.6.
+    assert str(row.learner_updates.interval) == "≤ 0.0 % to > 75 %"
     shares = {name: saving.share for name, saving in row.total_compute.items()}
     expected = {"fully_amortised": 100, "foundation": 125, "pretrained_reference": 175, "nothing_amortised": 225}
     assert shares == pytest.approx({name: 1 - cost / 400 for name, cost in expected.items()}, abs=1e-5)
@@ -81,25 +52,47 @@ def test_without_uniform_nothing_can_be_said():
         analyse([point("learnability", 100.0, 0.5)], "top1", 100.0)
 
 
+def seeds(policy, budget, *qualities):
+    return [point(policy, budget, quality, seed=seed) for seed, quality in enumerate(qualities)]
+
+
 @pytest.mark.parametrize(
-    ("budget", "quality", "said"),
+    ("budget", "qualities", "said"),
     [
-        (100.0, 0.5, "learnability at 1x reaches uniform's quality with 50 % fewer learner updates and 50 % less"),
-        (100.0, 0.9, "with more than 75 % fewer learner updates and more than 75 % less total compute"),
-        (400.0, 0.5, "No policy saved total compute: the best, learnability at 4x, took 100 % more"),
-        (100.0, 0.1, "No policy is known to have saved total compute"),
+        (
+            100.0,
+            (0.5, 0.502),
+            "learnability at 1x reaches uniform's quality with 50 % fewer learner updates and 50 % less",
+        ),
+        (100.0, (0.9, 0.9), "with more than 75 % fewer learner updates and more than 75 % less total compute"),
+        (
+            400.0,
+            (0.5, 0.5),
+            "learnability at 4x costs more than uniform: the same quality took 100 % more learner updates",
+        ),
+        (400.0, (0.1, 0.1), "learnability at 4x costs more than uniform: the same quality took at least 300 % more"),
+        (100.0, (0.45, 0.55), "No saving shown: learnability at 1x took"),
+        (100.0, (0.5,), "No saving shown: one seed gives no interval. learnability at 1x took 50 % fewer"),
     ],
 )
-def test_the_verdict_calls_a_loss_a_loss(budget, quality, said):
-    assert said in verdict(analysed(point("learnability", budget, quality)))
+def test_the_verdict_calls_a_loss_a_loss_and_chance_chance(budget, qualities, said):
+    found = [*UNIFORM, *seeds("learnability", budget, *qualities)]
+    told = verdict(analyse(found, "top1", 100.0, headline_budget=budget))
+    assert said in told
+    assert ("90 % interval" in told) == (len(qualities) > 1)
 
 
-def test_the_headline_is_the_largest_saving_known_even_where_it_is_a_bound():
-    read = point("easy-reference", 100.0, 0.45)  # uniform's 141
-    beyond = point("learnability", 200.0, 0.9)  # more than 400, off the ladder
-    loss = point("hard-learner", 400.0, 0.5)
-    analysis = analysed(read, beyond, loss)
-    assert analysis.headline.policy == "learnability"
-    assert "more than 50 % less total compute" in verdict(analysis)
-    analysis = analysed(point("learnability", 50.0, 0.1), loss)  # below it: at most 50 % saved
-    assert analysis.headline.policy == "hard-learner"
+def test_the_headline_is_what_was_named_and_not_the_best():
+    found = [
+        *UNIFORM,
+        *seeds("hard-learner", 100.0, 0.42, 0.421),
+        *seeds("easy-reference", 100.0, 0.5, 0.5),
+        *seeds("easy-reference", 200.0, 0.59, 0.59),
+    ]
+    analysis = analyse(found, "top1", 100.0)
+    assert (analysis.headline.policy, analysis.headline.budget_flops) == ("hard-learner", 100.0)
+    said = verdict(analysis)
+    assert "named before the runs. Looked at: 2 policies, 3 pairs of policy and budget." in said
+    assert "Others at 1x: easy-reference a saving (50 %)." in said
+    named = analyse(found, "top1", 100.0, headline_budget=200.0, headline_policy="easy-reference").headline
+    assert (named.policy, named.budget_flops) == ("easy-reference", 200.0)

@@ -34,7 +34,7 @@ def probed(folder, reached):
     names = [write_run(folder, "uniform", b, q, s) for b, q in ((50, 0.4), (100, 0.5), (200, 0.6)) for s in (0, 1)]
     names += [write_run(folder, "learnability", 100, q, s) for s, q in enumerate(reached)]
     compared = Compared(
-        runs=tuple(names), quality="top1", dataset="", budget_flops=100, learning_rate=1e-3, search=(), settings={}
+        runs=tuple(names), quality="top1", dataset="", budget_flops=100, learning_rates={1.0: 1e-3}, settings={}
     )
     return read_probe(str(folder), compared)
 

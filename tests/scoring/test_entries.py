@@ -47,6 +47,7 @@ def refused(tmp_path, entry, *words, task="classification", num_classes=10):
         ({"mean": [0.5, 0.5]}, ("mean is [0.5, 0.5]", "three numbers")),
         ({"std": [0.5, 0.0, 0.5]}, ("std is", "above 0")),
         ({"reduced_jpeg": "yes"}, ("reduced_jpeg is 'yes'", "true or false")),
+        ({"exif_rotation": 1}, ("exif_rotation is 1", "true or false")),
     ],
 )
 def test_preprocessing(tmp_path, preprocessing, words):

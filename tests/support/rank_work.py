@@ -2,9 +2,15 @@
 
 import os
 import signal
+import zlib
+from itertools import islice
 
 import torch
+from curate.datasets import Geometry
 from curate.errors import ShardError
+from curate.scoring.selector import Selector
+from curate.training.sub import SubBatches
+from curate.training.superbatch import SuperBatches
 
 
 def rows_of(rank):
@@ -39,3 +45,40 @@ def dies(group):
     if group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     group.gather(torch.ones(2))
+
+
+class KeyScorer:
+    """Losses that follow from an example's name alone, so that they are the same wherever it is scored."""
+
+    def score(self, batch):
+        losses = [zlib.crc32(f"{s}/{k}".encode()) / 2**32 for s, k in zip(batch.shards, batch.keys, strict=True)]
+        return torch.tensor(losses, dtype=torch.float32)
+
+
+def choose(group, spec, steps, state, options):
+    """Steps of a stream of sub-batches that score by `KeyScorer`: what this rank was given, and the state after them."""
+    options = {"size": 60, "b": 21, "policy": "hard-learner", **options}
+    size, b, policy = (options.pop(name) for name in ("size", "b", "policy"))
+    batches = SuperBatches(spec, size, views={"image": Geometry(size=8)}, group=group, **options)
+    subs = SubBatches(batches, Selector(policy, b, seed=3), scorer=KeyScorer())
+    if state is not None:
+        subs.load_state_dict(state)
+    found = []
+    for sub in islice(subs, steps):
+        drawn = sub.drawn
+        found.append(
+            {
+                "drawn": list(zip(*drawn.whole_names(), strict=True)),
+                "held": list(zip(drawn.shards, drawn.keys, strict=True)),
+                "trained": list(zip(sub.shards, sub.keys, strict=True)),
+                "labels": sub.targets.tolist(),
+                "pixels": sub.views["image"].numpy(),
+                "index": sub.selection.index.tolist(),
+                "positions": sub.positions.tolist(),
+                "weight": sub.weight,
+                "moved": sub.moved,
+            }
+        )
+    state = subs.state_dict()
+    subs.close()
+    return found, state

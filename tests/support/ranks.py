@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -14,32 +15,31 @@ SECONDS = 120
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(group, *arguments)` on `size` ranks: what each returned, or the exception that it raised."""
+    """`function(group, *arguments)` on `size` ranks: what each returned, or raised; None if it was killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    results = CONTEXT.SimpleQueue()
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
     ranks = [
-        CONTEXT.Process(target=_rank, args=(rank, size, port, results, function, arguments), daemon=True)
+        CONTEXT.Process(target=_rank, args=(rank, size, port, pipes[rank][1], function, arguments), daemon=True)
         for rank in range(size)
     ]
-    for process in ranks:
+    for process, (_, sending) in zip(ranks, pipes, strict=True):
         process.start()
-    for process in ranks:
-        process.join(SECONDS)
-    alive = [process for process in ranks if process.is_alive()]
-    for process in alive:
-        process.kill()
-    assert not alive, f"{len(alive)} of {size} ranks still ran after {SECONDS} s"
-    found: dict[int, Any] = {}
-    while not results.empty():
-        rank, value = results.get()
-        found[rank] = value
-    return [found.get(rank) for rank in range(size)]
+        sending.close()
+    found = []
+    for process, (receiving, _) in zip(ranks, pipes, strict=True):
+        assert receiving.poll(SECONDS), f"a rank of {size} still ran after {SECONDS} s"
+        try:
+            found.append(pickle.loads(receiving.recv_bytes()))
+        except EOFError:  # it was killed
+            found.append(None)
+        process.join()
+    return found
 
 
 def _rank(
-    rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, size: int, port: int, result: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     import torch
     from curate.training.group import Group
@@ -53,5 +53,5 @@ def _rank(
     except Exception as e:
         e.add_note("".join(traceback.format_exception(e)))
         value = e
-    results.put((rank, value))
+    result.send_bytes(pickle.dumps(value))  # by copy: a tensor's memory may not outlive its process
     group.close()

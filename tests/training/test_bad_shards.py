@@ -7,8 +7,9 @@ import json
 import pytest
 from curate.datasets import readers
 from curate.errors import ReadError, ShardError, SpecError
-from curate.training import lanes
-from support.tiny import go, go_until, shard, weights, write_toml
+from curate.training import lanes, reference, train
+from support.commands import silent
+from support.tiny import go, go_until, options_of, shard, weights, write_toml
 
 
 @pytest.fixture
@@ -85,3 +86,17 @@ def test_a_resume_leaves_out_the_same_whether_or_not_it_can_be_read_again(many, 
     assert weights(many) == expected
     assert again["skipped_shards"].keys() == {"2"}
     assert again["counts"] == whole["counts"]
+
+
+def test_the_checks_before_a_run_pass_over_it_too(digits, tmp_path, monkeypatch):
+    """The first shard is one of those of which a few examples are scored again."""
+    broken(monkeypatch, "00000")
+    monkeypatch.setattr(reference, "read_shard", lanes.read_shard)
+    options = options_of(
+        tmp_path,
+        dataset="digits",
+        policy="easy-reference",
+        reference_scores=str(digits.table),
+        max_bad_shards=1,
+    )
+    assert train(options, config=digits.config, report=silent)["skipped_shards"].keys() == {"00000"}

@@ -7,9 +7,9 @@ import os
 import shutil
 
 import pytest
+from curate.datasets import writing
 from curate.errors import RunError
 from curate.scoring.loading import find_model, load_model, save_weights
-from curate.training import folder as run_folder
 from curate.training import frozen
 from support.tiny import MODELS, CutError, go, go_until, options_of, shard, weights, write_toml
 
@@ -23,10 +23,8 @@ def cut(tmp_path_factory):
     shard(root / "a.tar", range(64))
     shard(root / "test.tar", range(500, 520))
     write_toml(root, test="test.tar")
-    save_weights(
-        load_model(find_model("learner", task="classification", num_classes=10, config=_config(root))).module,
-        root / "start.safetensors",
-    )
+    spec = find_model("learner", task="classification", num_classes=10, config=_config(root))
+    save_weights(load_model(spec).module, root / "start.safetensors")
     write_toml(root, WEIGHTS, test="test.tar")
     go_until(5, root, evaluate=True)
     return root
@@ -78,7 +76,7 @@ CHANGES = {
     ),
     "weights": (other_weights_under_the_same_path, r"weights of learner = \w+, now \w+"),
     "classes": (
-        lambda root: write_toml(root, MODELS, test="test.tar", classes=[f"class {i}" for i in range(10)]),
+        lambda root: write_toml(root, WEIGHTS, test="test.tar", classes=[f"class {i}" for i in range(10)]),
         r"data set: classes = .*, now ",
     ),
 }
@@ -122,7 +120,7 @@ def test_other_steps_and_another_cost_of_a_step_are_refused(work):
             go(work, resume=True, evaluate=True)
     changed = {**manifest, "flops_per_step": {**manifest["flops_per_step"], "learner_train": 1.0}}
     (work / "runs/run/manifest.json").write_text(json.dumps(changed))
-    with pytest.raises(RunError, match=r"began with FLOPs of a step: learner train = 1\.0, now "):
+    with pytest.raises(RunError, match=r"began with FLOPs of a step: learner_train = 1\.0, now "):
         go(work, resume=True, evaluate=True)
 
 
@@ -232,7 +230,16 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def no_locks(file, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", no_locks)
+    monkeypatch.setattr(writing.fcntl, "flock", no_locks)
     told = []
     go(tmp_path, report=told.append)
     assert "this file system has no locks (No locks available)" in told[0]
+
+
+def test_a_run_killed_before_its_config_was_written_begins_anew(tmp_path):
+    shard(tmp_path / "a.tar", range(64))
+    write_toml(tmp_path)
+    (tmp_path / "runs/run").mkdir(parents=True)
+    (tmp_path / "runs/run/manifest.json").write_text(json.dumps({"began": {"steps": 99}}))
+    assert go(tmp_path)["steps"] == 12
+    assert json.loads((tmp_path / "runs/run/manifest.json").read_text())["began"]["steps"] == 12

@@ -24,6 +24,7 @@ BEFORE = """
  "checkpoint_every": null, "evaluate": true, "cache_bytes": 2147483648, "shuffle_bytes": 500000, "out": "runs",
  "name": null}
 """
+SINCE = "layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate grad_checkpointing".split()
 NOW = dict(dataset="digits", learner="learner", online="scorer", reference_scores="scores", steps=3, batch_size=16)
 
 
@@ -35,7 +36,8 @@ def test_the_config_of_an_earlier_version_reads():
     options = RunOptions.from_dict(json.loads(BEFORE))
     assert options == RunOptions.of(**NOW, policy="learnability", host_bytes=500_000)
     assert set(json.loads(BEFORE)) - set(options.to_dict()) == {"shuffle_bytes"}
-    assert set(options.to_dict()) - set(json.loads(BEFORE)) == {"host_bytes", "lanes", "max_bad_shards", "trust_table"}
+    since = {"host_bytes", "lanes", "max_bad_shards", "trust_table", *SINCE}
+    assert set(options.to_dict()) - set(json.loads(BEFORE)) == since
     assert options.changed_since(json.loads(BEFORE), ()) == []
     changed = options.but(host_bytes=7).changed_since(json.loads(BEFORE), ())
     assert changed == ["host_bytes = 500000, now 7"]
@@ -73,6 +75,15 @@ def test_a_policy_of_your_own_is_written_by_its_name():
         ({"name": "a/b"}, "--name is 'a/b', expected the name of one folder"),
         ({"name": ".."}, "--name is '..'"),
         ({"selections_every": 0}, "--selections-every is 0"),
+        ({"accumulate": 0}, "--accumulate is 0, expected at least 1"),
+        ({"accumulate": 9, "batch_size": 8}, "--accumulate is 9, expected at most --batch-size, 8"),
+        ({"beta1": 1.0}, "--beta1 is 1, expected from 0 to below 1"),
+        ({"beta2": float("nan")}, "--beta2 is nan"),
+        ({"eps": 0.0}, "--eps is 0, expected a number above 0"),
+        ({"clip_grad": -1.0}, "--clip-grad is -1, expected a number above 0"),
+        ({"layer_decay": 1.5}, "--layer-decay is 1.5, expected 0 to 1"),
+        ({"ema": 1.0}, "--ema is 1, expected from 0 to below 1"),
+        ({"ema_warmup": True}, "--ema-warmup is for a moving average; give --ema DECAY too"),
         ({"on_missing": "ask"}, "--on-missing is 'ask', expected error, score or skip"),
         ({"micro_batches": 3}, "no option 'micro_batches'; the nearest is 'micro_batch'"),
     ],

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -279,6 +280,56 @@ def test_a_run_of_an_older_version_had_the_default_of_an_option_it_did_not_know(
     assert options.but(chunks=4, seed=2).changed_since(before, {"chunks"}) == ["seed = 0, now 2"]
 
 
+# Every option of how the models are trained, at once.
+ALL = dict(
+    accumulate=3,
+    grad_checkpointing=True,
+    clip_grad=0.1,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-6,
+    layer_decay=0.7,
+    ema=0.9,
+    ema_warmup=True,
+    label_smoothing=0.1,
+    augment="crop-flip",
+    steps=20,
+)
+
+
+def with_a_transformer(config):
+    """One that drops at random; layers that have an order, and can be computed twice."""
+    arguments = dict(
+        img_size=8, patch_size=2, embed_dim=16, depth=3, num_heads=2, drop_path_rate=0.3, proj_drop_rate=0.2
+    )
+    entry = {"architecture": "vit_tiny_patch16_224", "arguments": arguments, "preprocessing": {"size": 8}}
+    return replace(config, models={**config.models, "vit": entry})
+
+
+@pytest.mark.parametrize("task", ["classes", "pairs"])
+def test_all_options_of_training_at_once_come_back(digits, pairs, tmp_path, monkeypatch, task):
+    changes, config = {"learner": "vit", **ALL}, with_a_transformer(digits.config)
+    if task == "pairs":
+        known = {"dataset": "pairs", "learner": "clip", "policy": "uniform", "online": None, "reference_scores": None}
+        changes, config = {**ALL, **known, "batch_size": 10, "layer_decay": None}, pairs.config
+    train(options_for(digits, tmp_path / "whole", **changes), config=config, report=silent)
+    options = options_for(digits, tmp_path / "cut", **changes)
+    for stop in (4, 12):
+        stopping_at(monkeypatch, stop)
+        with pytest.raises(StoppedError):
+            train(options, config=config, resume=stop > 4, report=silent)
+    monkeypatch.setattr(run, "train_loop", train_loop)
+    train(options, config=config, resume=True, report=silent)
+    whole, cut = left_by(tmp_path / "whole/run"), left_by(tmp_path / "cut/run")
+    trained = {"learner.safetensors", "learner-last.safetensors"} | (
+        {"online.safetensors"} if task == "classes" else set()
+    )
+    assert set(whole["weights"]) == trained
+    assert whole["weights"]["learner.safetensors"] != whole["weights"]["learner-last.safetensors"]
+    assert cut["weights"] == whole["weights"] and cut["metrics"] == whole["metrics"]
+    assert cut["selections"] == whole["selections"] and cut["summary"] == whole["summary"]
+
+
 DAMAGE = {
     "a byte of the weights": ("learner.safetensors", lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]),
     "the optimizers cut": ("optimizers.pt", lambda data: data[:1000]),
@@ -312,7 +363,6 @@ def test_a_checkpoint_is_never_of_weights_that_are_not_finite(tmp_path, monkeypa
 
     def ruined(self, *args):
         loss = step(self, *args)
-        self.steps = getattr(self, "steps", 0) + 1
         if self.steps == 8:
             with torch.no_grad():
                 next(self.module.parameters())[0] = torch.nan

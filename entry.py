@@ -1,0 +1,86 @@
+"""How a command begins and ends: threads, streams, signals, and what becomes of an error."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from . import threads
+from .datasets.notices import in_one_line
+from .errors import CurateError, StoppedError
+from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
+from .training.signals import handled_by
+from .units import Report
+
+INTERRUPTED = 130
+
+
+def run_command(cli: Callable[..., Any], report: Report) -> None:
+    """Run the command that sys.argv names, and exit with its code.
+
+    A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback.
+    """
+    threads.settle()
+    settle()
+    in_one_line()
+    code = 0
+    try:
+        with handled_by(_end):
+            code = _code_of(cli)
+        sys.stdout.flush()
+    except CurateError as e:
+        report(f"curate: {e}")
+        code = 1
+    except BrokenPipeError:
+        if not nobody_reads(sys.stdout) and not nobody_reads(sys.stderr):
+            raise  # another pipe, of a process that died
+        code = 0  # `| head` has seen enough
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
+        code = 1
+    except StoppedError as e:
+        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
+        code = e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        report("curate: interrupted; run the same command again to resume (train: add --resume)")
+    if code >= INTERRUPTED:
+        end_within(0.3, code)
+    flush_or_drop()
+    if code:
+        sys.exit(code)
+
+
+def _code_of(cli: Callable[..., Any]) -> int:
+    """The command's exit code."""
+    streams, written_to = (sys.stdout, sys.stderr), file_of(sys.stdout)
+    try:
+        return cli(prog_name="curate", standalone_mode=False) or 0
+    except SystemExit as e:
+        # So do typer and rich end at a broken pipe. They put other streams, or nothing, in place of those that nobody reads.
+        sys.stdout, sys.stderr = streams
+        if e.code == 1 and (file_of(sys.stdout) != written_to or any(map(nobody_reads, streams))):
+            return 0
+        if isinstance(e.__context__, BrokenPipeError):
+            raise e.__context__ from None
+        return int(e.code or 0)
+    except Exception as e:
+        if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
+            raise
+        from typer.rich_utils import rich_format_error
+
+        with suppress(OSError, SystemExit):
+            rich_format_error(e)  # type: ignore[arg-type]
+        return int(e.exit_code)
+
+
+def _end(signal: int, frame: Any) -> None:
+    raise StoppedError(signal)

@@ -1,0 +1,93 @@
+"""A data set's score tables: how much they cover, how old they are, and whether their reference is here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from ..datasets.shards import Shard, list_shards
+from ..datasets.spec import DatasetSpec
+from ..datasets.storage import exists, list_times
+from ..errors import CurateError
+from ..scoring.tables.counts import all_counts
+from ..scoring.tables.lookup import ScoreTable
+from ..scoring.tables.read import error_names
+from ..scoring.tables.schema import ENDING
+from .doctor_findings import Finding
+from .status import ago
+from .table_choice import tables_of
+
+
+def look_at_tables(spec: DatasetSpec, scores: str) -> list[Finding]:
+    """Findings on every table of the data set in or below `scores`. Raises as list_shards does."""
+    tables = tables_of(scores, spec.name)
+    score = f"curate score-reference --dataset {spec.name} --out {scores} --reference"
+    if not tables:
+        return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", f"{score} MODEL")]
+    shards = list_shards(spec)
+    return [finding for table in tables for finding in _table(table, spec, shards, score)]
+
+
+def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score: str) -> Iterator[Finding]:
+    about, reference = f"score table {table.folder}", table.manifest["reference"]["name"]
+    again = f"{score} {reference}"
+    if table.manifest["dataset_fingerprint"] != spec.fingerprint:
+        yield Finding(about, "act", "made with other fields or classes than curate.toml has now", f"{again} --out NEW")
+        return
+    try:
+        counts = all_counts(table.folder)
+    except CurateError as e:
+        yield Finding(about, "act", str(e), again)
+        return
+    missing = [shard.name for shard in shards if shard.name not in counts]
+    changed = [s.name for s in shards if s.name in counts and counts[s.name].shard_size != s.size]
+    examples, failures = (sum(getattr(c, name) for c in counts.values()) for name in ("examples", "failures"))
+    covers = f"{len(shards) - len(missing):,} of {len(shards):,} shards, {examples:,} examples, {failures:,} failed"
+    unreadable = error_names(table.folder)
+    if missing:
+        first = f"; first missing: '{missing[0]}'"
+        told = f"; {len(unreadable):,} could not be read" if unreadable else ""
+        yield Finding(about, "act", f"covers {covers}{first}{told}", again)
+    else:
+        yield Finding(about, "ok", f"covers {covers}")
+    if changed:
+        yield Finding(
+            about,
+            "act",
+            f"{len(changed):,} shards have another size than when they were scored, first '{changed[0]}'",
+            f"{again} --out NEW",
+        )
+    times = [t for name, t in list_times(table.folder).items() if name.endswith(ENDING) and t is not None]
+    if times:
+        yield Finding(about, "ok", f"last written {ago(time.time() - max(times))} ago")
+    yield _reference(table, about)
+
+
+def _reference(table: ScoreTable, about: str) -> Finding:
+    """Whether the model that made the table can be loaded, so that a run can check some losses before it starts."""
+    from ..scoring.loading import load_model
+    from ..scoring.models import ModelSpec
+
+    spec = ModelSpec(**table.manifest["reference"]["model"])
+    look = f"curate evaluate {spec.name} --dataset {table.manifest['dataset']}"
+    if "/" not in spec.weights:
+        return Finding(about, "ok", f"made by {spec.name}, which is loaded by its name")
+    if not exists(spec.weights):
+        return Finding(
+            about,
+            "note",
+            f"its reference is not here ({spec.weights}); runs cannot check its losses",
+            f"curate status {table.folder}",
+        )
+    try:
+        fingerprint = load_model(spec, trained=True).fingerprint()
+    except CurateError as e:
+        return Finding(about, "act", f"its reference cannot be loaded: {e}", look)
+    if fingerprint != table.reference_fingerprint:
+        return Finding(
+            about,
+            "act",
+            f"its reference {spec.name} changed: it was {table.reference_fingerprint[:8]}, and is {fingerprint[:8]}",
+            f"curate score-reference --dataset {table.manifest['dataset']} --reference {spec.name}",
+        )
+    return Finding(about, "ok", f"its reference {spec.name} is here, with the same weights")

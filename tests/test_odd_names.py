@@ -1,0 +1,54 @@
+"""Folders, shards and data sets with names that globs, URLs and SQL take for something else work in every command."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from curate.datasets.spec import find_dataset, load_config
+from curate.reports import connect
+from curate.scoring.tables.lookup import open_scores
+from support.commands import curate
+from support.prepared import IN_MEMORY
+
+ODD = ["a[1] x#y", "q?z 50%", "{b,c}st*r", "~p'q\""]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_command_finds_what_another_one_wrote(digits, tmp_path, name):
+    root = tmp_path / name
+    shutil.copytree(digits.root / "data", root / "data")
+    train = root / "data/digits/train"
+    os.rename(train / "00000.tar", train / f"{name}.tar")
+    toml = root / "curate.toml"
+    text = (digits.root / "curate.toml").read_text()
+    text = text.replace("train/{00000..00005}.tar", "train/*.tar").replace(
+        "[datasets.digits]", '[datasets."my digits"]'
+    )
+    toml.write_text(text)
+    assert 'datasets."my digits"' in text and "train/*.tar" in text
+    scores, runs = root / "scores", root / "runs"
+    common = ("--config", toml, "--dataset", "my digits", "--precision", "fp32")
+    scored = curate("score-reference", *common, "--reference", digits.reference, "--out", scores, "--", *IN_MEMORY)
+    assert scored.code == 0, scored
+    table = Path(scored.out.strip())
+    assert table == scores / "dataset=my digits" / table.name and (table / f"{name}.parquet").is_file()
+    again = curate("score-reference", *common, "--reference", digits.reference, "--out", scores, "--", *IN_MEMORY)
+    assert "0 to do" in again.err
+    status = curate("status", scores, "--config", toml, "--all")
+    assert status.code == 0, status
+    options = ("--learner", "learner", "--policy", "easy-reference", "--reference-scores", scores, "--out", runs)
+    trained = curate("train", *common, *options, "--name", "run", "--batch-size", 16, "--steps", 2, "--no-evaluate")
+    assert trained.code == 0, trained
+    assert Path(trained.out.strip()).is_dir()
+    sql = connect(scores=str(scores), runs=str(runs))
+    assert sql.execute("SELECT count(*), count(DISTINCT shard) FROM scores").fetchone() == (900, 6)
+    assert sql.execute("SELECT DISTINCT dataset FROM scores").fetchone() == ("my digits",)
+    assert sql.execute(f"SELECT count(*) FROM scores WHERE shard = {sqls(name)}").fetchone() == (150,)
+    assert sql.execute("SELECT count(*) FROM selections").fetchone()[0] > 0
+    assert open_scores(str(scores)).shard(name).shard == name
+    assert find_dataset("my digits", load_config(toml)).num_classes == 10
+
+
+def sqls(text):
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,93 @@
+"""Closed streams, pipes that nobody reads, encodings without our signs, and Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from curate import entry
+from curate.streams import nobody_reads, settle
+from support.commands import curate
+
+LONG = "SELECT count(*) FROM range(200000) a, range(2000000) b WHERE a.range + b.range = 7"
+
+
+def run(script, **settings):
+    """A shell line in which CURATE is the command: light commands start in a second."""
+    line = script.replace("CURATE", f"{sys.executable} -m curate")
+    environment = {**os.environ, **settings}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=environment, timeout=120)
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr, done.stderr.decode()
+    return done
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "table", "parquet"])
+def test_head_is_success(format):
+    done = run(f"CURATE sql 'SELECT unnest(range(300000)) AS a' --format {format} | head -c 5; echo ${{PIPESTATUS[0]}}")
+    assert done.stdout.endswith(b"0\n"), done.stdout
+
+
+def test_head_of_a_help_is_success():
+    assert run("CURATE compare --help | head -1 > /dev/null; echo ${PIPESTATUS[0]}").stdout == b"0\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("CURATE sql 'SELECT 1' >&- 2>&- <&-", 0),
+        ("CURATE --help >&-", 0),
+        ("CURATE sql SELEC 2>&-", 1),
+        ("CURATE sql 'SELECT 1' > /dev/full", 1),
+        ("CURATE sql --nonsense 2> /dev/full", 2),
+    ],
+)
+def test_closed_and_full_streams_are_no_traceback(line, code):
+    assert run(line).returncode == code
+
+
+def test_an_encoding_that_lacks_our_signs():
+    assert "score-reference" in run("CURATE --help", PYTHONIOENCODING="ascii").stdout.decode("ascii")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    before, sys.stdout = sys.stdout, stream
+    try:
+        settle()
+        print("… ≤ \N{MINUS SIGN}9 é \udcff", flush=True)
+    finally:
+        sys.stdout = before
+    assert stream.buffer.getvalue() == b"... <= -9 \\xe9 \\udcff\n"
+
+
+def test_a_pipe_says_when_nobody_reads_it():
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        assert not nobody_reads(stream)
+        os.close(reader)
+        assert nobody_reads(stream)
+    assert not nobody_reads(io.StringIO())
+
+
+def test_ctrl_c_ends_a_query_with_its_line(monkeypatch):
+    ended = []
+    monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
+    timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    started = time.monotonic()
+    done = curate("sql", LONG)
+    assert time.monotonic() - started < 1.5 + 3
+    assert (done.code, ended) == (130, [130])
+    assert done.error.startswith("interrupted; run the same command again")
+
+
+def test_a_broken_pipe_of_another_process_is_no_success(monkeypatch):
+    def broken(*given, **options):
+        raise BrokenPipeError(32, "a worker's pipe")
+
+    monkeypatch.setattr("curate.reports.write", broken)
+    with pytest.raises(BrokenPipeError):
+        curate("sql", "SELECT 1")

@@ -1,0 +1,106 @@
+"""A super-batch divided among the ranks of a group: each holds the rows of its lanes, and trains on its share of the chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ..datasets.order import quotas
+from .deal import deal
+from .group import Group
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order."""
+
+    group: Group
+    holder_B: np.ndarray
+
+    @classmethod
+    def of_step(cls, group: Group, step: int, size: int, lanes: int) -> Division:
+        """Of super-batch number `step`: rank r holds the rows of the lanes r, r + W, r + 2 W, ..."""
+        lane_B = np.repeat(np.arange(lanes), quotas(step, size, lanes))
+        return cls(group, lane_B % group.size)
+
+    def __len__(self) -> int:
+        return len(self.holder_B)
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        """Where the rows of rank 0, of rank 1, and so on stand in the super-batch."""
+        return torch.from_numpy(np.argsort(self.holder_B, kind="stable"))
+
+    def whole(self, rows: torch.Tensor) -> torch.Tensor:
+        """All B rows in the order of the super-batch, given each rank's own. A collective."""
+        found = torch.cat(self.group.gather(rows))
+        return torch.empty_like(found).index_copy_(0, self._order.to(found.device), found)
+
+    def whole_list(self, values: list[T]) -> list[T]:
+        """All B values in the order of the super-batch, given each rank's own. A collective."""
+        found = [value for part in self.group.share(values) for value in part]
+        places = self._order.tolist()
+        by_place = dict(zip(places, found, strict=True))
+        return [by_place[place] for place in range(len(found))]
+
+    def deal(self, index_b: torch.Tensor) -> Deal:
+        """Who trains on which of the chosen rows `index_b`, int64 [b], ascending."""
+        chosen_b = index_b.cpu().numpy()
+        holder_b = self.holder_B[chosen_b]
+        trainer_b = deal(holder_b, self.group.size)
+        own = np.cumsum(self.holder_B == self.group.rank) - 1  # of each of my rows: which of mine it is
+        mine = holder_b == self.group.rank
+        rank = self.group.rank
+        send = [
+            torch.from_numpy(own[chosen_b[mine & (trainer_b == to)]])
+            if to != rank
+            else torch.empty(0, dtype=torch.int64)
+            for to in range(self.group.size)
+        ]
+        kept = np.flatnonzero(mine & (trainer_b == rank))
+        received = [np.flatnonzero((holder_b == s) & (trainer_b == rank)) for s in range(self.group.size) if s != rank]
+        positions = np.concatenate([kept, *received])
+        return Deal(
+            self.group,
+            keep=torch.from_numpy(own[chosen_b[kept]]),
+            send=send,
+            order=torch.from_numpy(np.argsort(positions)),
+            positions=torch.from_numpy(np.sort(positions)),
+            moved=int((holder_b != trainer_b).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class Deal:
+    """What this rank keeps of its rows (`keep`), and which of them it sends to each rank (`send`).
+
+    `positions`, int64 [n], are the numbers, among the b chosen, of the rows that it trains on. `moved` counts the rows
+    that any rank sends.
+    """
+
+    group: Group
+    keep: torch.Tensor
+    send: list[torch.Tensor]
+    order: torch.Tensor
+    positions: torch.Tensor
+    moved: int
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows [n, ...] that this rank trains on, given those that it holds. A collective."""
+        kept = rows[self.keep.to(rows.device)]
+        received = self.group.exchange([rows[part.to(rows.device)] for part in self.send]) if self.moved else []
+        return torch.cat([kept, *received])[self.order.to(rows.device)]
+
+    def take_list(self, values: list[T]) -> list[T]:
+        """The same for values that are no tensors. A collective."""
+        found = [values[i] for i in self.keep.tolist()]
+        if self.moved:
+            sent = self.group.share([[values[i] for i in part.tolist()] for part in self.send])
+            found += [value for by_rank in sent for value in by_rank[self.group.rank]]
+        return [found[i] for i in self.order.tolist()]

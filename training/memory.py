@@ -1,0 +1,206 @@
+"""The memory that a run will take, measured before step 1 on tensors that have a shape and a device but no storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datasets.decoding import Geometry, View
+from ..errors import ModelError, SpecError
+from ..scoring.joint import BLOCK
+from ..scoring.models import Model
+from ..scoring.settings import Precision
+from ..units import Report
+from .peaks import optimizer_bytes, parameter_bytes, scoring_peak, training_peak
+from .trainee import Trainee
+
+# Nothing is measured where even so many float32 values for each value of an image would take a tenth of the memory or less.
+MOST_ACTIVATIONS, UNMEASURED_SHARE = 1000, 0.1
+# Compiled code keeps less for the backward pass. How much less is not known before, so less than this share is not refused.
+COMPILED_SHARE = 0.5
+# Super-batches on the host at one time: two that were read ahead, one in the making, one in use.
+SUPER_BATCHES = 4
+# Matrices [B, BLOCK] of float32 that a joint choice has at one time.
+JOINT_BLOCKS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run computes at a step. `scoring` are the models that score the super-batch; `joint` says that the choice
+    compares all pairs. `grad_checkpointing` is the learner's."""
+
+    learner: Trainee
+    online: Trainee | None
+    scoring: Sequence[Model]
+    views: Iterable[View]
+    sub_batch: int
+    super_batch: int
+    micro_batch: int
+    accumulate: int
+    grad_checkpointing: bool
+    score_precision: Precision
+    device: torch.device
+    joint: bool = False
+
+    @property
+    def trainees(self) -> dict[str, Trainee]:
+        return {"learner": self.learner} | ({"online model": self.online} if self.online else {})
+
+    @property
+    def image_bytes(self) -> int:
+        """Of one example in all views that differ; what a user's function makes is of unknown size."""
+        return sum(3 * size * size for size in {v.size for v in self.views if isinstance(v, Geometry)})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `held` is on the device all the time, each of `peaks` at its time, `host` beside the shards and the cache."""
+
+    held: dict[str, int]
+    peaks: dict[str, int]
+    host: int
+
+    @property
+    def device(self) -> int:
+        return sum(self.held.values()) + max(self.peaks.values())
+
+    @property
+    def least(self) -> int:
+        """If compiled code keeps as little as we can imagine."""
+        return sum(self.held.values()) + round(COMPILED_SHARE * max(self.peaks.values()))
+
+    def __str__(self) -> str:
+        peak = max(self.peaks, key=lambda name: self.peaks[name])
+        parts = [f"{name} {_gb(size)}" for name, size in self.held.items() if size]
+        return f"{_gb(self.device)} ({', '.join([*parts, f'{peak} {_gb(self.peaks[peak])}'])})"
+
+
+def check_memory(needs: Needs, log: Report) -> Memory | None:
+    """Log what the run will take. Raises SpecError where the device has less, with the options that would help.
+
+    None where a model cannot be measured without its values, and where so little is needed that nobody asks.
+    """
+    room = available(needs)
+    if room is None or crude(needs) < UNMEASURED_SHARE * room:
+        return None
+    try:
+        found = measure(needs)
+    except (RuntimeError, NotImplementedError, TypeError) as e:
+        log(f"memory: cannot be estimated ({str(e).splitlines()[0] if str(e) else type(e).__name__})")
+        return None
+    log(
+        f"memory: about {found} on {needs.device}, which has {_gb(room)}; {_gb(found.host)} of super-batches on the host"
+    )
+    compiled = needs.learner.compiled
+    if (found.least if compiled else found.device) > room:
+        raise SpecError(
+            f"training needs about {found} on {needs.device}, which has {_gb(room)}; {_help(needs, found.held, room)}"
+        )
+    if found.device > room:
+        log("memory: this fits only if compiled code needs less than that; if it ends out of memory, --accumulate 2")
+    return found
+
+
+def measure(needs: Needs) -> Memory:
+    """Raises what a model raises that cannot run without its values."""
+    own = needs.device.type != "cpu"
+    images, B, b = needs.image_bytes, needs.super_batch, needs.sub_batch
+    models = {id(m.module): m for m in (*(t.model for t in needs.trainees.values()), *needs.scoring)}
+    tensors = {id(t): t for m in models.values() for t in (*m.module.parameters(), *m.module.buffers())}
+    optimizers = {name: optimizer_bytes(trainee, needs.device) for name, trainee in needs.trainees.items()}
+    held = {
+        "parameters": sum(t.nbytes for t in tensors.values()),
+        "optimizer": sum(state for state, _ in optimizers.values()),
+        "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
+        # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
+        "images": (2 * b + (B if own else SUPER_BATCHES * B)) * images,
+    }
+    peaks = {}
+    for name, trainee in needs.trainees.items():
+        again = needs.grad_checkpointing if trainee is needs.learner else trainee.grad_checkpointing
+        peaks[f"training the {name}"] = max(
+            training_peak(trainee, b, needs.accumulate, again, needs.device),
+            parameter_bytes(trainee.module) + optimizers[name][1],  # gradients, and what the optimizer makes of them
+        )
+    for model in needs.scoring:
+        size = min(B, needs.micro_batch)
+        peak = scoring_peak(model, size, needs.score_precision, needs.device)
+        # The loop holds the super-batch before until this one is chosen from.
+        peaks["scoring"] = max(peaks.get("scoring", 0), peak + own * B * images)
+    if needs.joint:
+        peaks["choosing"] = JOINT_BLOCKS * B * BLOCK * 4
+    return Memory(held, peaks, (SUPER_BATCHES + own) * B * images)
+
+
+def available(needs: Needs) -> int | None:
+    """Bytes that this process can have on the device, with what the parameters take already; None where nobody says."""
+    if needs.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(needs.device)[0] + torch.cuda.memory_reserved(needs.device))
+    free = host_available()
+    if free is None:
+        return None
+    return free + sum(parameter_bytes(t.module) for t in needs.trainees.values())
+
+
+def host_available() -> int | None:
+    """Bytes that the system, or this process's control group, can still give; None where neither says."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        most = (group / "memory.max").read_text(encoding="ascii").strip()
+        if most.isdigit():
+            found.append(int(most) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)
+
+
+def crude(needs: Needs) -> int:
+    """Bytes that a run is certain not to exceed, from its batch and its parameters alone."""
+    parameters = sum(parameter_bytes(t.module) for t in needs.trainees.values())
+    at_a_time = -(-needs.sub_batch // needs.accumulate) + min(needs.super_batch, needs.micro_batch)
+    compared = 64 * needs.sub_batch**2 + 4 * JOINT_BLOCKS * BLOCK * needs.super_batch * needs.joint
+    return (
+        8 * parameters
+        + compared
+        + needs.image_bytes * (4 * MOST_ACTIVATIONS * at_a_time + SUPER_BATCHES * needs.super_batch)
+    )
+
+
+def _help(needs: Needs, held: dict[str, int], room: int) -> str:
+    """What to do about it: the least of each kind of change with which the run fits, and what it would take then."""
+    found: list[str] = []
+    for kind in _changes(needs) if sum(held.values()) < room else ():
+        for told, change in kind:
+            try:
+                memory = measure(replace(needs, **change))
+            except ModelError:  # it has no checkpointing
+                break
+            if memory.device <= room:
+                found.append(f"{told} fits: {_gb(memory.device)}")
+                break
+        if len(found) == 2:
+            break
+    return "; ".join(found) or "lower --batch-size, or take a smaller model"
+
+
+def _changes(needs: Needs) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Kinds of change, from what costs nothing to what costs most; of each kind the least comes first."""
+    sizes = [needs.micro_batch // 4**i for i in (1, 2, 3)] if needs.scoring else []
+    parts = [needs.accumulate * 2**i for i in range(1, 10) if needs.accumulate * 2**i <= needs.sub_batch]
+    yield [(f"--micro-batch {n}", {"micro_batch": n}) for n in sizes if n]
+    yield [(f"--accumulate {n}", {"accumulate": n}) for n in parts]
+    if not needs.grad_checkpointing:
+        again = {"grad_checkpointing": True}
+        yield [("--grad-checkpointing", again)]
+        yield [(f"--grad-checkpointing --accumulate {n}", {**again, "accumulate": n}) for n in parts]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
