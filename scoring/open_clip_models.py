@@ -115,6 +115,8 @@ def build_open_clip(task: Task, spec: ModelSpec) -> Model:
         module = open_clip.create_model(
             architecture, pretrained=tag or None, require_pretrained=bool(tag), pretrained_text=False
         )
+        if spec.weights != "published":
+            _draw_the_rest(module)
         tokenizer = _tokenizer(spec.name, architecture)
     data = open_clip.get_model_preprocess_cfg(module)
     values = {
@@ -125,6 +127,15 @@ def build_open_clip(task: Task, spec: ModelSpec) -> Model:
         "std": data.get("std", open_clip.OPENAI_DATASET_STD),
     }
     return Model(spec, task, module, merged_preprocessing(spec.name, spec.preprocessing, values), tokenizer)
+
+
+def _draw_the_rest(module: Any) -> None:
+    """open_clip leaves the last layer of CoCa's decoder as it finds the memory. Drawn as it draws its other towers'."""
+    import torch
+
+    projection = getattr(getattr(module, "text_decoder", None), "text_projection", None)
+    if projection is not None:
+        torch.nn.init.normal_(projection, std=projection.shape[0] ** -0.5)
 
 
 @contextmanager

@@ -239,6 +239,9 @@ def test_coca_scores_by_its_embeddings_and_trains_with_its_captioning_loss(tmp_p
     theirs = sum(CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=1.0)(**model.module(images, tokens)))
     ours = model.task.training_loss(model)(model.task.forward(model.module, images, tokens), tokens)
     torch.testing.assert_close(ours, theirs)
+    again = made(tmp_path, {"config": coca(clip_config)}, task="image-text")
+    assert again.fingerprint() == model.fingerprint()  # every weight is drawn from the seed
+    assert 0.01 < model.module.text_decoder.text_projection.std() * 4 < 2
     without_tokens = coca(clip_config)
     del without_tokens["vision_cfg"]["output_tokens"]
     refused(tmp_path, {"config": without_tokens}, "does not take images", task="image-text")
