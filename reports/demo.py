@@ -18,7 +18,7 @@ from .output import write
 from .reading import query
 from .views import connect
 
-BUDGET = "15TF"
+BUDGET = "5TF"
 LEARNER = {
     "architecture": "small_resnet",
     "arguments": {"channels": [32, 64, 128, 256], "layers": [0, 1, 1]},
