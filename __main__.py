@@ -6,6 +6,6 @@ if __name__ == "__main__":
     # Python puts the working folder first. There it is searched last: a random.py must not replace the library's.
     if not sys.flags.safe_path:
         sys.path.append(sys.path.pop(0))
-    from .cli import app
+    from .cli import main
 
-    app()
+    main()

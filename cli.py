@@ -12,7 +12,7 @@ import typer
 
 from . import __version__
 from .command import reference_page, takes, without
-from .entry import run_command
+from .entry import run_command, run_process
 from .errors import SpecError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
@@ -53,8 +53,13 @@ PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["p
 
 
 def app() -> None:
-    """Entry point."""
+    """Run the command that sys.argv names, and exit with its code."""
     run_command(cli, report)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    run_process(app)
 
 
 def _version(show: bool) -> None:
@@ -64,7 +69,7 @@ def _version(show: bool) -> None:
 
 
 @cli.callback()
-def main(
+def curate(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -18,6 +18,8 @@ from .training.signals import handled_by
 from .units import Report
 
 INTERRUPTED = 130
+# Exit codes from here on: a signal ended the command.
+STOPPED = 128
 
 
 def run_command(cli: Callable[..., Any], report: Report) -> None:
@@ -52,11 +54,19 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
         code = INTERRUPTED
     if code == INTERRUPTED:
         report("curate: interrupted; run the same command again to resume (train: add --resume)")
-    if code >= INTERRUPTED:
-        end_within(0.3, code)
     flush_or_drop()
     if code:
         sys.exit(code)
+
+
+def run_process(app: Callable[[], None]) -> None:
+    """Run a command as all that this process does. Interrupted, it ends soon, even where a thread waits for storage."""
+    try:
+        app()
+    except SystemExit as e:
+        if isinstance(e.code, int) and e.code >= STOPPED:
+            end_within(0.3, e.code)
+        raise
 
 
 def _code_of(cli: Callable[..., Any]) -> int:

@@ -34,7 +34,7 @@ def format_flops(flops: float) -> str:
     for unit, size in reversed(UNITS.items()):
         if unit and flops >= size:
             return f"{flops / size:.3g} {unit}"
-    return f"{flops:.3g}"
+    return f"{flops / UNITS['MF']:.3g} MF" if flops >= 1000 else f"{flops:.3g}"
 
 
 BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

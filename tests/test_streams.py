@@ -72,16 +72,23 @@ def test_a_pipe_says_when_nobody_reads_it():
     assert not nobody_reads(io.StringIO())
 
 
-def test_ctrl_c_ends_a_query_with_its_line(monkeypatch):
-    ended = []
-    monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
+def test_ctrl_c_ends_a_query_with_its_line():
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     started = time.monotonic()
     done = curate("sql", LONG)
     assert time.monotonic() - started < 1.5 + 3
-    assert (done.code, ended) == (130, [130])
+    assert done.code == 130
     assert done.error.startswith("interrupted; run the same command again")
+
+
+@pytest.mark.parametrize(("code", "ends"), [(130, [130]), (143, [143]), (1, []), (0, [])])
+def test_an_interrupted_process_ends_even_where_a_thread_hangs(monkeypatch, code, ends):
+    ended = []
+    monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
+    with pytest.raises(SystemExit):
+        entry.run_process(lambda: sys.exit(code))
+    assert ended == ends
 
 
 def test_a_broken_pipe_of_another_process_is_no_success(monkeypatch):
