@@ -190,7 +190,7 @@ def finished(options, digits, tmp_path):
     toml = tmp_path / "curate.toml"
     toml.write_text(digits.toml.read_text().replace('"data/', f'"{digits.root}/data/'))
     small = replace(options, policies=("uniform",), budgets=(1.0,), ladder=(2.0,), seeds=1)
-    for point in planned(small, 2e-3):
+    for point in planned(small, dict.fromkeys(small.multiples, 2e-3)):
         train(point, config=load_config(toml), report=silent)
     return toml, small
 
