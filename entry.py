@@ -43,7 +43,7 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
             raise  # another pipe, of a process that died
         code = 0  # `| head` has seen enough
     except OSError as e:
-        if e.errno != errno.ENOSPC:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
         code = 1
@@ -81,7 +81,9 @@ def _code_of(cli: Callable[..., Any]) -> int:
             return 0
         if isinstance(e.__context__, BrokenPipeError):
             raise e.__context__ from None
-        return int(e.code or 0)
+        if isinstance(e.code, str):  # a module that the user named ended the program
+            print(e.code, file=sys.stderr)
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
             raise

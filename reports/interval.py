@@ -1,7 +1,7 @@
 """How sure a saving is: 90 % intervals over seeds, both sides paired by seed. Pure functions.
 
-The interval holds every cost at which uniform may have the policy's quality: those where a paired t-test over seeds does not
-tell the two apart. At a cost x, seed i's difference is its quality under the policy minus its own ladder's quality at x, so
+The interval holds every cost at which uniform may have the policy's quality: those where a paired t-test over seeds finds no
+significant difference. At a cost x, seed i's difference is its quality under the policy minus its own ladder's quality at x, so
 the noise of the ladder counts as much as that of the policy. With normal noise this covers the truth in 90 % of
 comparisons at any number of seeds from 2; a percentile bootstrap over 3 seeds covers it in 60 to 65 %
 (tests/reports/test_interval.py).

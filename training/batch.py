@@ -65,7 +65,7 @@ class SuperBatch:
         """The examples at `index`, int64 [b], in its order.
 
         Where a group divides the super-batch, `index` counts its rows over all ranks, in ascending order, and is the same
-        on each. This rank is given its share of the b examples: its own first, and what others have too many of. All
+        on each. This rank is given its share of the b examples: its own first, then the surplus of other ranks. All
         ranks must call it.
         """
         if self.division is not None:

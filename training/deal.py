@@ -8,8 +8,8 @@ import numpy as np
 
 
 def shares(chosen: Sequence[int]) -> list[int]:
-    """How many examples each rank trains on, where it holds so many of the chosen: their mean, and the remainder goes to
-    the ranks that hold most."""
+    """How many examples each rank trains on, given how many chosen examples each holds: b / W each, and the remainder goes
+    to the ranks that hold most."""
     each, more = divmod(sum(chosen), len(chosen))
     first = sorted(range(len(chosen)), key=lambda rank: (-chosen[rank], rank))[:more]
     return [each + (rank in first) for rank in range(len(chosen))]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import CurateError, RankError, SpecError
 
 T = TypeVar("T")
-# Until step 1 a rank may load models and check a table while the others wait.
-STARTING, RUNNING = timedelta(seconds=300), timedelta(seconds=120)
+# How long a rank waits for the others: at the start one may load models and check a table.
+TIME_OUT = timedelta(seconds=300)
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Group:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    local_size: int = 1
 
     @classmethod
     def from_env(cls, environment: dict[str, str] | None = None) -> Group:
         """The group that torchrun's or srun's variables describe; a group of one without them.
 
-        Starts torch.distributed (nccl where there are GPUs, else gloo) unless it runs already, and takes the GPU of this
-        process's local rank. Raises SpecError where the variables are incomplete or make no sense.
+        Starts torch.distributed (nccl for GPUs, gloo for what lies on the CPU) unless it runs already, which must then be
+        with both; takes the GPU of this process's local rank. Raises SpecError where the variables are incomplete or make no
+        sense.
         """
         found = _read(dict(os.environ) if environment is None else environment)
         if found.size == 1:
@@ -50,12 +50,14 @@ class Group:
         if torch.cuda.is_available():
             torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
         if not dist.is_initialized():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                rank=found.rank,
-                world_size=found.size,
-                timeout=STARTING,
-            )
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            try:
+                dist.init_process_group(backend, rank=found.rank, world_size=found.size, timeout=TIME_OUT)
+            except (ValueError, RuntimeError) as e:
+                raise SpecError(
+                    f"{found.size} processes cannot find each other ({_first_line(e)}); start them with torchrun, or set "
+                    "MASTER_ADDR and MASTER_PORT to the first one's"
+                ) from e
         return found
 
     @property
@@ -116,6 +118,16 @@ class Group:
             made = make() if self.is_first else None
         return self.share(made)[0]  # type: ignore[return-value]
 
+    def refuse_differences(self, settings: dict[str, Any]) -> None:
+        """Raises SpecError on all ranks where one has other settings than rank 0. A collective."""
+        first, *others = self.share(settings)
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise SpecError(
+                        f"rank {rank} has {name} {other[name]}, rank 0 has {value}; start all with the same"
+                    )
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Run a block on all ranks; where it raises on one of them, all raise the error of the first such rank.
@@ -166,10 +178,12 @@ class Group:
     def _talking(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as e:
             raise RankError(
-                f"rank {self.rank} of {self.size} lost the others ({str(e).splitlines()[0][:120]}); the first error of "
-                "another rank says why; start all ranks again with --resume"
+                f"rank {self.rank} of {self.size} lost the others ({_first_line(e)}); the first error of another rank says "
+                "why; start all ranks again from the last saved state"
             ) from e
 
 
@@ -179,27 +193,35 @@ def bare(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _read(environment: dict[str, str]) -> Group:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "WORLD_SIZE" not in environment and "RANK" not in environment:
         # Only a step that srun started has a process number; a batch script or a shell inside an allocation has none.
-        if "SLURM_PROCID" not in environment or int(environment.get("SLURM_NTASKS", "1")) == 1:
+        if "SLURM_PROCID" not in environment or environment.get("SLURM_NTASKS", "1") == "1":
             return Group()
-        names = slurm
-        os.environ.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-        os.environ.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000))
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     try:
         rank, size = int(environment[names[0]]), int(environment[names[1]])
         local_rank = int(environment.get(names[2], rank))
-        local_size = int(environment.get(names[3], "1").split("(")[0])
     except (KeyError, ValueError) as e:
         raise SpecError(
-            f"the variables {', '.join(names[:2])} say how many processes there are, and one is wrong ({e}); start with "
+            f"the variables {' and '.join(names[:2])} say how many processes there are, and one is wrong ({e}); start with "
             "torchrun or srun, or unset them"
         ) from None
     if not 0 <= rank < size:
         raise SpecError(f"{names[0]} is {rank} and {names[1]} is {size}; expected a rank from 0 to {size - 1}")
-    return Group(rank, size, local_rank, local_size)
+    if "SLURM_PROCID" in names and "MASTER_ADDR" not in environment:
+        if environment.get("SLURM_NNODES", "1") != "1":
+            raise SpecError(
+                "several nodes need MASTER_ADDR, the first node's name: export MASTER_ADDR=$(scontrol show hostnames "
+                '"$SLURM_JOB_NODELIST" | head -n 1)'
+            )
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000))
+    return Group(rank, size, local_rank)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _bytes_of(rows: torch.Tensor) -> torch.Tensor:

@@ -102,7 +102,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
         if unlogged is not None:  # the budget was spent before the step that would have been the last
             job.records.metric(_line(job, step, *unlogged))
     except StoppedError as e:
-        if step > saved:
+        if step > saved and not job.stop.torn:
             _save(job, step, at_step)
         raise StoppedError(e.signal, f"after step {step:,} of {job.steps:,}") from None
     finally:

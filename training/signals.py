@@ -14,10 +14,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Says when to end. Between `hold` and `release` a first signal only sets `asked`; a second one ends at once."""
+    """Says when to end. Between `hold` and `release` a first signal only sets `asked`; a second one ends at once, in the
+    middle of a step (`torn`)."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self.torn = False
         self._held = False
 
     def __call__(self, number: int, frame: Any = None) -> None:
@@ -25,6 +27,7 @@ class Stop:
         if self._held and self.asked is None:
             self.asked = number
             return
+        self.torn = self._held
         raise StoppedError(number)
 
     def hold(self) -> None:

@@ -1,7 +1,8 @@
-"""Sub-batches: what a training loop consumes. How one came to be chosen is the business of the iterator in front of it."""
+"""Sub-batches: what a training loop consumes. `SubBatches` decides how one is chosen."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,7 @@ from ..scoring.selector import Selector
 from .batch import SuperBatch
 from .division import Division
 from .group import bare
+from .scorer import caption_groups
 from .superbatch import SuperBatches
 
 
@@ -75,12 +77,23 @@ class SubBatches:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
         if selector.policy.online != "none" and online is None and scorer is None:
             raise SpecError(f"policy '{selector.policy.name}' scores with a model; give online or scorer")
+        if selector.b > batches.size:
+            raise SpecError(f"b is {selector.b} and a super-batch has {batches.size} examples; choose at most as many")
+        if selector.b < batches.group.size:
+            raise SpecError(
+                f"b is {selector.b}, fewer than {batches.group.size} ranks; each trains on at least one example"
+            )
         self.batches, self.selector = batches, selector
         self.online, self.scorer = online, online or scorer
         self.device, self.timing, self.check = device, timing, check
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
+        selector = self.selector
+        state = hashlib.sha256(selector.generator.get_state().numpy().tobytes()).hexdigest()[:16]
+        self.batches.group.refuse_differences(
+            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state}
+        )
         source = iter(self.batches)
         while True:
             with self.timing("data"):
@@ -106,7 +119,16 @@ class SubBatches:
         found = self.scorer.score(batch) if self.scorer is not None else None
         if isinstance(found, Losses):
             return found
-        return Losses(found, batch.reference_loss)
+        return Losses(found, batch.reference_loss, reference_pairs=self._stored_pairs(batch))
+
+    def _stored_pairs(self, batch: SuperBatch) -> Pairs | None:
+        """The table's embeddings, for a joint policy that needs no other."""
+        table = self.batches.table
+        if not self.selector.policy.joint or batch.reference_pairs is None or table is None:
+            return None
+        scale, bias = table.manifest.get("scale") or 1.0, table.manifest.get("bias") or 0.0
+        group_B = caption_groups(batch).to(batch.reference_pairs[0].device)
+        return Pairs(*batch.reference_pairs, scale, bias, group_B)
 
     def _choose(self, known: Losses, B: int) -> Selection:
         try:
@@ -199,13 +221,14 @@ class OnlineModel:
     def score(self, batch: SuperBatch) -> torch.Tensor:
         """Losses float32 [B] of a super-batch; the module's training mode is put back."""
         module = bare(self.module)
-        was_training = module.training
+        modes = {part: part.training for part in module.modules()}
         module.eval()
         try:
             with torch.no_grad():
                 loss_B = self.losses(module, batch).float()
         finally:
-            module.train(was_training)
+            for part, training in modes.items():
+                part.training = training
         if loss_B.shape != (len(batch),):
             raise SpecError(
                 f"losses has shape {tuple(loss_B.shape)}, expected one loss for each of {len(batch)} examples"

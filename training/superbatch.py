@@ -101,7 +101,7 @@ class SuperBatches:
         if self.group.size > self.lanes and len(geometries) < len(self._views):
             raise SpecError(
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
-                "cannot say what it makes of nothing: start fewer ranks, or give more shards"
+                "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
         loader = ShardLoader(
             self.dataset,
@@ -139,6 +139,7 @@ class SuperBatches:
 
     def __iter__(self) -> Iterator[SuperBatch]:
         """From where the stream stands, for ever."""
+        self.group.refuse_differences({"order of examples": self._digest, "super-batches drawn": self._state["drawn"]})
         running = self._running
         self.close()
         if running is not None:
@@ -147,7 +148,10 @@ class SuperBatches:
         self._running = running = prefetch(self._stream())
         while True:
             with self.group.together():
-                batch, self._state = next(running)
+                item = next(running, None)
+            if item is None:  # closed
+                return
+            batch, self._state = item
             yield batch
 
     def close(self) -> None:

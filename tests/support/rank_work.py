@@ -57,10 +57,12 @@ class KeyScorer:
 
 def choose(group, spec, steps, state, options):
     """Steps of a stream of sub-batches that score by `KeyScorer`: what this rank was given, and the state after them."""
-    options = {"size": 60, "b": 21, "policy": "hard-learner", **options}
-    size, b, policy = (options.pop(name) for name in ("size", "b", "policy"))
+    options = {"size": 60, "b": 21, "policy": "hard-learner", "selector_seed": 3, **options}
+    size, b, policy, seed = (options.pop(name) for name in ("size", "b", "policy", "selector_seed"))
+    if seed == "rank":
+        seed = group.rank
     batches = SuperBatches(spec, size, views={"image": Geometry(size=8)}, group=group, **options)
-    subs = SubBatches(batches, Selector(policy, b, seed=3), scorer=KeyScorer())
+    subs = SubBatches(batches, Selector(policy, b, seed=seed), scorer=KeyScorer())
     if state is not None:
         subs.load_state_dict(state)
     found = []

@@ -44,7 +44,7 @@ def test_a_killed_rank_ends_the_others_in_seconds_with_one_line():
     found = run_ranks(3, dies)
     assert time.monotonic() - started < 60
     assert found[1] is None
-    assert all(isinstance(error, RankError) and "--resume" in str(error) for error in (found[0], found[2]))
+    assert all(isinstance(error, RankError) and "last saved state" in str(error) for error in (found[0], found[2]))
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,18 @@ def test_a_view_that_cannot_be_made_of_nothing_needs_a_lane_for_every_rank(uneve
 
     with pytest.raises(SpecError, match="3 ranks share 2 lanes"):
         SuperBatches(spec_of(uneven, "[13]"), 8, views={"image": lambda content: content}, group=Group(0, 3))
+
+
+def test_selectors_that_would_choose_differently_are_refused(uneven):
+    errors = in_ranks(2, spec_of(uneven), selector_seed="rank")
+    assert all(isinstance(error, SpecError) and "selector's seed" in str(error) for error in errors), errors
+
+
+def test_fewer_chosen_than_ranks_are_refused(uneven):
+    for error in in_ranks(3, spec_of(uneven), b=2):
+        assert isinstance(error, SpecError) and "3 ranks" in str(error)
+
+
+def test_more_chosen_than_drawn_are_refused(uneven):
+    with pytest.raises(SpecError, match="b is 61 and a super-batch has 60"):
+        alone(spec_of(uneven), b=61)

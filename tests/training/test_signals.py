@@ -110,3 +110,17 @@ def test_a_second_signal_ends_at_once_and_what_is_ignored_stays_ignored():
             assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_ends_in_the_middle_of_a_step_and_nothing_of_that_is_saved():
+    stop = Stop()
+    stop.hold()
+    stop(signal.SIGTERM)
+    assert not stop.torn
+    with pytest.raises(StoppedError):
+        stop(signal.SIGTERM)
+    assert stop.torn
+    waiting = Stop()
+    with pytest.raises(StoppedError):
+        waiting(signal.SIGTERM)
+    assert not waiting.torn
