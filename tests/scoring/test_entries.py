@@ -134,6 +134,7 @@ def test_a_tokenizer_whose_library_is_missing(tmp_path, clip_config, monkeypatch
 
 
 def test_a_tokenizer_that_cannot_be_fetched(tmp_path, clip_config, monkeypatch):
+    pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = changed(clip_config, "text_cfg", hf_tokenizer_name=str(tmp_path / "none"))
     refused(tmp_path, {"config": config}, "its tokenizer cannot be made", "hf_tokenizer_name", task="image-text")
