@@ -18,7 +18,7 @@ from .output import write
 from .reading import query
 from .views import connect
 
-BUDGET = "5TF"
+BUDGET = "3TF"
 LEARNER = {
     "architecture": "small_resnet",
     "arguments": {"channels": [32, 64, 128, 256], "layers": [0, 1, 1]},
@@ -31,7 +31,7 @@ COMMANDS = (
     ("Fetch CIFAR-10 and CIFAR-10N (40 % of the labels wrong, by people) and write shards", "prepare cifar10n"),
     (
         "Train a small reference model on 10,000 images with clean labels, which no later command uses",
-        "train --dataset cifar10n-curated --learner scorer --examples 100000 --lr 5e-3 --name reference --resume",
+        "train --dataset cifar10n-curated --learner scorer --examples 50000 --lr 5e-3 --name reference --resume",
     ),
     (
         "Score the other 40,000 images with it once, on Apache Beam",
