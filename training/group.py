@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ class Group:
         if self.size == 1:
             return list(parts)
         row = parts[0]
-        width = row[:1].numel() * row.element_size() if len(row) else _row_bytes(row)
+        width = math.prod(row.shape[1:]) * row.element_size()
         sent = torch.tensor([len(part) for part in parts], device=row.device)
         received = torch.empty_like(sent)
         with self._talking():
@@ -226,13 +227,6 @@ def _first_line(error: BaseException) -> str:
 
 def _bytes_of(rows: torch.Tensor) -> torch.Tensor:
     return rows.contiguous().view(-1).view(torch.uint8) if len(rows) else rows.new_empty(0, dtype=torch.uint8)
-
-
-def _row_bytes(rows: torch.Tensor) -> int:
-    count = 1
-    for side in rows.shape[1:]:
-        count *= side
-    return count * rows.element_size()
 
 
 def _like(module: str, name: str, text: str, rank: int) -> Exception:
