@@ -65,6 +65,7 @@ def finish(
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": steps * options.super_batch_size if policy.selects else 0,
         "ledger": ledger.lines(),
+        **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
         "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},

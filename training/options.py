@@ -26,7 +26,7 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.policies import POLICIES, Policy, find_policy
+from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
     Coarse,
@@ -80,6 +80,8 @@ class SelectionOptions(Concern):
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
     """Build the model that the score table describes. Only for a table whose maker you trust."""
+    replay: str | None = None
+    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
     temperature: float = 1.0
@@ -100,6 +102,10 @@ class SelectionOptions(Concern):
     """Stop with an error where the table lacks an example, score it during the run, or skip it."""
 
     def __post_init__(self) -> None:
+        if self.replay is not None and str(self.policy) != BASELINE:
+            raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
+        if self.replay is not None and self.online:
+            raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
         policy = self.chosen_policy
         if policy.online == "model" and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
@@ -123,7 +129,7 @@ class SelectionOptions(Concern):
 
     @property
     def chosen_policy(self) -> Policy:
-        return find_policy(self.policy)
+        return find_policy(self.policy) if self.replay is None else REPLAY
 
     @property
     def selects(self) -> bool:

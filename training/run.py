@@ -23,6 +23,7 @@ from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .replay import RecordedRun
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
@@ -37,6 +38,9 @@ def train(
     is. Raises CurateError before step 1 for whatever can be known by then.
     """
     config = config if config is not None else load_config()
+    recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
+    if recorded is not None:
+        options = recorded.settle(options)
     run = Path(options.records.out, options.records.name or folder.default_name(options))
     dataset = find_dataset(options.dataset, config)
     began = (run / "config.json").exists()
@@ -50,7 +54,7 @@ def train(
     try:
         with handled_by(stop):
             records = RunRecords(run, report, options.records.selections_every)
-            return _train(options, config, dataset, run, records, stop)
+            return _train(options, config, dataset, run, records, stop, recorded)
     except BaseException as e:
         refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
         if not began and (refused or not (run / "config.json").exists()):
@@ -71,7 +75,13 @@ def _next(run: Path) -> str:
 
 
 def _train(
-    options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, records: RunRecords, stop: Stop
+    options: RunOptions,
+    config: Config,
+    dataset: DatasetSpec,
+    run: Path,
+    records: RunRecords,
+    stop: Stop,
+    recorded: RecordedRun | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
@@ -86,6 +96,7 @@ def _train(
         device=device,
         precision=options.optimization.precision or began.get("precision") or best_precision(device),
         stop=stop,
+        recorded=recorded,
     )
     evaluates = options.records.evaluate and bool(dataset.test)
     test_shards = check_test_split(dataset, options.data.max_failures) if evaluates else None

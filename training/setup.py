@@ -13,12 +13,16 @@ from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
 from .options import RunOptions
 from .records import RunRecords
+from .replay import RecordedRun
 from .signals import Stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run's options with what they name: the data set and its shards, the run's folder, the device."""
+    """A run's options with what they name: the data set and its shards, the run's folder, the device.
+
+    `recorded` is the run that is replayed.
+    """
 
     options: RunOptions
     config: Config
@@ -29,3 +33,4 @@ class Setup:
     device: torch.device
     precision: Precision
     stop: Stop
+    recorded: RecordedRun | None = None

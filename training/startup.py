@@ -175,7 +175,8 @@ def manifest_of(
             "reference": table.manifest["reference"],
             "flops_per_example": table.manifest["flops"]["forward_per_example"],
         },
-        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")}
+        | ({"choices": cost.choices} if cost.choices else {}),
         "operators_not_counted": uncounted,
         "began": dict(began),
     }
