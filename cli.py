@@ -129,21 +129,29 @@ def score_reference(
 
 @cli.command()
 def status(
-    table: Annotated[
-        str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
+        ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is: done, missing, failed and unreadable shards. Reads only the table's files.
+    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
     """
     from .datasets.spec import load_config
+    from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, show_all=show_all)
+    if is_run(folder):
+        write_run_status(run_status(folder), format)
+    else:
+        write_status(table_status(folder, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
