@@ -52,7 +52,7 @@ def run_status(path: str, now: float | None = None) -> RunStatus:
     summary, manifest = _document(folder / "summary.json"), _document(folder / "manifest.json")
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)
-    last: Mapping[str, Any] = lines[-1] if lines else {}
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
     quality = {int(line["step"]): line["quality"] for line in lines if line.get("quality")}
     if summary.get("quality"):
         quality[int(summary["steps"])] = summary["quality"]

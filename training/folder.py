@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..datasets.writing import lock, remove_partials
 from ..errors import BusyError, RunError
+from ..scoring.forward import best_precision
+from ..scoring.settings import Precision
 from ..units import Report
 from . import frozen
 from .options import RunOptions
@@ -99,6 +103,16 @@ def settled_lanes(run: Path, options: RunOptions) -> int | None:
     """The lanes that the run began with; else the user's."""
     config = run / "config.json"
     return read_document(config).get("lanes") if config.exists() else options.data.lanes
+
+
+def settled_precisions(run: Path, options: RunOptions, device: torch.device) -> tuple[Precision, Precision]:
+    """(to train in, to score super-batches in): the user's, else what the run began with, else what the hardware gains
+    by. A run of a version that scored as the table was made goes on so."""
+    manifest = began_with(run)
+    began = manifest.get("began") or {}
+    scored = (began.get("settings") or {}).get("score precision") or (began.get("score_table") or {}).get("precision")
+    precision: Precision = options.optimization.precision or manifest.get("precision") or best_precision(device)
+    return precision, options.optimization.score_precision or scored or precision
 
 
 def settled_selections(run: Path, options: RunOptions, steps: int) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..errors import CurateError
+from ..errors import CurateError, StoppedError
 from ..scoring.loading import save_weights
 from .records import RunRecords
 from .trainee import Trainee
 
 BEST = "learner-best"
+# So many of the best weights may be on the disk at one time: a new one, and those of two checkpoints.
+BEST_KEPT = 3
 
 
 class Keeping:
@@ -42,8 +44,8 @@ class Keeping:
         self.best: tuple[int, float] | None = None
         self._best_then: tuple[int, float] | None = None
 
-    def resume(self, step: int) -> None:
-        """Know the best of what was measured before `step`; forget what was measured later."""
+    def resume(self) -> None:
+        """Know the best of what was measured by the records; let go of what was measured later."""
         self.best = None
         for at, quality in self._records.measured():
             self._better(at, quality.get(self._quality))
@@ -63,6 +65,8 @@ class Keeping:
         cannot be read just now, that is logged, and the run goes on."""
         try:
             quality = self._measure()
+        except StoppedError:
+            raise
         except CurateError as e:
             self._records.log(f"not evaluated after step {step:,}: {e}")
             return {}

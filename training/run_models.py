@@ -52,7 +52,7 @@ def build_models(setup: Setup) -> RunModels:
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, setup.config, setup.dataset, setup.shards, device, log)
+    opened = open_reference(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {

@@ -28,4 +28,5 @@ class Setup:
     records: RunRecords
     device: torch.device
     precision: Precision
+    score_precision: Precision
     stop: Stop
