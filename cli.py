@@ -39,14 +39,14 @@ report = Screen()
 RUN = options_of(RunOptions)
 BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate") | {
+COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
     ),
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate") | {
+PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
     "reference": replace(RUN["reference"], help=PLANNED)
 }
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
@@ -130,20 +130,28 @@ def score_reference(
 @cli.command()
 def status(
     table: Annotated[
-        str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
+        str,
+        typer.Argument(
+            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
+        ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is: done, missing, failed and unreadable shards. Reads only the table's files.
+    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
     """
     from .datasets.spec import load_config
+    from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, show_all=show_all)
+    if is_run(table):
+        write_run_status(run_status(table), format)
+    else:
+        write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()

@@ -180,7 +180,10 @@ class OptimizationOptions(Concern):
     augment: Augment | None = None
     """Crop and flip training images at random. Default: crop-flip; none for image-text."""
     precision: Precision | None = None
-    """Compute in this number format. Default: bf16 if the hardware gains by it, else fp32."""
+    """Train in this number format. Default: bf16 if the hardware gains by it, else fp32. With bf16, a GPU multiplies in
+    TF32 what stays in float32."""
+    score_precision: Precision | None = None
+    """Score super-batches in this number format. Default: as --precision, whatever the score table was made in."""
     compile: bool | None = None
     """Compile the models with torch.compile. Default: only on a GPU."""
     accumulate: int = 1
@@ -224,6 +227,7 @@ class OptimizationOptions(Concern):
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
+        check_precision(self.score_precision, "score_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,15 +262,23 @@ class RecordOptions(Concern):
     """Name the run's folder. Default: DATASET-POLICY-LEARNER-seedSEED."""
     log_every: int = 20
     """Leave this many steps between two lines of metrics.jsonl."""
-    selections_every: int = 1
-    """Leave this many steps between two records of a super-batch and what was chosen of it."""
+    selections_every: int | None = None
+    """Leave this many steps between two records of a super-batch and what was chosen of it. Default: 1, or what keeps
+    the records below 1 GB."""
     checkpoint_every: int | None = None
     """Leave this many steps between two checkpoints. Default: 30 seconds."""
+    keep_every: int | None = None
+    """Keep the learner's weights each time after this many steps, as checkpoints/learner-STEP.safetensors."""
     evaluate: bool = True
     """Measure the learner on the test split when the run ends."""
+    evaluate_every: int | None = None
+    """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
+    They were chosen on the test split, so their quality is above what other data would show."""
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "log_every", "selections_every", "checkpoint_every")
+        check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
+        if self.evaluate_every is not None and not self.evaluate:
+            raise SpecError("--evaluate-every and --no-evaluate contradict each other; leave one out")
         check_local(self, "out")
         if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
             raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")

@@ -15,8 +15,11 @@ from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
 from ..scoring.selector import Selector
-from ..scoring.settings import ContrastiveLoss, Precision
+from ..scoring.settings import ContrastiveLoss
 from . import folder, frozen, startup
+from .finish import quality_of
+from .hardware import device_peak
+from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
 from .pace import Pace
@@ -121,7 +124,7 @@ def manifest_of(
         "weights": weights,
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
-        "settings": resolved.to_dict(models),
+        "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
         **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
@@ -173,19 +176,13 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatc
         reference=cost.made_in_run,
         reference_cost=cost.reference,
         ledger=cost.ledger,
-        precision=score_precision(setup, models),
+        precision=setup.score_precision,
         micro_batch=options.optimization.micro_batch,
         reference_scale=(table.manifest.get("scale") if table else None) or 1.0,
         reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
         budget=None if budget is None else budget - cost.charged,
         step_flops=cost.step.total,
     )
-
-
-def score_precision(setup: Setup, models: RunModels) -> Precision:
-    """The reference's, so that both losses are made alike."""
-    found: Precision = models.table.manifest["precision"] if models.table is not None else setup.precision
-    return found
 
 
 def selector_of(setup: Setup, resolved: Resolved) -> Selector:
@@ -207,7 +204,7 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
 
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
-    options, timing = setup.options, Stages()
+    options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     batches = batches_of(setup, models, cost)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
@@ -238,6 +235,27 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         ),
         timing=timing,
         stop=setup.stop,
+        keeping=_keeping_of(setup, models, cost),
+        peak=device_peak(setup.device, setup.precision),
+    )
+
+
+def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
+    """What is measured and kept on the way."""
+    options, learner = setup.options, models.learner
+
+    def measure() -> dict[str, float]:
+        return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision)
+
+    return Keeping(
+        setup.run,
+        learner,
+        setup.records,
+        measure,
+        quality=learner.model.task.quality,
+        steps=cost.steps,
+        evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
+        keep_every=options.records.keep_every,
     )
 
 
@@ -254,7 +272,7 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatch
         micro_batch=options.optimization.micro_batch,
         accumulate=options.optimization.accumulate,
         grad_checkpointing=options.optimization.grad_checkpointing,
-        score_precision=score_precision(setup, models),
+        score_precision=setup.score_precision,
         device=setup.device,
         joint=options.selection.joint,
     )

@@ -13,7 +13,7 @@ import torch
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
 from ..units import Report, format_flops
 from . import checkpoint, folder, frozen, parts, startup
@@ -53,7 +53,7 @@ def train(
     stop = Stop()
     try:
         with handled_by(stop):
-            records = RunRecords(run, report, options.records.selections_every)
+            records = RunRecords(run, report)
             return _train(options, config, dataset, run, records, stop, recorded)
     except BaseException as e:
         refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
@@ -86,6 +86,7 @@ def _train(
     started = time.perf_counter()
     device = best_device()
     began = folder.began_with(run)
+    precision, score_precision = folder.settled_precisions(run, options, device)
     setup = Setup(
         options=options,
         config=config,
@@ -94,7 +95,8 @@ def _train(
         run=run,
         records=records,
         device=device,
-        precision=options.optimization.precision or began.get("precision") or best_precision(device),
+        precision=precision,
+        score_precision=score_precision,
         stop=stop,
         recorded=recorded,
     )
@@ -112,14 +114,17 @@ def _train(
     job = parts.job_of(setup, models, cost, resolved)
     batches = job.subs.batches
     check_memory(parts.needs_of(setup, models, cost, batches), records.log)
-    startup.check_disk(run, list(models.trained.values()), options, cost.steps)
+    every = folder.settled_selections(run, options, cost.steps)
+    records.record_selections(every)
+    startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
     if not (run / "config.json").exists():  # a resumed run keeps what it began with
         write_json(run / "manifest.json", manifest)
-        write_json(run / "config.json", options.but(lanes=batches.lanes).to_dict())
+        write_json(run / "config.json", options.but(lanes=batches.lanes, selections_every=every).to_dict())
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed)
-    done = train_loop(job)
-    return finish(options, dataset, job, done, models.table, device, setup.precision, started)
+    with float32_products(device, precision):
+        done = train_loop(job)
+        return finish(options, dataset, job, done, models.table, device, precision, started)
 
 
 def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: TrainingJob) -> None:
@@ -129,6 +134,7 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
         f"{setup.device} in {setup.precision}"
+        + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
     accumulate = setup.options.optimization.accumulate
     if accumulate > 1:

@@ -52,7 +52,7 @@ def build_models(setup: Setup) -> RunModels:
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, setup.config, setup.dataset, setup.shards, device, log)
+    opened = open_reference(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision)
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)

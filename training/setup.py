@@ -32,5 +32,6 @@ class Setup:
     records: RunRecords
     device: torch.device
     precision: Precision
+    score_precision: Precision
     stop: Stop
     recorded: RecordedRun | None = None
