@@ -64,7 +64,7 @@ class RecordedRun:
         if not ranges:
             policy = self.config.get("policy")
             raise RunError(f"--replay {folder}: recorded no selections (policy {policy}); replay a run that selects")
-        every = self.config.get("selections_every", 1)
+        every = self.config.get("selections_every") or 1
         gap = next((last for (_, last), (first, _) in pairwise(ranges) if first != last + 1), None)
         if every != 1 or ranges[0][0] != 1 or gap is not None:
             what = f"recorded every {every}th step" if every != 1 else f"lacks the selections after step {gap or 0}"
