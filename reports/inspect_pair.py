@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import TableError
 from ..scoring.tables.lookup import ScoreTable
-from ..units import accuracy
+from ..units import accuracy, percent
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import density
@@ -46,7 +46,6 @@ def pair_page(
     (n,) = _one(connection, "SELECT count(*) FROM both_rows")
     if not n:
         raise TableError(f"{a.folder} and {b.folder}: no example is in both; give two tables of the same data")
-    names = f"A: {of_a.reference}", f"B: {of_b.reference}"
     (corr,) = _one(connection, "SELECT corr(place, other_place) FROM both_rows")
     tiles = [
         Tile(f"{n:,}", "examples in both", "" if of_a.read == of_a.total else f"a sample of {of_a.total:,}"),
@@ -75,11 +74,10 @@ def pair_page(
         _groups(of_a),
     ]
     counts, edges = _counted(connection)
-    labels = f"loss, {names[0]}", f"loss, {names[1]}"
-    figures: Figures = {"density": lambda: density(counts, edges, labels)}
+    figures: Figures = {"density": lambda: density(counts, edges, ("loss by A", "loss by B"))}
     facts = {f"A, {k}": v for k, v in facts_of(of_a).items()} | {f"B, {k}": v for k, v in facts_of(of_b).items()}
     facts["read"] = of_a.sample_line()
-    lead = f"Where two references disagree on {data.name}. {names[0]}. {names[1]}."
+    lead = f"Where two references disagree on {data.name}: A is {of_a.reference}, B is {of_b.reference}."
     return Page(f"curate inspect: two references of {data.name}", lead, tiles, sections, facts), figures
 
 
@@ -97,7 +95,7 @@ def _overlap(connection: duckdb.DuckDBPyConnection, n: int) -> list[tuple[str, s
             f"SELECT count(*) FILTER (place < {kept!r} AND other_place < {kept!r}), count(*) FILTER (place < {kept!r}) "
             "FROM both_rows",
         )
-        lines.append((accuracy(share), accuracy(both / max(1, mine)), accuracy(kept)))
+        lines.append((percent(share), accuracy(both / max(1, mine)), percent(kept)))
     return lines
 
 
@@ -126,10 +124,10 @@ def _cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell
     cells = []
     for shard, key, loss, other, label, predicted, other_predicted in found:
         head = "{caption}" if label is None else rows.data.class_name(label)
-        small = f"A {loss:.3g}, B {other:.3g}"
+        small = f"A: {loss:.3g}, B: {other:.3g}"
         if label is not None:
             said = rows.data.class_name(predicted), rows.data.class_name(other_predicted)
-            small = f"A {loss:.3g} {said[0]}, B {other:.3g} {said[1]}"
+            small = f"A: {said[0]} ({loss:.3g}), B: {said[1]} ({other:.3g})"
         cells.append(Cell((shard, key), head, small))
     return cells
 

@@ -74,7 +74,7 @@ def density(
     axes.grid(visible=False)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    figure.colorbar(shown, label="examples")
+    figure.colorbar(shown, label="examples", format=lambda value, _: f"{value:,.0f}")
     return figure
 
 

@@ -97,11 +97,18 @@ class Rows:
 
     @property
     def reference(self) -> str:
-        return f"{self.table.manifest['reference']['name']} {self.table.reference_fingerprint[:8]}"
+        """The last part of its name, and the beginning of its fingerprint."""
+        name = str(self.table.manifest["reference"]["name"]).rstrip("/").rpartition("/")[2]
+        return f"{name} ({self.table.reference_fingerprint[:8]})"
 
     @property
     def has_classes(self) -> bool:
         return "label" in self.columns
+
+    @property
+    def measure(self) -> str:
+        """What examples are ordered by: the loss, or the similarity of image and caption, where that is the loss's negative."""
+        return "similarity" if "similarity" in self.columns else "loss"
 
     @property
     def group(self) -> str | None:

@@ -29,29 +29,30 @@ PRECISION_AT = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 CONFUSIONS = 12
 GROUP_IMAGES = 6
 CLEAN = "clean_label"
+LOSSES_OR = {"loss": "losses", "similarity": "similarities"}
 
 
 def scores_page(rows: Rows, options: InspectOptions) -> tuple[Page, Figures]:
     """The page of one table, and its figures. A table without classes, captions or embeddings has fewer sections."""
-    loss = str(rows.table.manifest["loss"])
-    (mean, middle) = _one(rows, "SELECT avg(loss), median(loss) FROM rows")
+    (mean, middle) = _one(rows, f"SELECT avg({rows.measure}), median({rows.measure}) FROM rows")
+    label = rows.measure if rows.measure != "loss" else f"loss ({rows.table.manifest['loss']})"
     tiles = [
         Tile(f"{rows.read:,}", "examples", "" if rows.read == rows.total else f"a sample of {rows.total:,}"),
         Tile(f"{rows.failures:,}", "could not be used", "see curate sql: failures"),
-        Tile(f"{mean:.3f}", f"mean loss ({loss})", f"median {middle:.3f}"),
+        Tile(f"{mean:.3f}", f"mean {label}", f"median {middle:.3f}"),
     ]
-    bins = binned(rows, "loss")
-    figures: Figures = {"losses": lambda: histogram(*bins, f"loss ({loss})")}
+    bins = binned(rows, rows.measure)
+    figures: Figures = {"losses": lambda: histogram(*bins, label)}
     parts: list[Part] = [Plot("losses", "All examples")]
     groups = group_rows(rows) if rows.group else []
     if groups:
         shown = dict(groups)
-        figures["losses_by_group"] = lambda: spreads(shown, f"loss ({loss})")
-        parts.append(Plot("losses_by_group", f"By {_word(rows)}: 5, 25, 50, 75 and 95 % quantiles of the loss"))
+        figures["losses_by_group"] = lambda: spreads(shown, label)
+        parts.append(Plot("losses_by_group", f"By {_word(rows)}: 5, 25, 50, 75 and 95 % quantiles"))
     note = "The outermost bins also count what is below the 0.5 % and above the 99.5 % quantile."
     if rows.group and len(groups) == MOST_GROUPS:
         note += f" Of more groups the {MOST_GROUPS} with the lowest and highest median are shown."
-    sections = [Section("How losses are spread", note, parts)]
+    sections = [Section(f"How {LOSSES_OR[rows.measure]} are spread", note, parts)]
     if rows.has_classes:
         agreed = "predicted = label"
         sheets = [
@@ -65,10 +66,10 @@ def scores_page(rows: Rows, options: InspectOptions) -> tuple[Page, Figures]:
         sections.append(Section("Easiest and hardest examples", rows.image_line(), sheets))
         sections.append(_wrong_labels(rows, options, tiles))
     if "similarity" in rows.columns:
-        sections.append(_captions(rows, options, figures))
+        sections.append(_captions(rows, options))
     sections.append(_duplicates(rows, options, tiles))
     sections.append(_filters(rows))
-    lead = f"What {rows.reference} finds easy, hard and wrong in {rows.data.name}."
+    lead = f"What the reference {rows.reference} finds easy, hard and wrong in {rows.data.name}."
     title = f"curate inspect: {rows.table.manifest['dataset']}"
     return Page(title, lead, tiles, [s for s in sections if s.parts], facts_of(rows)), figures
 
@@ -111,9 +112,9 @@ def binned(rows: Rows, column: str) -> tuple[list[float], list[int]]:
 
 
 def group_rows(rows: Rows) -> list[tuple[str, list[float]]]:
-    """(name, quantiles of the loss) of each group, by median loss. Of many groups only those at both ends."""
+    """(name, quantiles of the measure) of each group, by median loss. Of many groups only those at both ends."""
     found = rows.connection.execute(
-        f"SELECT {rows.group}, quantile_cont(loss::DOUBLE, {list(QUANTILES)}) AS q FROM rows "
+        f"SELECT {rows.group}, quantile_cont({rows.measure}::DOUBLE, {list(QUANTILES)}) AS q FROM rows "
         f"GROUP BY ALL ORDER BY q[3], 1"
     ).fetchall()
     if len(found) > MOST_GROUPS:
@@ -125,11 +126,11 @@ def cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell]
     """Examples whose images may be read, in an order of SQL. Classes are named; captions are read with the image."""
     label = "label, predicted" if rows.has_classes else "NULL, NULL"
     found = rows.connection.execute(
-        f'SELECT shard, key, loss, {label} FROM rows WHERE imaged AND ({where}) {order}, shard, "row" LIMIT {count}'
+        f'SELECT shard, key, {rows.measure}, {label} FROM rows WHERE imaged AND ({where}) {order}, shard, "row" LIMIT {count}'
     ).fetchall()
     return [
-        Cell((shard, key), _head(rows, label, predicted), f"loss {loss:.3g}")
-        for shard, key, loss, label, predicted in found
+        Cell((shard, key), _head(rows, label, predicted), f"{rows.measure} {value:.3g}")
+        for shard, key, value, label, predicted in found
     ]
 
 
@@ -197,16 +198,13 @@ def _precision(rows: Rows) -> list[Part]:
     ]
 
 
-def _captions(rows: Rows, options: InspectOptions, figures: Figures) -> Section:
-    bins = binned(rows, "similarity")
-    figures["similarity"] = lambda: histogram(*bins, "similarity of image and caption")
+def _captions(rows: Rows, options: InspectOptions) -> Section:
     worst = cells(rows, "ORDER BY similarity", options.images)
     best = cells(rows, "ORDER BY similarity DESC", options.images)
     return Section(
         "Captions that fit, and those that fit nothing",
         f"By the similarity of image and caption, as the reference sees it. {rows.image_line()}",
         [
-            Plot("similarity", "Similarity of image and caption"),
             Sheet(
                 "Lowest similarity",
                 worst,

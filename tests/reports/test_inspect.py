@@ -301,7 +301,8 @@ def test_in_a_real_browser_nothing_runs_off_the_side(captioned, tmp_path):
     shutil.copy(captioned / "page/index.html", tmp_path / "index.html")
     frames = "".join(f'<iframe src=index.html width={width} height=800 style="border:0"></iframe>' for width in widths)
     seen = "d.documentElement.scrollWidth+' '+[...d.images].filter(i=>i.naturalWidth==96).length"
-    script = f"document.title=[...document.querySelectorAll('iframe')].map(f=>{{const d=f.contentDocument;return {seen}}}).join(' ')"
+    every = "[...document.querySelectorAll('iframe')].map(f=>f.contentDocument)"
+    script = f"document.title={every}.map(d=>{seen}).join(' ')"
     probe.write_text(f'<body onload="{script}">{frames}</body>')
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path}/profile", "--allow-file-access-from-files", "--dump-dom"]
     done = subprocess.run([*command, probe.as_uri()], capture_output=True, text=True, timeout=120)
