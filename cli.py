@@ -18,6 +18,7 @@ from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
 from .reports.export_options import ExportOptions
+from .reports.inspect_options import InspectOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
@@ -322,6 +323,32 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+@cli.command()
+@takes(options_of(InspectOptions))
+def inspect(
+    given: dict[str, Any],
+    what: Annotated[
+        str,
+        typer.Argument(help="Look at this score table, or this run: its folder or URL, or one above that holds one."),
+    ],
+    other: Annotated[
+        str | None, typer.Argument(help="Compare with this second score table of the same data set.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a page that shows what is in a score table, where two of them disagree, or what a run chose.
+
+    The page opens from disk and holds all its images. Easiest and hardest examples, likely wrong labels, captions that
+    fit nothing, near duplicates, and what a filter would drop.
+
+    Example: curate inspect scores
+    """
+    from .datasets.spec import load_config
+    from .reports.inspect import inspect as write_page
+
+    typer.echo(write_page(what, other, InspectOptions.of(**given), load_config(config), report))
 
 
 @cli.command()
