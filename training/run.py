@@ -158,6 +158,7 @@ def _train(
     if began:
         folder.refuse_other_beginning(run, manifest, records.log)
 
+    kept = startup.kept_of(options, table, shards, records.log)
     seen = {**trained, ONLINE: models.scorer, REFERENCE: made_in_run}
     batches = SuperBatches(
         dataset,
@@ -165,6 +166,7 @@ def _train(
         views={name: model.geometry for name, model in seen.items() if model},
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=table,
+        kept=kept,
         embeddings=options.selection.joint,
         on_missing=options.selection.on_missing,
         seed=options.seed,
