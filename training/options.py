@@ -31,9 +31,11 @@ from ..scoring.settings import (
     N_CHUNKS,
     Coarse,
     ContrastiveLoss,
+    KeepBy,
     OnMissing,
     Precision,
     Sampler,
+    check_keep,
     check_precision,
     super_batch_size,
 )
@@ -84,6 +86,10 @@ class SelectionOptions(Concern):
     """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
+    keep: Share = 0.5
+    """Keep this share of the data set, the best by the stored score, where the policy filters. The rest is never drawn."""
+    keep_by: KeepBy = "all"
+    """Keep the share of the whole data set, of each class, or of each shard."""
     temperature: float = 1.0
     """Divide scores by this before the softmax. Lower values choose more strictly."""
     score_scale: float | None = None
@@ -115,6 +121,11 @@ class SelectionOptions(Concern):
             )
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
+        check_keep(self.keep, self.keep_by)
+        if policy.filters and self.on_missing == "score":
+            raise SpecError(
+                f"policy '{self.policy}' keeps the best by stored scores, and --on-missing score has none; use skip"
+            )
         check_least(self, 1, "chunks")
         if not 0 < self.temperature < math.inf:
             raise SpecError(

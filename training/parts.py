@@ -150,6 +150,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views={name: model.geometry for name, model in seen.items() if model},
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
+        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
         embeddings=options.selection.joint,
         on_missing=options.selection.on_missing,
         seed=options.seed if setup.recorded is None else setup.recorded.seed,

@@ -21,8 +21,9 @@ from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
 from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
+from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable
-from ..units import format_flops
+from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES
 from .keeping import BEST_KEPT
@@ -109,6 +110,18 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
             f"policy '{policy}' needs a reference larger than the learner; this one takes {format_flops(reference)} a "
             f"forward pass, the learner {format_flops(own)}; take another joint policy"
         )
+
+
+def kept_of(options: RunOptions, table: ScoreTable | None, shards: Sequence[Shard], log: Report) -> Kept | None:
+    """What a policy that filters keeps of the data set, said once; None for the others."""
+    selection = options.selection
+    if not selection.chosen_policy.filters:
+        return None
+    assert table is not None
+    names = [shard.name for shard in shards]
+    kept = keep_best(table, selection.keep, by=selection.keep_by, policy=selection.chosen_policy, shards=names)
+    log(kept.line())
+    return kept
 
 
 def joint_loss_of(options: RunOptions, scorer: Model, table: ScoreTable | None) -> ContrastiveLoss:
