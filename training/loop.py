@@ -75,7 +75,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting)
                 losses = {
-                    name: trainee.step(views[name], sub.model_targets(name), share)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share)
                     for name, trainee in job.trainees.items()
                 }
             step += 1

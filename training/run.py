@@ -168,6 +168,7 @@ def _train(
         scores=table,
         kept=kept,
         embeddings=options.selection.joint,
+        logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
         seed=options.seed,
         lanes=folder.settled_lanes(run, options),
