@@ -8,9 +8,8 @@ what is missing. FOLDER gets a curate.toml, the data, the references, the score 
 line for each finished run.
 
 The bulk are 20,000 images of CIFAR-10N under one person's label each, 40 % of them wrong: a uniform run sees each about
-once. 4,000 more of them are the validation split, by which rates are chosen. The curated examples are other images
-under their clean label. The test is on
-5,000 clean test images.
+once. 4,000 more of them are the validation split, by which rates are chosen. The curated examples are other images under
+their clean label. The test is on 5,000 clean test images.
 """
 
 from __future__ import annotations

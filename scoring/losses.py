@@ -66,6 +66,15 @@ def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
 
 
+def distillation(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Cross-entropy with a teacher's probabilities as soft targets: the mean over B, in nats, times temperature^2.
+
+    Both models' logits are divided by the temperature. Hinton et al. 2015, arXiv 1503.02531, section 2.
+    """
+    soft_BC = (teacher_BC.float() / temperature).softmax(-1)
+    return temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC)
+
+
 def dot_product_similarity(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
     """Dot product of each example's own two unit-norm embeddings. Returns float32 [B] in [-1, 1]."""
     return (image_BD.float() * text_BD.float()).sum(-1)

@@ -28,7 +28,8 @@ from ..scoring.tables.lookup import ScoreTable, ShardScores
 
 @dataclass
 class Row:
-    """An example with its stored loss and, where embeddings are asked for, where its shard's scores hold it (-1: nowhere).
+    """An example with its stored loss and, where its embeddings or logits are asked for, where its shard's scores hold it
+    (-1: nowhere).
 
     `seen` is what the views made of its image, `tokens` its caption by tokenizer (int32 [L]), each once it was needed.
     """
@@ -84,6 +85,7 @@ class ShardLoader:
         scores: ScoreTable | None,
         *,
         embeddings: bool,
+        logits: bool = False,
         on_missing: OnMissing,
         cache_bytes: int,
         image_bytes: int,
@@ -92,7 +94,7 @@ class ShardLoader:
         kept: Kept | None = None,
     ) -> None:
         self.dataset, self.shards, self.scores, self.kept = dataset, list(shards), scores, kept
-        self.embeddings, self.on_missing = embeddings, on_missing
+        self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self.max_bad = max_bad
         self.skipped: dict[str, str] = {}
         self._cache: dict[int, LoadedShard] = {}
@@ -152,7 +154,7 @@ class ShardLoader:
             if self.on_missing == "skip":
                 return LoadedShard([], failures, [(e.row, "skipped") for e in examples])
             return LoadedShard([Row(e, float("nan"), None, -1) for e in examples], failures, [])
-        stored = self.scores.shard(shard.name, embeddings=self.embeddings)
+        stored = self.scores.shard(shard.name, embeddings=self.embeddings, logits=self.logits)
         if stored.shard_size != shard.size:
             raise TableError(
                 f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
@@ -165,7 +167,9 @@ class ShardLoader:
             for e in examples
             if e.row not in found
         ]
-        scores = stored if self.embeddings else None  # whose keys and hashes would otherwise stay in memory
+        scores = (
+            stored if self.embeddings or self.logits else None
+        )  # whose keys and hashes would otherwise stay in memory
         places = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
         rows = [Row(e, loss, scores, row) for e, loss, row in places]
         if self.kept is None:

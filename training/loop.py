@@ -87,7 +87,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting)
                 losses = {
-                    name: trainee.step(views[name], sub.model_targets(name), share)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share)
                     for name, trainee in job.trainees.items()
                 }
             step += 1

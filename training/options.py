@@ -188,6 +188,11 @@ class OptimizationOptions(Concern):
     """Let the decay of the average grow from 0 to --ema over the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
+    distill: float = 0.0
+    """Give the stored probabilities of the reference this weight in the learner's training loss, and the labels the rest.
+    Needs a score table that was made with --logits. Works with every policy, uniform too."""
+    distill_temperature: float = 1.0
+    """Divide both models' logits by this for --distill. Higher values make the reference's probabilities more even."""
     augment: Augment | None = None
     """Crop and flip training images at random. Default: crop-flip; none for image-text."""
     precision: Precision | None = None
@@ -214,13 +219,22 @@ class OptimizationOptions(Concern):
     @property
     def of_the_learner(self) -> dict[str, Any]:
         """What the learner's trainee alone is given."""
-        return {name: getattr(self, name) for name in ("layer_decay", "grad_checkpointing", "ema", "ema_warmup")}
+        names = ("layer_decay", "grad_checkpointing", "ema", "ema_warmup", "distill", "distill_temperature")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "micro_batch", "accumulate")
         if self.accumulate > self.batch_size:
             raise SpecError(f"--accumulate is {self.accumulate}, expected at most --batch-size, {self.batch_size}")
-        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1, "layer_decay": 1}
+        bounds = {
+            "lr": 1e9,
+            "online_lr": 1e9,
+            "weight_decay": 1e9,
+            "warmup": 1,
+            "label_smoothing": 1,
+            "layer_decay": 1,
+            "distill": 1,
+        }
         for option, most in bounds.items():
             value = getattr(self, option)
             if value is not None and not 0 <= value <= most:
@@ -230,7 +244,7 @@ class OptimizationOptions(Concern):
             value = getattr(self, option)
             if value is not None and not 0 <= value < 1:
                 raise SpecError(f"{flag(option)} is {value:g}, expected from 0 to below 1")
-        for option in ("eps", "clip_grad"):
+        for option in ("eps", "clip_grad", "distill_temperature"):
             value = getattr(self, option)
             if value is not None and not 0 < value < math.inf:
                 raise SpecError(f"{flag(option)} is {value:g}, expected a number above 0")
@@ -310,6 +324,19 @@ class RunOptions(Options):
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
+
+    def __post_init__(self) -> None:
+        if not self.optimization.distill:
+            return
+        if not self.selection.reference_scores:
+            raise SpecError("--distill learns from stored logits; give --reference-scores TABLE, made with --logits")
+        if self.selection.on_missing == "score":
+            raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
+
+    @property
+    def uses_table(self) -> bool:
+        """Whether the run reads a score table: its policy, or its loss."""
+        return self.selection.chosen_policy.reference != "none" or self.optimization.distill > 0
 
     @property
     def super_batch_size(self) -> int:

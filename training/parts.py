@@ -152,6 +152,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         scores=models.table,
         kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
         embeddings=options.selection.joint,
+        logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
         seed=options.seed if setup.recorded is None else setup.recorded.seed,
         lanes=folder.settled_lanes(setup.run, options),

@@ -59,7 +59,7 @@ def open_reference(
     The model is None where it is not on this machine, or is described by nobody but the table: a table may be shipped
     alone, and by a stranger. Raises TableError, and ModelError where the user asked for what only the reference can give.
     """
-    if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
+    if not options.uses_table or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
     with working(log, "checking the score table"):

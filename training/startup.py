@@ -99,6 +99,13 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
     policy = options.selection.chosen_policy
     if policy.tasks and learner.task.name not in policy.tasks:
         raise SpecError(f"policy '{policy}' is for {' and '.join(policy.tasks)}; this data set is {learner.task.name}")
+    if options.optimization.distill:
+        assert table is not None
+        if table.logit_width != learner.outputs:
+            raise TableError(
+                f"{table.folder}: holds {table.logit_width} logits an example, learner '{learner.spec.name}' gives "
+                f"{learner.outputs}; both must know the same classes"
+            )
     if not policy.joint:
         return
     assert table is not None

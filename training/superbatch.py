@@ -22,7 +22,7 @@ from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, token_rows
+from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, stored_vectors, token_rows
 from .division import Division
 from .group import Group
 from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
@@ -41,7 +41,7 @@ class SuperBatches:
     `data` is a name of curate.toml, a path or URL pattern, or a DatasetSpec. `views` says how images are seen, by name: a
     Geometry, or a function from an image's bytes to a tensor; torchvision's transforms, and so timm's and open_clip's,
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
-    `scores` is a score table (or its folder): its losses are joined, with `embeddings` its embeddings too. A table is
+    `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
     checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
     table, the data set is filtered: the rest of it is never drawn.
 
@@ -71,6 +71,7 @@ class SuperBatches:
         scores: str | ScoreTable | None = None,
         kept: Kept | None = None,
         embeddings: bool = False,
+        logits: bool = False,
         on_missing: OnMissing = "error",
         seed: int = 0,
         lanes: int | None = None,
@@ -101,6 +102,9 @@ class SuperBatches:
         if self.table is not None and verify:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
+        self.logit_width = self.table.logit_width if logits and self.table is not None else 0
+        if logits and (self.table is None or on_missing == "score"):
+            raise SpecError("logits are joined from a score table; give scores= too, and on_missing 'error' or 'skip'")
         self.lanes = lane_count(len(self.shards), size, lanes)
         self._views = list(dict.fromkeys(self.views.values()))
         geometries = [view for view in self._views if isinstance(view, Geometry)]
@@ -114,6 +118,7 @@ class SuperBatches:
             self.shards,
             self.table,
             embeddings=embeddings,
+            logits=logits,
             on_missing=on_missing,
             # What a user's function makes of an image is of unknown size, and may be random: it is never kept.
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
@@ -308,6 +313,7 @@ class SuperBatches:
             if has_scores
             else None,
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
+            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
             division=division,
         )
 
