@@ -24,6 +24,7 @@ from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
 from .records import write_json
+from .timing import EVALUATE, total
 
 
 def finish(
@@ -43,12 +44,14 @@ def finish(
             _write_weights(job, steps)
     quality: dict[str, float] = {}
     error: BaseException | None = None
-    with job.timing("evaluate"):
+    with job.timing(EVALUATE):
         if options.records.evaluate and dataset.test:
             try:
-                quality = _quality(options, learner, dataset, ledger.outside, device, precision, group)
+                quality = quality_of(options, learner, dataset, ledger.outside, device, precision, group)
             except BaseException as e:
                 error = e
+    with group.together():
+        best = job.keeping.finish(steps, quality) if group.is_first else None
     policy, seconds = job.subs.selector.policy, job.timing.state_dict()
     batches = job.subs.batches.state_dict()
     summary = {
@@ -64,10 +67,12 @@ def finish(
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": steps * options.super_batch_size if policy.selects else 0,
         "ledger": ledger.lines(),
+        **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
-        "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},
+        "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},
         "quality": quality,
+        **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": dict(batches["counts"]),
         "skipped_shards": dict(batches["skipped"]),
@@ -76,6 +81,7 @@ def finish(
         if group.is_first:
             write_json(run / "summary.json", summary)
             checkpoint.remove_all(run)
+    summary = group.share(summary)[0]
     if error is not None:
         if isinstance(error, CurateError):
             lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")
@@ -96,7 +102,7 @@ def _write_weights(job: TrainingJob, steps: int) -> None:
             save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
 
 
-def _quality(
+def quality_of(
     options: RunOptions,
     learner: Model,
     dataset: DatasetSpec,
@@ -132,7 +138,7 @@ def evaluate_again(
         precision = folder.began_with(run).get("precision") or best_precision(device)
         spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
         learner = load_model(spec).to(device)
-    quality = _quality(options, learner, dataset, summary["outside_the_ledger"], device, precision, group)
+    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
     with group.together():
         if group.is_first:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,21 @@ from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
 from .group import Group
+from .keeping import Keeping
 from .pace import Pace
 from .records import RunRecords
 from .schedule import learning_rate
 from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
-from .timing import Stages
+from .timing import EVALUATE, Rates, Stages, total
 from .trainee import Trainee, augment_views
 
 
 @dataclass
 class TrainingJob:
-    """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation."""
+    """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation,
+    `peak` the FLOP/s of all devices where they are known."""
 
     run: Path
     subs: SubBatches
@@ -46,6 +49,8 @@ class TrainingJob:
     pace: Pace
     timing: Stages
     stop: Stop
+    keeping: Keeping
+    peak: float | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
@@ -63,8 +68,15 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
     At a signal it writes a checkpoint after the step that is going on, or at once while it waits for data, and raises
     StoppedError. In a group all ranks do the same steps, rank 0 writes, and the clock of rank 0 decides when to save.
     """
-    step = saved = _resume(job)
+    step = _resume(job)
+    with job.timing.running():
+        return _steps(job, step, after_step)
+
+
+def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None) -> int:
+    saved = step
     group, batches = job.group, job.subs.batches
+    rates = Rates(step, job.timing.so_far(), job.ledger.spent, job.peak)
     job.pace.start(step, str(job.run))
     said: set[str] = set()
     _say_skipped(job, said)
@@ -74,6 +86,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
     try:
         job.stop.hold()
         while step < job.steps:
+            _measure(job, step)
             sub = _draw(subs, job, step)
             if sub is None:
                 break
@@ -84,7 +97,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
                 places = len(sub.selection.index), sub.positions
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
                 losses = {
-                    name: trainee.step(views[name], sub.model_targets(name), share, sub.weight)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
                     for name, trainee in job.trainees.items()
                 }
                 for trainee in job.trainees.values():
@@ -93,19 +106,21 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
             at_step = batches.own_state()
             job.ledger.add_step(job.cost)
 
-            unlogged, line = (sub, share, losses), None
-            if job.pace.logs(step):
-                _check_finite(job, step, losses)
-                unlogged, line = None, _line(job, step, sub, share, losses)
-            trouble = _record(job, step, sub, line)
-            saves = job.pace.saves(step) and group.is_first
-            skips = not said.issuperset(batches.skipped_shards)
-            saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
-            if skips:
-                _say_skipped(job, said)
+            with job.timing("record"):
+                unlogged, line = (sub, share, losses), None
+                if job.pace.logs(step):
+                    _check_finite(job, step, losses)
+                    unlogged, line = None, _line(job, rates, step, sub, share, losses)
+                trouble = _record(job, step, sub, line)
+                saves = job.pace.saves(step) and group.is_first
+                skips = not said.issuperset(batches.skipped_shards)
+                saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
+                if skips:
+                    _say_skipped(job, said)
             if saves:
-                _check_finite(job, step, losses)
-                _save(job, step, at_step)
+                with job.timing("save"):
+                    _check_finite(job, step, losses)
+                    _save(job, step, at_step)
                 job.pace.saved()
                 saved = step
             job.pace.show(step, losses["learner"], job.ledger)
@@ -117,7 +132,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
         if signal or group.size == 1:  # else ranks that a signal meets at another time than others would part
             job.stop.release(signal)
         if unlogged is not None:  # the budget was spent before the step that would have been the last
-            job.records.metric(_line(job, step, *unlogged))
+            job.records.metric(_line(job, rates, step, *unlogged))
     except StoppedError as e:
         if step > saved and not job.stop.torn:
             _save(job, step, at_step)
@@ -135,11 +150,13 @@ def _resume(job: TrainingJob) -> int:
     found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log, job.group)
     if found is None:
         job.records.cut_after(0)
+        job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     job.records.cut_after(found.step)
+    job.keeping.resume()
     job.records.log(f"resumed after step {found.step:,}")
     return found.step
 
@@ -154,6 +171,22 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
             checkpoint.save(job.run, step, job.trainees, _generators(job), state, ranks)
+            job.keeping.saved()
+
+
+def _measure(job: TrainingJob, step: int) -> None:
+    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end, but
+    where several ranks measure. A collective."""
+    with job.timing("save"), job.group.together() if job.keeping.keeps(step) else nullcontext():
+        job.keeping.keep(step)
+    if not job.keeping.measures(step):
+        return
+    with job.stop.released() if job.group.size == 1 else nullcontext(), job.timing(EVALUATE):
+        quality = job.keeping.measure(step)
+    if quality:
+        job.records.metric(
+            {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
+        )
 
 
 def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | None) -> CurateError | None:
@@ -211,16 +244,19 @@ def _diverged(job: TrainingJob, step: int, what: str) -> BaseException:
     )
 
 
-def _line(job: TrainingJob, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _line(
+    job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
+) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group = sub.selection, job.group
+    chosen, group, b = sub.selection, job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
         loss = dict(zip(loss, means.tolist(), strict=True))
+    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, b)
     return {
         "step": step,
-        "examples": step * len(chosen.index),
+        "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
         "online_loss": _mean(chosen.online_loss),
@@ -228,21 +264,31 @@ def _line(job: TrainingJob, step: int, sub: SubBatch, share: float, losses: dict
         "score": _mean(chosen.score),
         "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
-        **_between_ranks(job, sub),
         "lr": share * job.learner.lr,
-        "seconds": job.timing.state_dict(),
-        "flops": job.ledger.lines(),
+        **speed,
+        **_between_ranks(job, sub, speed["samples_per_second"]),
+        **_costs(job),
     }
 
 
-def _between_ranks(job: TrainingJob, sub: SubBatch) -> dict[str, Any]:
+def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict[str, Any]:
     """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
     if job.group.size == 1:
         return {}
     tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
     row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
-    waited = job.group.share(job.timing.state_dict().get("data", 0.0))
-    return {"rows_moved": sub.moved, "bytes_moved": sub.moved * row, "slowest_data_seconds": max(waited)}
+    return {
+        "samples_per_second_per_gpu": None if speed is None else speed / job.group.size,
+        "slowest_data_seconds": max(job.group.share(job.timing.so_far().get("data", 0.0))),
+        "rows_moved": sub.moved,
+        "bytes_moved": sub.moved * row,
+    }
+
+
+def _costs(job: TrainingJob) -> dict[str, Any]:
+    """What a run has cost so far."""
+    seconds = job.timing.so_far()
+    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,15 @@ from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
 from ..scoring.selector import Selector
-from ..scoring.settings import ContrastiveLoss, Precision
+from ..scoring.settings import ContrastiveLoss
 from . import frozen, startup
+from .finish import quality_of
+from .hardware import device_peak
+from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
 from .pace import Pace
+from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
@@ -84,6 +88,9 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
     charged = startup.charged_to(options, ledger, models.table)
     steps = startup.steps_of(options, step, charged, share * options.super_batch_size * reference)
+    if setup.recorded is not None:
+        step = replace(step, choices=setup.recorded.flops_per_step)
+        steps = min(steps, setup.recorded.steps)
     if models.rescored:
         ledger.add_outside("verification", reference * models.rescored)
     return RunCost(step, uncounted, ledger, steps, reference, made_in_run, charged)
@@ -115,7 +122,8 @@ def manifest_of(
         "weights": weights,
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
-        "settings": resolved.to_dict(models),
+        "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
         setup.dataset,
@@ -140,9 +148,11 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views={name: model.geometry for name, model in seen.items() if model},
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
+        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
         embeddings=options.selection.joint,
+        logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
-        seed=options.seed,
+        seed=options.seed if setup.recorded is None else setup.recorded.seed,
         lanes=setup.lanes,
         max_failures=options.data.max_failures,
         max_bad_shards=options.data.max_bad_shards,
@@ -155,8 +165,10 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatches) -> RunScorer | ReplayScorer:
     """Who scores super-batches, within the budget."""
+    if setup.recorded is not None:
+        return ReplayScorer(setup.recorded, lambda: batches.drawn)
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(
@@ -166,7 +178,7 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer:
         reference=cost.made_in_run,
         reference_cost=cost.reference,
         ledger=cost.ledger,
-        precision=score_precision(setup, models),
+        precision=setup.score_precision,
         micro_batch=options.optimization.micro_batch,
         reference_scale=(table.manifest.get("scale") if table else None) or 1.0,
         reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
@@ -175,15 +187,11 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer:
     )
 
 
-def score_precision(setup: Setup, models: RunModels) -> Precision:
-    """The reference's, so that both losses are made alike."""
-    found: Precision = models.table.manifest["precision"] if models.table is not None else setup.precision
-    return found
-
-
 def selector_of(setup: Setup, resolved: Resolved) -> Selector:
     """Who chooses by the scores."""
     selection = setup.options.selection
+    if setup.recorded is not None:
+        return Selector(selection.chosen_policy, setup.options.optimization.batch_size, sampler="topk")
     return Selector(
         selection.policy,
         setup.options.optimization.batch_size,
@@ -198,19 +206,21 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
 
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
-    options, timing = setup.options, Stages()
-    scorer = scorer_of(setup, models, cost)
+    options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
+    batches = batches_of(setup, models, cost)
+    scorer = scorer_of(setup, models, cost, batches)
+    peak = device_peak(setup.device, setup.precision)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
         run=setup.run,
         subs=SubBatches(
-            batches_of(setup, models, cost),
+            batches,
             selector_of(setup, resolved),
             scorer=scorer,
             device=setup.device,
             timing=timing,
             check=partial(refuse_misfits, checked),
-            charge=scorer.charge,
+            charge=scorer.charge if isinstance(scorer, RunScorer) else lambda batch: None,
         ),
         learner=models.learner,
         online=models.online,
@@ -230,6 +240,29 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         ),
         timing=timing,
         stop=setup.stop,
+        keeping=_keeping_of(setup, models, cost),
+        peak=peak * setup.group.size if peak is not None else None,
+    )
+
+
+def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
+    """What is measured and kept on the way."""
+    options, learner = setup.options, models.learner
+
+    def measure() -> dict[str, float]:
+        return quality_of(
+            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
+        )
+
+    return Keeping(
+        setup.run,
+        learner,
+        setup.records,
+        measure,
+        quality=learner.model.task.quality,
+        steps=cost.steps,
+        evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
+        keep_every=options.records.keep_every,
     )
 
 
@@ -246,7 +279,7 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatch
         micro_batch=options.optimization.micro_batch,
         accumulate=options.optimization.accumulate,
         grad_checkpointing=options.optimization.grad_checkpointing,
-        score_precision=score_precision(setup, models),
+        score_precision=setup.score_precision,
         device=setup.device,
         joint=options.selection.joint,
     )

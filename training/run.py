@@ -13,7 +13,7 @@ import torch
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
 from ..units import Report, format_flops
 from . import checkpoint, folder, frozen, parts, startup
@@ -24,6 +24,7 @@ from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .replay import RecordedRun
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
@@ -46,6 +47,9 @@ def train(
     group = group or Group()
     with group.together():
         config = config if config is not None else load_config()
+        recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
+        if recorded is not None:
+            options = recorded.settle(options)
         run = Path(options.records.out, options.records.name or folder.default_name(options))
         dataset = find_dataset(options.dataset, config)
     group.refuse_differences(options.to_dict())
@@ -60,8 +64,8 @@ def train(
     stop = Stop()
     try:
         with handled_by(stop):
-            records = RunRecords(run, report, options.records.selections_every, writes=group.is_first)
-            return _train(options, config, dataset, run, records, stop, group)
+            records = RunRecords(run, report, writes=group.is_first)
+            return _train(options, config, dataset, run, records, stop, recorded, group)
     except BaseException as e:
         if group.is_first:
             _leave(run, e, began, report)
@@ -94,11 +98,18 @@ def _train(
     run: Path,
     records: RunRecords,
     stop: Stop,
+    recorded: RecordedRun | None,
     group: Group,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
-    began, lanes = group.first(lambda: (folder.began_with(run), folder.settled_lanes(run, options)))
+    began, lanes, (precision, score_precision) = group.first(
+        lambda: (
+            folder.began_with(run),
+            folder.settled_lanes(run, options),
+            folder.settled_precisions(run, options, device),
+        )
+    )
     with group.together():
         setup = Setup(
             options=options,
@@ -108,31 +119,30 @@ def _train(
             run=run,
             records=records,
             device=device,
-            precision=options.optimization.precision or began.get("precision") or best_precision(device),
+            precision=precision,
+            score_precision=score_precision,
             stop=stop,
+            recorded=recorded,
             group=group,
             began=began,
             lanes=lanes,
         )
-        models, cost, job = _prepared(setup)
+        models, cost, job, selections_every = _prepared(setup)
+    records.record_selections(group.share(selections_every)[0])
     group.refuse_differences(
-        {
-            "precision": setup.precision,
-            "shards": len(setup.shards),
-            "steps": cost.steps,
-            "FLOPs a step": cost.step.total,
-        }
+        {"shards": len(setup.shards), "steps": cost.steps, "FLOPs a step": cost.step.total, "device": device.type}
     )
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
-    models.join(options.optimization.batch_size)
-    done = train_loop(job)
-    return finish(options, dataset, job, done, models.table, device, setup.precision, started)
+    with float32_products(device, precision):
+        models.join(options.optimization.batch_size)
+        done = train_loop(job)
+        return finish(options, dataset, job, done, models.table, device, precision, started)
 
 
-def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob]:
-    """All that is made and checked before step 1. Rank 0 checks for all what takes long, and writes what the run begins
-    with."""
+def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:
+    """All that is made and checked before step 1, and how many steps lie between records of selections. Rank 0 checks for
+    all what takes long, and writes what the run begins with."""
     options, dataset, run, records = setup.options, setup.dataset, setup.run, setup.records
     first = setup.group.is_first
     evaluates = options.records.evaluate and bool(dataset.test)
@@ -147,13 +157,16 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob]:
         folder.refuse_other_beginning(run, manifest, records.log)
 
     job = parts.job_of(setup, models, cost, resolved)
-    check_memory(parts.needs_of(setup, models, cost, job.subs.batches), records.log)
-    if first:
-        startup.check_disk(run, list(models.trained.values()), options, cost.steps)
-        if not (run / "config.json").exists():  # a resumed run keeps what it began with
-            write_json(run / "manifest.json", manifest)
-            write_json(run / "config.json", options.but(lanes=job.subs.batches.lanes).to_dict())
-    return models, cost, job
+    batches = job.subs.batches
+    check_memory(parts.needs_of(setup, models, cost, batches), records.log)
+    if not first:
+        return models, cost, job, 1
+    every = folder.settled_selections(run, options, cost.steps)
+    startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
+    if not (run / "config.json").exists():  # a resumed run keeps what it began with
+        write_json(run / "manifest.json", manifest)
+        write_json(run / "config.json", options.but(lanes=batches.lanes, selections_every=every).to_dict())
+    return models, cost, job, every
 
 
 def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: TrainingJob) -> None:
@@ -163,6 +176,7 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
         f"{_devices(setup)} in {setup.precision}"
+        + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
     accumulate, ranks = setup.options.optimization.accumulate, setup.group.size
     if accumulate * ranks > 1:

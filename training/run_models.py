@@ -10,9 +10,9 @@ import torch
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
-from ..scoring.tables.lookup import ScoreTable
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import startup
-from .reference import note_geometry, open_reference
+from .reference import Reference, note_geometry, open_reference
 from .setup import Setup
 from .trainee import Trainee
 
@@ -59,8 +59,11 @@ def build_models(setup: Setup) -> RunModels:
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
     opened = open_reference(
-        options, setup.config, setup.dataset, setup.shards, device, log, verify=setup.group.is_first
+        *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
+        verify=setup.group.is_first,
     )
+    if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
+        opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {

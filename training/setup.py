@@ -15,6 +15,7 @@ from ..scoring.settings import Precision
 from .group import Group
 from .options import RunOptions
 from .records import RunRecords
+from .replay import RecordedRun
 from .signals import Stop
 
 
@@ -22,7 +23,8 @@ from .signals import Stop
 class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
-    `began` is the manifest of a run that is resumed, empty for others; `lanes` how many it began with, or the user's.
+    `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
+    many it began with, or the user's.
     """
 
     options: RunOptions
@@ -33,7 +35,9 @@ class Setup:
     records: RunRecords
     device: torch.device
     precision: Precision
+    score_precision: Precision
     stop: Stop
+    recorded: RecordedRun | None = None
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
