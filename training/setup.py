@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
+from .group import Group
 from .options import RunOptions
 from .records import RunRecords
 from .signals import Stop
@@ -18,7 +20,10 @@ from .signals import Stop
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A run's options with what they name: the data set and its shards, the run's folder, the device."""
+    """A run's options with what they name: the data set and its shards, the run's folder, the device.
+
+    `began` is the manifest of a run that is resumed, empty for others; `lanes` how many it began with, or the user's.
+    """
 
     options: RunOptions
     config: Config
@@ -30,3 +35,6 @@ class Setup:
     precision: Precision
     score_precision: Precision
     stop: Stop
+    group: Group
+    began: Mapping[str, Any]
+    lanes: int | None
