@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -178,21 +177,23 @@ def train(
     """
     from .datasets.spec import load_config
     from .training import train as run_training
+    from .training.group import Group
 
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise SpecError(
-            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
-            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
-        )
-    if train_num_samples is not None:
-        if given["examples"] is not None:
-            raise SpecError("--train-num-samples and --examples are both given; drop one")
-        if epochs < 1:
-            raise SpecError(f"--epochs is {epochs}, expected at least 1")
-        given["examples"] = epochs * train_num_samples
-    options = RunOptions.of(**given)
-    summary = run_training(options, config=load_config(config), resume=resume, report=report)
-    typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    group = Group.from_env()
+    try:
+        with group.together():
+            if train_num_samples is not None:
+                if given["examples"] is not None:
+                    raise SpecError("--train-num-samples and --examples are both given; drop one")
+                if epochs < 1:
+                    raise SpecError(f"--epochs is {epochs}, expected at least 1")
+                given["examples"] = epochs * train_num_samples
+            options, known = RunOptions.of(**given), load_config(config)
+        summary = run_training(options, config=known, resume=resume, report=report, group=group)
+    finally:
+        group.close()
+    if group.is_first:
+        typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
 
 
 @cli.command()

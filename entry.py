@@ -36,7 +36,8 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
             code = _code_of(cli)
         sys.stdout.flush()
     except CurateError as e:
-        report(f"curate: {e}")
+        if e.reported_by is None:
+            report(f"curate: {e}")
         code = 1
     except BrokenPipeError:
         if not nobody_reads(sys.stdout) and not nobody_reads(sys.stderr):
@@ -48,7 +49,8 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
         report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
         code = 1
     except StoppedError as e:
-        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
+        if e.reported_by is None:
+            report(f"curate: {e}; run the same command again to resume (train: add --resume)")
         code = e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
