@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,6 +51,14 @@ PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every
     "reference": replace(RUN["reference"], help=PLANNED)
 }
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
+
+
+def _alone(command: str) -> None:
+    """Raises SpecError where torchrun or srun started several processes, which would all do the same."""
+    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
+        raise SpecError(
+            f"{command} runs in one process, and several were started; start it without torchrun or srun -n"
+        )
 
 
 def app() -> None:
@@ -117,6 +126,7 @@ def score_reference(
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
 
+    _alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
@@ -170,7 +180,8 @@ def train(
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.
 
-    Give exactly one of --budget-flops, --examples and --steps.
+    Give exactly one of --budget-flops, --examples and --steps. Started by torchrun or srun, several processes share one run:
+    all options are those of the whole run, so --batch-size counts the examples of all GPUs.
 
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
@@ -217,6 +228,7 @@ def plan(
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
+    _alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
     known, measured = load_config(config), None
@@ -242,6 +254,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     from .reports.comparison import write_folder
     from .studies.comparison import compare_runs
 
+    _alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)

@@ -182,9 +182,9 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
-    accumulate = setup.options.optimization.accumulate
-    if accumulate > 1:
-        said = f"normalise over each of {accumulate} parts of a batch, not over all of it"
+    accumulate, ranks = setup.options.optimization.accumulate, setup.group.size
+    if accumulate * ranks > 1:
+        said = f"normalise over each of {accumulate * ranks} parts of a batch, not over all of it"
         for name, model in models.trained.items():
             if batch_norms(model.module):
                 log(f"the {name}'s BatchNorm layers {said}: gradients differ from those of the whole batch")
