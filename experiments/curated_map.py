@@ -34,7 +34,7 @@ from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings_settings import conv
 
-BUDGET, LR, ONLINE_LR, FILTER_RATIO = 0.4e12, 2e-3, 5e-3, 0.8
+BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL = 0.4e12, 2e-3, 5e-3, 0.8, 0.7
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
 RATES = (1e-3, 4e-3)
@@ -76,6 +76,7 @@ MAIN = {
     "bulk + curated, mixed": Arm("mixed", {}),
     "bulk, learnability": choosing("learnability", **CHOOSING),
     "bulk, filter 50 %": choosing("filter", keep=0.5),
+    "bulk, distilled from the reference": choosing("uniform", distill=DISTILL),
 }
 OTHERS = {
     "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
@@ -210,7 +211,9 @@ def score_table(folder: Path, curated: int, dataset: str) -> str:
     spec = find_dataset(dataset, config)
     model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
     in_this_process = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-    scoring = ScoreOptions(dataset=spec, reference=model, out=str(folder / "scores"), runner_options=in_this_process)
+    scoring = ScoreOptions(
+        dataset=spec, reference=model, out=str(folder / "tables"), logits=True, runner_options=in_this_process
+    )
     return score_reference(scoring, quiet).folder
 
 

@@ -24,7 +24,10 @@ BEFORE = """
  "checkpoint_every": null, "evaluate": true, "cache_bytes": 2147483648, "shuffle_bytes": 500000, "out": "runs",
  "name": null}
 """
-SINCE = "keep keep_by distill distill_temperature layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate grad_checkpointing".split()
+SINCE = [
+    *"keep keep_by distill distill_temperature".split(),
+    *"layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate grad_checkpointing".split(),
+]
 NOW = dict(dataset="digits", learner="learner", online="scorer", reference_scores="scores", steps=3, batch_size=16)
 
 
