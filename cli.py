@@ -217,7 +217,7 @@ def plan(
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    With --probe, short complete runs of uniform and of --policies, in pairs, also say what it is likely to save. The
     options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
