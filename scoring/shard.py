@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class StartedShard:
     after the other.
 
     `forward_flops` are those of one example's whole pass. `kept` is the result of `model.task.kept(model)`, for many
-    shards.
+    shards. With `vectors`, embeddings or a classifier's logits are stored too.
     """
 
     def __init__(
@@ -54,13 +54,14 @@ class StartedShard:
         device: torch.device,
         precision: Precision,
         batch_size: int,
-        embeddings: bool,
+        vectors: bool,
         decode_threads: int,
         forward_flops: float,
         kept: Any = None,
     ) -> None:
         self._task = model.task
-        self._schema = score_schema(model.task, embedding_width(model) if embeddings else 0)
+        self._schema = score_schema(model.task, (model.outputs or embedding_width(model)) if vectors else 0)
+        self._vectors = vectors
         self._scorer = model.task.shard_scorer(
             model,
             device=device,
@@ -82,7 +83,9 @@ class StartedShard:
 
         def take(found: Iterable[tuple[list[Example], Scored]]) -> None:
             for examples, scored in found:
-                batch, bad = _rows(self._task, self._schema, examples, scored)
+                batch, bad = _rows(
+                    self._task, self._schema, examples, scored if self._vectors else replace(scored, logits=None)
+                )
                 rows.append(batch)
                 failures.extend(bad)
 

@@ -30,7 +30,8 @@ RECENT = 64
 
 @dataclass(frozen=True)
 class ShardScores:
-    """One shard's stored scores as flat arrays, in the shard's order. Embeddings are float16 [N, D] or None."""
+    """One shard's stored scores as flat arrays, in the shard's order. Embeddings are float16 [N, D] or None; so are
+    logits [N, C]."""
 
     shard: str
     shard_size: int
@@ -42,6 +43,7 @@ class ShardScores:
     text_embedding: np.ndarray | None
     failed_keys: frozenset[str]
     label: np.ndarray | None = None
+    logits: np.ndarray | None = None
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -67,8 +69,18 @@ class ScoreTable:
             raise TableError(
                 f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
             )
+        return self._vector_width("image_embedding")
+
+    def _vector_width(self, column: str) -> int:
         with self._opened(min(self._names)) as (parquet, _):
-            return int(parquet.schema_arrow.field("image_embedding").type.list_size)
+            return int(parquet.schema_arrow.field(column).type.list_size)
+
+    @cached_property
+    def logit_width(self) -> int:
+        """C of the stored logits. Raises TableError where the table has no logits or no shard yet."""
+        if not self.manifest.get("logits") or not self._names:
+            raise TableError(f"{self.folder}: holds no logits; run score-reference with --logits into a new --out")
+        return self._vector_width("logits")
 
     def shard_names(self) -> set[str]:
         return finished_shards(self.folder)
@@ -86,13 +98,15 @@ class ScoreTable:
         parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
         return pa.concat_tables(parts)
 
-    def shard(self, name: str, *, embeddings: bool = False) -> ShardScores:
+    def shard(self, name: str, *, embeddings: bool = False, logits: bool = False) -> ShardScores:
         """One shard's scores. Raises TableError where the file is missing, damaged, or of another reference."""
         columns = ["key", "row", "target_hash", "loss"]
         if self._has_labels:
             columns.append("label")
         if embeddings:
             columns += ["image_embedding", "text_embedding"]
+        if logits:
+            columns.append("logits")
         table, about = self._read_file(name, columns)
         failed: frozenset[str] = frozenset()
         if about["failures"]:
@@ -112,6 +126,7 @@ class ScoreTable:
             text_embedding=_vectors(table["text_embedding"]) if embeddings else None,
             failed_keys=failed,
             label=table["label"].to_numpy() if self._has_labels else None,
+            logits=_vectors(table["logits"]) if logits else None,
         )
 
     @property

@@ -29,7 +29,7 @@ def settings_of(dataset, model, batch_size=48):
         device=torch.device("cpu"),
         precision="fp32",
         batch_size=batch_size,
-        embeddings=model.task.compares,
+        vectors=model.task.compares,
         decode_threads=2,
         forward_flops=forward_flops(model).per_example,
     )
