@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import MISSING, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,9 @@ import typer
 
 from . import __version__
 from .command import reference_page, takes, without
-from .entry import run_command, run_process
+from .entry import alone, run_command, run_process
 from .errors import SpecError
+from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
@@ -37,28 +37,6 @@ ScoresOption = Annotated[str, typer.Option(help="Read the score tables under thi
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
 report = Screen()
 """Progress, to standard error, so that results can be piped."""
-RUN = options_of(RunOptions)
-BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
-# A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
-    "budget_flops": replace(
-        RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
-    ),
-    "selections_every": replace(RUN["selections_every"], default=5),
-}
-PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
-    "reference": replace(RUN["reference"], help=PLANNED)
-}
-PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
-
-
-def _alone(command: str) -> None:
-    """Raises SpecError where torchrun or srun started several processes, which would all do the same."""
-    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
-        raise SpecError(
-            f"{command} runs in one process, and several were started; start it without torchrun or srun -n"
-        )
 
 
 def app() -> None:
@@ -126,7 +104,7 @@ def score_reference(
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
 
-    _alone("score-reference")
+    alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
@@ -217,7 +195,7 @@ def plan(
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    With --probe, short complete runs of uniform and of --policies, in pairs, also say what it is likely to save. The
     options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
@@ -228,7 +206,7 @@ def plan(
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
-    _alone("plan")
+    alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
     known, measured = load_config(config), None
@@ -254,7 +232,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     from .reports.comparison import write_folder
     from .studies.comparison import compare_runs
 
-    _alone("compare")
+    alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)

@@ -59,9 +59,14 @@ class Scored:
 
 
 class ShardScorer(Protocol):
-    """Scores one shard, batch by batch. `flops` is the cost so far."""
+    """Scores one shard, batch by batch. `flops` is the cost so far.
+
+    Each batch is prepared, in a thread that reads ahead, before it is added; both happen in the order of the shard.
+    """
 
     flops: float
+
+    def prepare(self, batch: DecodedBatch) -> None: ...
 
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]: ...
 

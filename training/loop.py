@@ -112,11 +112,11 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                     _check_finite(job, step, losses)
                     unlogged, line = None, _line(job, rates, step, sub, share, losses)
                 trouble = _record(job, step, sub, line)
-                saves = job.pace.saves(step) and group.is_first
-                skips = not said.issuperset(batches.skipped_shards)
-                saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
-                if skips:
-                    _say_skipped(job, said)
+            saves = job.pace.saves(step) and group.is_first
+            skips = not said.issuperset(batches.skipped_shards)
+            saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
+            if skips:
+                _say_skipped(job, said)
             if saves:
                 with job.timing("save"):
                     _check_finite(job, step, losses)
@@ -175,18 +175,19 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
 
 
 def _measure(job: TrainingJob, step: int) -> None:
-    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end, but
-    where several ranks measure. A collective."""
-    with job.timing("save"), job.group.together() if job.keeping.keeps(step) else nullcontext():
-        job.keeping.keep(step)
+    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end, unless
+    other ranks would. A collective."""
+    if job.keeping.keeps(step):
+        with job.timing("save"):
+            job.keeping.keep(step)
     if not job.keeping.measures(step):
         return
     with job.stop.released() if job.group.size == 1 else nullcontext(), job.timing(EVALUATE):
         quality = job.keeping.measure(step)
     if quality:
-        job.records.metric(
-            {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
-        )
+        line = {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
+        with job.group.together():
+            job.records.metric(line)
 
 
 def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | None) -> CurateError | None:
@@ -248,15 +249,15 @@ def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group, b = sub.selection, job.group, job.subs.selector.b
+    chosen, group = sub.selection, job.group
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
         loss = dict(zip(loss, means.tolist(), strict=True))
-    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, b)
+    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, len(chosen.index))
     return {
         "step": step,
-        "examples": step * b,
+        "examples": step * len(chosen.index),
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
         "online_loss": _mean(chosen.online_loss),
@@ -271,6 +272,12 @@ def _line(
     }
 
 
+def _costs(job: TrainingJob) -> dict[str, Any]:
+    """What a run has cost so far."""
+    seconds = job.timing.so_far()
+    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+
+
 def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict[str, Any]:
     """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
     if job.group.size == 1:
@@ -283,12 +290,6 @@ def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict
         "rows_moved": sub.moved,
         "bytes_moved": sub.moved * row,
     }
-
-
-def _costs(job: TrainingJob) -> dict[str, Any]:
-    """What a run has cost so far."""
-    seconds = job.timing.so_far()
-    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

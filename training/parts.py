@@ -207,9 +207,9 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
+    peak = device_peak(setup.device, setup.precision)
     batches = batches_of(setup, models, cost)
     scorer = scorer_of(setup, models, cost, batches)
-    peak = device_peak(setup.device, setup.precision)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
         run=setup.run,
@@ -220,7 +220,7 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
             device=setup.device,
             timing=timing,
             check=partial(refuse_misfits, checked),
-            charge=scorer.charge if isinstance(scorer, RunScorer) else lambda batch: None,
+            charge=scorer.charge,
         ),
         learner=models.learner,
         online=models.online,
@@ -241,7 +241,7 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         timing=timing,
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
-        peak=peak * setup.group.size if peak is not None else None,
+        peak=None if peak is None else peak * setup.group.size,
     )
 
 
@@ -251,7 +251,13 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
 
     def measure() -> dict[str, float]:
         return quality_of(
-            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
+            options,
+            learner.result,
+            setup.dataset,
+            cost.ledger.outside,
+            setup.device,
+            setup.precision,
+            setup.group,
         )
 
     return Keeping(
@@ -263,6 +269,7 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
         steps=cost.steps,
         evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
         keep_every=options.records.keep_every,
+        group=setup.group,
     )
 
 

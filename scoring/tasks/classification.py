@@ -174,6 +174,9 @@ class _BatchScorer:
     forward_flops: float
     flops: float = 0.0
 
+    def prepare(self, batch: DecodedBatch) -> None:
+        pass
+
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
         pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)
         labels = self.model.targets([example.target for example in batch.examples]).to(self.device)
