@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +11,14 @@ import typer
 
 from . import __version__
 from .command import reference_page, takes, without
-from .entry import run_command, run_process
+from .entry import alone, run_command, run_process
 from .errors import SpecError
+from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
 from .reports.export_options import ExportOptions
+from .reports.inspect_options import InspectOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
@@ -35,20 +37,6 @@ ScoresOption = Annotated[str, typer.Option(help="Read the score tables under thi
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
 report = Screen()
 """Progress, to standard error, so that results can be piped."""
-RUN = options_of(RunOptions)
-BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
-# A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
-    "budget_flops": replace(
-        RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
-    ),
-    "selections_every": replace(RUN["selections_every"], default=5),
-}
-PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
-    "reference": replace(RUN["reference"], help=PLANNED)
-}
-PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
 
 
 def app() -> None:
@@ -116,6 +104,7 @@ def score_reference(
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
 
+    alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
@@ -169,7 +158,8 @@ def train(
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.
 
-    Give exactly one of --budget-flops, --examples and --steps.
+    Give exactly one of --budget-flops, --examples and --steps. Started by torchrun or srun, several processes share one run:
+    all options are those of the whole run, so --batch-size counts the examples of all GPUs.
 
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
@@ -205,7 +195,7 @@ def plan(
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    With --probe, short complete runs of uniform and of --policies, in pairs, also say what it is likely to save. The
     options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
@@ -216,6 +206,7 @@ def plan(
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
+    alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
     known, measured = load_config(config), None
@@ -241,6 +232,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     from .reports.comparison import write_folder
     from .studies.comparison import compare_runs
 
+    alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)
@@ -323,6 +315,32 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+@cli.command()
+@takes(options_of(InspectOptions))
+def inspect(
+    given: dict[str, Any],
+    what: Annotated[
+        str,
+        typer.Argument(help="Look at this score table, or this run: its folder or URL, or one above that holds one."),
+    ],
+    other: Annotated[
+        str | None, typer.Argument(help="Compare with this second score table of the same data set.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a page that shows what is in a score table, where two of them disagree, or what a run chose.
+
+    The page opens from disk and holds all its images. Easiest and hardest examples, likely wrong labels, captions that
+    fit nothing, near duplicates, and what a filter would drop.
+
+    Example: curate inspect scores
+    """
+    from .datasets.spec import load_config
+    from .reports.inspect import inspect as write_page
+
+    typer.echo(write_page(what, other, InspectOptions.of(**given), load_config(config), report))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ import typer
 
 from . import threads
 from .datasets.notices import in_one_line
-from .errors import CurateError, StoppedError
+from .errors import CurateError, SpecError, StoppedError
 from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .training.signals import handled_by
 from .units import Report
@@ -98,3 +99,11 @@ def _code_of(cli: Callable[..., Any]) -> int:
 
 def _end(signal: int, frame: Any) -> None:
     raise StoppedError(signal)
+
+
+def alone(command: str) -> None:
+    """Raises SpecError where torchrun or srun started several processes, which would all do the same."""
+    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
+        raise SpecError(
+            f"{command} runs in one process, and several were started; start it without torchrun or srun -n"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ def score_batch(
     precision: Precision = "fp32",
     micro_batch: int | None = None,
     forward: Any = None,
+    logits: bool = False,
 ) -> Scored:
     """Scoring losses of one batch, in evaluation mode and without gradients. The training mode is restored.
 
     `pixels_BHWC` uint8; `targets` are labels int64 [B] or caption tokens int64 [B, L]; both on the model's device.
     `micro_batch` bounds how many are processed at once. `forward`, if given, is called instead of the module (a compiled
-    one).
+    one). With `logits`, a classifier's are kept.
     """
     run = forward if forward is not None else model.module
     parts = []
@@ -37,10 +39,11 @@ def score_batch(
         for start in range(0, B, step):
             part = slice(start, start + step)
             inferred = model.task.infer(run, model.normalize(pixels_BHWC[part]), targets[part])
-            parts.append(model.task.scored(inferred, targets[part]))
+            scored = model.task.scored(inferred, targets[part])
+            parts.append(replace(scored, logits=inferred.float()) if logits else scored)
     if len(parts) == 1:
         return parts[0]
-    fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding")
+    fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding", "logits")
     whole: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
         for name in fields

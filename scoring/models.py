@@ -55,12 +55,18 @@ class Scored:
     similarity: torch.Tensor | None = None
     image_embedding: torch.Tensor | None = None
     text_embedding: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 class ShardScorer(Protocol):
-    """Scores one shard, batch by batch. `flops` is the cost so far."""
+    """Scores one shard, batch by batch. `flops` is the cost so far.
+
+    Each batch is prepared, in a thread that reads ahead, before it is added; both happen in the order of the shard.
+    """
 
     flops: float
+
+    def prepare(self, batch: DecodedBatch) -> None: ...
 
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]: ...
 
@@ -156,8 +162,8 @@ class Task(Protocol):
         kept: Any,
     ) -> ShardScorer: ...
 
-    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
-        """The score table's columns of this task."""
+    def fields(self, width: int = 0) -> list[pa.Field]:
+        """The score table's columns of this task, with those of its embeddings or logits where a `width` is given."""
         ...
 
     def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:

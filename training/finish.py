@@ -66,6 +66,7 @@ def finish(
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": steps * options.super_batch_size if policy.selects else 0,
         "ledger": ledger.lines(),
+        **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
         "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},

@@ -6,6 +6,7 @@ batch came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 places = len(sub.selection.index), sub.positions
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
                 losses = {
-                    name: trainee.step(views[name], sub.model_targets(name), share, sub.weight)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
                     for name, trainee in job.trainees.items()
                 }
                 for trainee in job.trainees.values():
@@ -263,6 +264,7 @@ def _line(
         "score": _mean(chosen.score),
         "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
+        **_between_ranks(job, sub),
         "lr": share * job.learner.lr,
         **rates.since(step, job.timing.so_far(), job.ledger.spent, len(chosen.index)),
         **_costs(job),
@@ -273,6 +275,16 @@ def _costs(job: TrainingJob) -> dict[str, Any]:
     """What a run has cost so far."""
     seconds = job.timing.so_far()
     return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+
+
+def _between_ranks(job: TrainingJob, sub: SubBatch) -> dict[str, Any]:
+    """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
+    if job.group.size == 1:
+        return {}
+    tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
+    row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
+    waited = job.group.share(job.timing.so_far().get("data", 0.0))
+    return {"rows_moved": sub.moved, "bytes_moved": sub.moved * row, "slowest_data_seconds": max(waited)}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

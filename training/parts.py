@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
 from .pace import Pace
+from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
@@ -87,6 +88,9 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
     charged = startup.charged_to(options, ledger, models.table)
     steps = startup.steps_of(options, step, charged, share * options.super_batch_size * reference)
+    if setup.recorded is not None:
+        step = replace(step, choices=setup.recorded.flops_per_step)
+        steps = min(steps, setup.recorded.steps)
     if models.rescored:
         ledger.add_outside("verification", reference * models.rescored)
     return RunCost(step, uncounted, ledger, steps, reference, made_in_run, charged)
@@ -119,6 +123,7 @@ def manifest_of(
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
         "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
         setup.dataset,
@@ -143,9 +148,11 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views={name: model.geometry for name, model in seen.items() if model},
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
+        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
         embeddings=options.selection.joint,
+        logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
-        seed=options.seed,
+        seed=options.seed if setup.recorded is None else setup.recorded.seed,
         lanes=setup.lanes,
         max_failures=options.data.max_failures,
         max_bad_shards=options.data.max_bad_shards,
@@ -158,8 +165,10 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatches) -> RunScorer | ReplayScorer:
     """Who scores super-batches, within the budget."""
+    if setup.recorded is not None:
+        return ReplayScorer(setup.recorded, lambda: batches.drawn)
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(
@@ -181,6 +190,8 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer:
 def selector_of(setup: Setup, resolved: Resolved) -> Selector:
     """Who chooses by the scores."""
     selection = setup.options.selection
+    if setup.recorded is not None:
+        return Selector(selection.chosen_policy, setup.options.optimization.batch_size, sampler="topk")
     return Selector(
         selection.policy,
         setup.options.optimization.batch_size,
@@ -197,12 +208,13 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     peak = device_peak(setup.device, setup.precision)
-    scorer = scorer_of(setup, models, cost)
+    batches = batches_of(setup, models, cost)
+    scorer = scorer_of(setup, models, cost, batches)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
         run=setup.run,
         subs=SubBatches(
-            batches_of(setup, models, cost),
+            batches,
             selector_of(setup, resolved),
             scorer=scorer,
             device=setup.device,

@@ -62,7 +62,7 @@ def open_reference(
     alone, and by a stranger. Without `verify` another process has checked the rows. Raises TableError, and ModelError where
     the user asked for what only the reference can give.
     """
-    if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
+    if not options.uses_table or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
     if verify:
@@ -104,12 +104,11 @@ def check_rescored(
     then: list[float] = []
     examples = []
     for example in read_some(dataset, [s for s in shards if table.holds(s.name)], RESCORED_EXAMPLES):
-        scores = table.shard(example.shard)
-        if example.key in scores.keys:
-            i = scores.keys.index(example.key)
-            if int(scores.target_hash[i]) == example.target_hash:
-                examples.append(example)
-                then.append(float(scores.loss[i]))
+        scores = table.recent(example.shard)
+        place = scores.places.get(example.key)
+        if place is not None and int(scores.target_hash[place]) == example.target_hash:
+            examples.append(example)
+            then.append(float(scores.loss[place]))
     with ThreadPoolExecutor(decode_threads()) as pool:
         decoded = decode_all(examples, reference.geometry, pool)
     kept = [i for i, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]

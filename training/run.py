@@ -24,6 +24,7 @@ from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .replay import RecordedRun
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
@@ -44,8 +45,12 @@ def train(
     Raises CurateError before step 1 for whatever can be known by then; in a group on all ranks.
     """
     group = group or Group()
+    recorded = None
     with group.together():
         config = config if config is not None else load_config()
+        if options.selection.replay is not None:
+            recorded = RecordedRun(options.selection.replay)
+            options = recorded.settle(options)
         run = Path(options.records.out, options.records.name or folder.default_name(options))
         dataset = find_dataset(options.dataset, config)
     group.refuse_differences(options.to_dict())
@@ -61,7 +66,7 @@ def train(
     try:
         with handled_by(stop):
             records = RunRecords(run, report, writes=group.is_first)
-            return _train(options, config, dataset, run, records, stop, group)
+            return _train(options, config, dataset, run, records, stop, group, recorded)
     except BaseException as e:
         if group.is_first:
             _leave(run, e, began, report)
@@ -95,6 +100,7 @@ def _train(
     records: RunRecords,
     stop: Stop,
     group: Group,
+    recorded: RecordedRun | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
@@ -120,6 +126,7 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
+            recorded=recorded,
         )
         models, cost, job = _prepared(setup)
     group.refuse_differences(
@@ -175,9 +182,9 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
-    accumulate = setup.options.optimization.accumulate
-    if accumulate > 1:
-        said = f"normalise over each of {accumulate} parts of a batch, not over all of it"
+    accumulate, ranks = setup.options.optimization.accumulate, setup.group.size
+    if accumulate * ranks > 1:
+        said = f"normalise over each of {accumulate * ranks} parts of a batch, not over all of it"
         for name, model in models.trained.items():
             if batch_norms(model.module):
                 log(f"the {name}'s BatchNorm layers {said}: gradients differ from those of the whole batch")

@@ -10,9 +10,9 @@ import torch
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
-from ..scoring.tables.lookup import ScoreTable
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import startup
-from .reference import note_geometry, open_reference
+from .reference import Reference, note_geometry, open_reference
 from .setup import Setup
 from .trainee import Trainee
 
@@ -68,6 +68,8 @@ def build_models(setup: Setup) -> RunModels:
         setup.score_precision,
         verify=setup.group.is_first,
     )
+    if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
+        opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     compiled = options.optimization.compile
     settings: dict[str, Any] = {

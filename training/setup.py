@@ -15,6 +15,7 @@ from ..scoring.settings import Precision
 from .group import Group
 from .options import RunOptions
 from .records import RunRecords
+from .replay import RecordedRun
 from .signals import Stop
 
 
@@ -23,6 +24,7 @@ class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
     `began` is the manifest of a run that is resumed, empty for others; `lanes` how many it began with, or the user's.
+    `recorded` is the run that is replayed.
     """
 
     options: RunOptions
@@ -38,3 +40,4 @@ class Setup:
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
+    recorded: RecordedRun | None = None

@@ -21,8 +21,9 @@ from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
 from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
+from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable
-from ..units import format_flops
+from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES
 from .keeping import BEST_KEPT
@@ -98,6 +99,13 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
     policy = options.selection.chosen_policy
     if policy.tasks and learner.task.name not in policy.tasks:
         raise SpecError(f"policy '{policy}' is for {' and '.join(policy.tasks)}; this data set is {learner.task.name}")
+    if options.optimization.distill:
+        assert table is not None
+        if table.logit_width != learner.outputs:
+            raise TableError(
+                f"{table.folder}: holds {table.logit_width} logits an example, learner '{learner.spec.name}' gives "
+                f"{learner.outputs}; both must know the same classes"
+            )
     if not policy.joint:
         return
     assert table is not None
@@ -109,6 +117,18 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
             f"policy '{policy}' needs a reference larger than the learner; this one takes {format_flops(reference)} a "
             f"forward pass, the learner {format_flops(own)}; take another joint policy"
         )
+
+
+def kept_of(options: RunOptions, table: ScoreTable | None, shards: Sequence[Shard], log: Report) -> Kept | None:
+    """What a policy that filters keeps of the data set, said once; None for the others."""
+    selection = options.selection
+    if not selection.chosen_policy.filters:
+        return None
+    assert table is not None
+    names = [shard.name for shard in shards]
+    kept = keep_best(table, selection.keep, by=selection.keep_by, policy=selection.chosen_policy, shards=names)
+    log(kept.line())
+    return kept
 
 
 def joint_loss_of(options: RunOptions, scorer: Model, table: ScoreTable | None) -> ContrastiveLoss:
@@ -180,7 +200,8 @@ def manifest_of(
             "reference": table.manifest["reference"],
             "flops_per_example": table.manifest["flops"]["forward_per_example"],
         },
-        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")}
+        | ({"choices": cost.choices} if cost.choices else {}),
         "operators_not_counted": uncounted,
         "began": dict(began),
     }

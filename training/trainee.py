@@ -26,6 +26,8 @@ from ..scoring.gradients import (
 )
 from ..scoring.models import Model
 from ..scoring.settings import Precision
+from .batch import SuperBatch
+from .distill import Taught, blended
 from .group import Group, unshared
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -40,7 +42,8 @@ class Trainee:
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
     in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. Where the model `scores`
-    super-batches, BatchNorm's statistics follow its first steps closely.
+    super-batches, BatchNorm's statistics follow its first steps closely. With `distill` above 0 so much of the loss is of a
+    teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone.
@@ -67,6 +70,8 @@ class Trainee:
         ema: float | None = None,
         ema_warmup: bool = False,
         scores: bool = False,
+        distill: float = 0.0,
+        distill_temperature: float = 1.0,
         compiled: bool = False,
         device: torch.device,
         precision: Precision = "fp32",
@@ -83,6 +88,8 @@ class Trainee:
         self.group = group or Group()
         self._run = self.forward
         self.loss = model.task.training_loss(model, label_smoothing, self.group)
+        self.distill = distill
+        self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
         self.make_optimizer = partial(
             make_optimizer,
             name=optimizer,
@@ -106,6 +113,10 @@ class Trainee:
         made.module = self.average.module
         return made
 
+    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+        """What `step` takes beside the images of a batch."""
+        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
+
     def join(self, rows: int) -> None:
         """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
 
@@ -122,7 +133,7 @@ class Trainee:
         targets = self.model.targets([self.model.task.blank()] * rows).to(device)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), still_statistics(self.module):
-            self._add_gradients(blank, targets, 1.0)
+            self._add_gradients(blank, targets, 1.0, self.loss)
         self.optimizer.zero_grad(set_to_none=True)
 
     def align(self) -> None:
@@ -133,7 +144,7 @@ class Trainee:
             )
 
     def step(
-        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr_share: float = 1.0, weight: float = 1.0
+        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
     ) -> torch.Tensor:
         """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss.
 
@@ -143,7 +154,7 @@ class Trainee:
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
         with early_statistics(self.module, self.steps, self.accumulate) if self.scores else nullcontext():
-            loss = self._add_gradients(pixels_BHWC, targets, weight)
+            loss = self._add_gradients(pixels_BHWC, targets, weight, self.step_loss)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -157,12 +168,14 @@ class Trainee:
             self.average.update(self.module, step=self.steps)
         return loss
 
-    def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
+    def _add_gradients(
+        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float, loss: Any
+    ) -> torch.Tensor:
         self.module.train()
         return add_gradients(
             self.model,
             self._run,
-            self.loss,
+            loss,
             lambda part: self.model.normalize(pixels_BHWC[part]),
             targets,
             accumulate=self.accumulate,
@@ -223,14 +236,23 @@ def augment_views(
     generator: torch.Generator,
     places: Places | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images."""
+    """The views of these names, augmented. Models that see the same view see the very same augmented images.
+
+    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
+    """
     done: dict[int, torch.Tensor] = {}
+    before = generator.get_state()
+    after = None
     found = {}
     for name in names:
         view = views[name]
         if id(view) not in done:
+            generator.set_state(before)
             done[id(view)] = augment(view, how, generator, places)
+            after = generator.get_state() if after is None else after
         found[name] = done[id(view)]
+    if after is not None:
+        generator.set_state(after)
     return found
 
 

@@ -78,22 +78,28 @@ def model_of(kind):
 CAPTIONS = ["a cat", "a dog", "a cat", "two birds", "a cat", "a dog", "the sea"]
 
 
-def step_of(group, kind, own, accumulate=1, steps=1):
-    """Steps on the `own[rank]` of 7 examples: (the whole batch's losses, the weights after the steps)."""
+def steps_of(group, own):
+    """Two steps on the `own[rank]` of 7 examples, by (kind of model, accumulate)."""
+    kinds = ("classes", "softmax", "sigmoid")
+    return {(kind, parts): step_of(group, kind, own, parts) for kind in kinds for parts in (1, 2)}
+
+
+def step_of(group, kind, own, accumulate):
+    """(the whole batch's losses, the weights after the steps)."""
     torch.manual_seed(0)
     model = model_of(kind)
     model.module.double()
+    model.normalize = lambda rows: rows.double().permute(0, 3, 1, 2) / 255 - 0.5
     trainee = Trainee(
         model, lr=0.1, optimizer="sgd", accumulate=accumulate, device=torch.device("cpu"), group=group, weight_decay=0.0
     )
     size = model.geometry.size
-    pixels = torch.randint(0, 255, (7, size, size, 3), generator=torch.Generator().manual_seed(1)).double()
+    pixels = torch.randint(0, 255, (7, size, size, 3), generator=torch.Generator().manual_seed(1))
     targets = model.targets(CAPTIONS if model.task.compares else range(7))
-    trainee.model.normalize = lambda rows: rows.double().permute(0, 3, 1, 2) / 255 - 0.5
     rows = torch.tensor(own[group.rank])
     trainee.join(len(rows))
     losses = []
-    for _ in range(steps):
+    for _ in range(2):
         loss = trainee.step(pixels[rows], targets[rows], weight=len(rows) * group.size / 7)
         losses.append(float(group.sum(loss) / group.size))
     return losses, {name: value.detach().numpy() for name, value in model.module.named_parameters()}
