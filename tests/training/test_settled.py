@@ -51,7 +51,7 @@ def test_a_run_that_began_goes_on_in_its_precisions(tmp_path):
 
 def test_selections_are_recorded_within_a_budget_of_bytes(tmp_path):
     def every(steps, batch_size=4096, **changes):
-        known = {"policy": "hard-learner", "batch_size": batch_size, "filter_ratio": 0.8}
+        known = {"policy": "hard-learner", "online": "o", "batch_size": batch_size, "filter_ratio": 0.8}
         filtered = options(steps=steps, **{**known, **changes})
         return folder.settled_selections(tmp_path / "run", filtered, steps)
 
