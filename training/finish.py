@@ -50,7 +50,8 @@ def finish(
                 quality = quality_of(options, learner, dataset, ledger.outside, device, precision, group)
             except BaseException as e:
                 error = e
-    best = job.keeping.finish(steps, quality)
+    with group.together():
+        best = job.keeping.finish(steps, quality) if group.is_first else None
     policy, seconds = job.subs.selector.policy, job.timing.state_dict()
     batches = job.subs.batches.state_dict()
     summary = {
@@ -80,6 +81,7 @@ def finish(
         if group.is_first:
             write_json(run / "summary.json", summary)
             checkpoint.remove_all(run)
+    summary = group.share(summary)[0]
     if error is not None:
         if isinstance(error, CurateError):
             lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")

@@ -251,13 +251,7 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
 
     def measure() -> dict[str, float]:
         return quality_of(
-            options,
-            learner.result,
-            setup.dataset,
-            cost.ledger.outside,
-            setup.device,
-            setup.precision,
-            setup.group,
+            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
         )
 
     return Keeping(
