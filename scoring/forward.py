@@ -115,6 +115,23 @@ def autocast(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+@contextmanager
+def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Within, a GPU at bf16 multiplies in TF32 what stays in float32, such as a joint choice's products of embeddings: TF32
+    keeps more of a number than bf16 does. At fp32 nothing is rounded. The setting is the process's, so only a run sets it."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def best_precision(device: torch.device) -> Precision:
     """bf16 where the hardware multiplies it faster than float32: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":

@@ -50,6 +50,7 @@ class Losses:
 
     `online_B` and `reference_B` are the two models' losses, float32 [B]; `online_pairs` and `reference_pairs` their
     embeddings, for joint policies; `age_B` is how many steps ago the online loss was computed, int64 [B] (None: 0).
+    `chosen_B`, float32 [B], is 1 where the run that is replayed chose the example, else 0.
     """
 
     online_B: torch.Tensor | None = None
@@ -57,6 +58,7 @@ class Losses:
     online_pairs: Pairs | None = None
     reference_pairs: Pairs | None = None
     age_B: torch.Tensor | None = None
+    chosen_B: torch.Tensor | None = None
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

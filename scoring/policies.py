@@ -94,6 +94,11 @@ def _learnability(known: Losses) -> torch.Tensor:
     return scores.learnability(online_B, reference_B)
 
 
+def _replay(known: Losses) -> torch.Tensor:
+    (chosen_B,) = _known(chosen=known.chosen_B)
+    return chosen_B
+
+
 # Okabe and Ito's colours, which people with any colour vision can distinguish. Grey is the baseline.
 UNIFORM = Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b")
 LEARNABILITY = Policy(
@@ -152,6 +157,8 @@ ACID = Policy(
     colour="#a6761d",
     larger_reference=True,
 )
+# No choice of its own, so it is not among those that a user can name: `--replay RUN` takes it.
+REPLAY = Policy("replay", _replay, help="train on what another run chose", colour="#000000")
 POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, EASY_REFERENCE, FILTER, JEST, JEST_EASY, ACID)

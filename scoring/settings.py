@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import SpecError
+from ..options import flag
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["softmax", "topk"]
@@ -17,10 +18,10 @@ KeepBy = Literal["all", "class", "shard"]
 N_CHUNKS = 16
 
 
-def check_precision(precision: str | None) -> None:
+def check_precision(precision: str | None, option: str = "precision") -> None:
     """Raises SpecError for an unknown precision. None is allowed: the hardware decides."""
     if precision not in (None, *get_args(Precision)):
-        raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
+        raise SpecError(f"{flag(option)} is '{precision}', expected fp32 or bf16")
 
 
 def check_keep(share: float, by: str) -> None:

@@ -26,7 +26,7 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.policies import POLICIES, Policy, find_policy
+from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
     Coarse,
@@ -82,6 +82,8 @@ class SelectionOptions(Concern):
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
     """Build the model that the score table describes. Only for a table whose maker you trust."""
+    replay: str | None = None
+    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
     keep: Share = 0.5
@@ -106,6 +108,10 @@ class SelectionOptions(Concern):
     """Stop with an error where the table lacks an example, score it during the run, or skip it."""
 
     def __post_init__(self) -> None:
+        if self.replay is not None and str(self.policy) != BASELINE:
+            raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
+        if self.replay is not None and self.online:
+            raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
         policy = self.chosen_policy
         if policy.online == "model" and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
@@ -134,7 +140,7 @@ class SelectionOptions(Concern):
 
     @property
     def chosen_policy(self) -> Policy:
-        return find_policy(self.policy)
+        return find_policy(self.policy) if self.replay is None else REPLAY
 
     @property
     def selects(self) -> bool:
@@ -190,7 +196,10 @@ class OptimizationOptions(Concern):
     augment: Augment | None = None
     """Crop and flip training images at random. Default: crop-flip; none for image-text."""
     precision: Precision | None = None
-    """Compute in this number format. Default: bf16 if the hardware gains by it, else fp32."""
+    """Train in this number format. Default: bf16 if the hardware gains by it, else fp32. With bf16, a GPU multiplies in
+    TF32 what stays in float32."""
+    score_precision: Precision | None = None
+    """Score super-batches in this number format. Default: as --precision, whatever the score table was made in."""
     compile: bool | None = None
     """Compile the models with torch.compile. Default: only on a GPU."""
     accumulate: int = 1
@@ -243,6 +252,7 @@ class OptimizationOptions(Concern):
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
+        check_precision(self.score_precision, "score_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,15 +287,23 @@ class RecordOptions(Concern):
     """Name the run's folder. Default: DATASET-POLICY-LEARNER-seedSEED."""
     log_every: int = 20
     """Leave this many steps between two lines of metrics.jsonl."""
-    selections_every: int = 1
-    """Leave this many steps between two records of a super-batch and what was chosen of it."""
+    selections_every: int | None = None
+    """Leave this many steps between two records of a super-batch and what was chosen of it. Default: 1, or what keeps
+    the records below 1 GB."""
     checkpoint_every: int | None = None
     """Leave this many steps between two checkpoints. Default: 30 seconds."""
+    keep_every: int | None = None
+    """Keep the learner's weights each time after this many steps, as checkpoints/learner-STEP.safetensors."""
     evaluate: bool = True
     """Measure the learner on the test split when the run ends."""
+    evaluate_every: int | None = None
+    """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
+    They were chosen on the test split, so their quality is above what other data would show."""
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "log_every", "selections_every", "checkpoint_every")
+        check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
+        if self.evaluate_every is not None and not self.evaluate:
+            raise SpecError("--evaluate-every and --no-evaluate contradict each other; leave one out")
         check_local(self, "out")
         if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
             raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")

@@ -25,10 +25,12 @@ from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
 from . import checkpoint, frozen
+from .folder import SELECTION_BYTES
+from .keeping import BEST_KEPT
 from .options import RunOptions, SelectionOptions
 
-# Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
-OPTIMIZER_STATE, SELECTION_BYTES = 2, 30
+# Adam's two moments, in weights.
+OPTIMIZER_STATE = 2
 
 
 def stream_seed(seed: int, name: str) -> int:
@@ -151,21 +153,24 @@ def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss
     )
 
 
-def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
+def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int, selections_every: int) -> None:
     """Refuse what would fill the disk hours later: the checkpoints that are kept and a new one, which is whole before an
-    old one goes, the final weights, all with the learner's average, and the selections. What a resumed run wrote before
-    is there already."""
+    old one goes, the final weights, all with the learner's average, the learner's weights that are kept on the way, and
+    the selections. What a resumed run wrote before is there already."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
-    learner = next(iter(models)) if options.optimization.ema is not None else None
-    average = sum(4 * p.numel() for p in learner.module.parameters()) if learner else 0
-    rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
+    learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
+    average = learner if options.optimization.ema is not None else 0
+    kept = learner * (BEST_KEPT * (options.records.evaluate_every is not None))
+    kept += learner * (steps // options.records.keep_every if options.records.keep_every else 0)
+    rows = options.selection.selects * (steps // selections_every) * options.super_batch_size
     checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
-    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + average + SELECTION_BYTES * rows
+    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + average + kept
+    needed += SELECTION_BYTES * rows
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(
-            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints and selections, {free / 1e9:.3g} GB are free; "
-            "free space, choose another --out, or raise --selections-every"
+            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints, weights and selections, {free / 1e9:.3g} GB are "
+            "free; free space, choose another --out, or raise --selections-every or --keep-every"
         )
 
 
@@ -195,7 +200,8 @@ def manifest_of(
             "reference": table.manifest["reference"],
             "flops_per_example": table.manifest["flops"]["forward_per_example"],
         },
-        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")}
+        | ({"choices": cost.choices} if cost.choices else {}),
         "operators_not_counted": uncounted,
         "began": dict(began),
     }

@@ -198,6 +198,7 @@ def whole_losses(known: Losses, division: Division) -> Losses:
         whole_pairs(known.online_pairs),
         whole_pairs(known.reference_pairs),
         whole(known.age_B),
+        whole(known.chosen_B),
     )
 
 

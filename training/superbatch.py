@@ -173,6 +173,11 @@ class SuperBatches:
             self._running.close()
 
     @property
+    def drawn(self) -> int:
+        """How many super-batches were given."""
+        return int(self._state["drawn"])
+
+    @property
     def counts(self) -> dict[str, int]:
         """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
         return dict(self._state["counts"])

@@ -172,14 +172,23 @@ def make_optimizer(
 def augment_views(
     views: Mapping[str, torch.Tensor], names: Iterable[str], how: str, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images."""
+    """The views of these names, augmented. Models that see the same view see the very same augmented images.
+
+    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
+    """
     done: dict[int, torch.Tensor] = {}
+    before = generator.get_state()
+    after = None
     found = {}
     for name in names:
         view = views[name]
         if id(view) not in done:
+            generator.set_state(before)
             done[id(view)] = augment(view, how, generator)
+            after = generator.get_state() if after is None else after
         found[name] = done[id(view)]
+    if after is not None:
+        generator.set_state(after)
     return found
 
 
