@@ -47,7 +47,7 @@ COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evalua
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate") | {
+PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "report_to") | {
     "reference": replace(RUN["reference"], help=PLANNED)
 }
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
@@ -315,6 +315,27 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+@cli.command()
+def card(
+    what: Annotated[str, typer.Argument(help="Describe this finished run, or this score table: its folder.")],
+    out: Annotated[
+        str | None, typer.Option(help="Write to this folder. Default: RUN/model, or the table's own folder.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="State this licence, as Hugging Face names it, such as apache-2.0.")
+    ] = None,
+) -> None:
+    """Write a card (README.md): of a run also its model in the files of timm or open_clip; of a score table how to join it.
+
+    timm and open_clip load the folder as local-dir:FOLDER, and Hugging Face takes it as it is.
+
+    Example: curate card runs/learnability --license apache-2.0
+    """
+    from .reports.card import write_card
+
+    typer.echo(write_card(what, out, license))
 
 
 @cli.command()

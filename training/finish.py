@@ -75,6 +75,7 @@ def finish(
     }
     write_json(run / "summary.json", summary)
     checkpoint.remove_all(run)
+    job.records.finished(summary)
     if error is not None:
         if isinstance(error, CurateError):
             raise type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}") from error

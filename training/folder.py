@@ -20,6 +20,7 @@ BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "man
 FREE_TO_CHANGE = frozenset(
     {
         "log_every",
+        "report_to",
         "checkpoint_every",
         "cache_bytes",
         "evaluate",

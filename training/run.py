@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,9 @@ def train(
     try:
         with handled_by(stop):
             records = RunRecords(run, report, options.records.selections_every)
-            return _train(options, config, dataset, run, records, stop)
+            records.track(options)
+            with closing(records):
+                return _train(options, config, dataset, run, records, stop)
     except BaseException as e:
         refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
         if not began and (refused or not (run / "config.json").exists()):
