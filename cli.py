@@ -318,6 +318,27 @@ def export(
 
 
 @cli.command()
+def card(
+    what: Annotated[str, typer.Argument(help="Describe this finished run, or this score table: its folder.")],
+    out: Annotated[
+        str | None, typer.Option(help="Write to this folder. Default: RUN/model, or the table's own folder.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="State this licence, as Hugging Face names it, such as apache-2.0.")
+    ] = None,
+) -> None:
+    """Write a card (README.md): of a run also its model in the files of timm or open_clip; of a score table how to join it.
+
+    timm and open_clip load the folder as local-dir:FOLDER, and Hugging Face takes it as it is.
+
+    Example: curate card runs/learnability --license apache-2.0
+    """
+    from .reports.card import write_card
+
+    typer.echo(write_card(what, out, license))
+
+
+@cli.command()
 @takes(options_of(InspectOptions))
 def inspect(
     given: dict[str, Any],

@@ -81,6 +81,7 @@ def finish(
         if group.is_first:
             write_json(run / "summary.json", summary)
             checkpoint.remove_all(run)
+            job.records.finished(summary)
     summary = group.share(summary)[0]
     if error is not None:
         if isinstance(error, CurateError):

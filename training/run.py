@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,10 @@ def train(
     try:
         with handled_by(stop):
             records = RunRecords(run, report, writes=group.is_first)
-            return _train(options, config, dataset, run, records, stop, recorded, group)
+            with group.together():
+                records.track(options)
+            with closing(records):
+                return _train(options, config, dataset, run, records, stop, recorded, group)
     except BaseException as e:
         if group.is_first:
             _leave(run, e, began, report)
