@@ -1,163 +1,18 @@
 """Lanes: virtual readers that each own a part of every epoch, so that the order is the same however the reading is divided.
 
-A lane reads its shards a window at a time, joins them with their stored scores, and gives their examples in a seeded
-random order. What a lane gives depends on the seed and the data alone; a bad example changes only its own lane.
+A lane reads its shards a window at a time and gives their examples in a seeded random order. What a lane gives depends on
+the seed and the data alone; a bad example changes only its own lane.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from ..datasets.decoding import View
 from ..datasets.order import Segment, lane_segments, shuffled, windows
-from ..datasets.readers import Example, Failure, read_shard, too_many_failures
-from ..datasets.shards import Shard
-from ..datasets.spec import DatasetSpec
-from ..errors import CurateError, FailuresError, ShardError, StorageError, TableError
-from ..scoring.settings import OnMissing
-from ..scoring.tables.join import join_shard
-from ..scoring.tables.lookup import ScoreTable, ShardScores
-
-
-@dataclass
-class Row:
-    """An example with its stored loss and, where embeddings are asked for, where its shard's scores hold it (-1: nowhere).
-
-    `seen` is what the views made of its image, `tokens` its caption by tokenizer (int32 [L]), each once it was needed.
-    """
-
-    example: Example
-    reference_loss: float
-    scores: ShardScores | None
-    score_row: int
-    seen: dict[View, Any] = field(default_factory=dict)
-    tokens: dict[int, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LoadedShard:
-    """All of a shard: its usable rows, what could not be read, and the rows that the join left out, with the reason."""
-
-    rows: list[Row]
-    failures: list[Failure]
-    left_out: list[tuple[int, str]]
-
-    @property
-    def count(self) -> int:
-        return len(self.rows) + len(self.failures) + len(self.left_out)
-
-
-class UnreadableError(Exception):
-    """A shard that cannot be read; `error` says why."""
-
-    def __init__(self, error: CurateError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class ShardLoader:
-    """Reads and joins shards for all lanes.
-
-    A data set that fits into `host_bytes` stays in memory. So do shards whose decoded images, of `image_bytes` each, fit
-    into `cache_bytes`, and with them what was decoded.
-    """
-
-    def __init__(
-        self,
-        dataset: DatasetSpec,
-        shards: Sequence[Shard],
-        scores: ScoreTable | None,
-        *,
-        embeddings: bool,
-        on_missing: OnMissing,
-        cache_bytes: int,
-        image_bytes: int,
-        host_bytes: int,
-        max_bad: int = 0,
-    ) -> None:
-        self.dataset, self.shards, self.scores = dataset, list(shards), scores
-        self.embeddings, self.on_missing = embeddings, on_missing
-        self.max_bad = max_bad
-        self.skipped: dict[str, str] = {}
-        self._cache: dict[int, LoadedShard] = {}
-        self._room, self._image_bytes = cache_bytes, image_bytes
-        self._keeps_decoded: set[str] = set()
-        self.keeps_all = sum(shard.bytes for shard in self.shards) <= host_bytes
-        self._lock = threading.Lock()
-        # Two lanes that share a shard must not both read it.
-        self._reading = [threading.Lock() for _ in self.shards]
-
-    def keeps(self, row: Row) -> bool:
-        """Whether what was decoded of a row may stay in memory."""
-        return row.example.shard in self._keeps_decoded
-
-    def load(self, index: int) -> LoadedShard:
-        """Raises UnreadableError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
-        with self._reading[index]:
-            return self._cache[index] if index in self._cache else self._read(index)
-
-    def skip(self, index: int, why: UnreadableError) -> None:
-        """Go on without a shard. Raises the shard's own error where too many are bad; `skipped` has name and reason."""
-        with self._lock:
-            self.skipped[self.shards[index].name] = str(why)
-            bad = len(self.skipped)
-        if bad <= self.max_bad and bad < len(self.shards):
-            return
-        more = f"{bad:,} of {len(self.shards):,} shards cannot be read, {self.max_bad:,} may be skipped"
-        raise type(why.error)(f"{why}; {more} (--max-bad-shards)") from why
-
-    def _read(self, index: int) -> LoadedShard:
-        shard = self.shards[index]
-        examples: list[Example] = []
-        failures: list[Failure] = []
-        try:
-            for item in read_shard(self.dataset, shard):
-                if isinstance(item, Example):
-                    examples.append(item)
-                else:
-                    failures.append(item)
-        except (ShardError, StorageError) as e:
-            raise UnreadableError(e) from e
-        loaded = self._joined(shard, examples, failures)
-        with self._lock:
-            room = self._image_bytes * len(loaded.rows)
-            fits = room <= self._room and shard.name not in self._keeps_decoded
-            if fits:
-                self._room -= room
-                self._keeps_decoded.add(shard.name)
-            if fits or self.keeps_all:
-                self._cache.setdefault(index, loaded)
-            return self._cache.get(index, loaded)
-
-    def _joined(self, shard: Shard, examples: list[Example], failures: list[Failure]) -> LoadedShard:
-        if self.scores is None:
-            return LoadedShard([Row(e, float("nan"), None, -1) for e in examples], failures, [])
-        if not self.scores.holds(shard.name):
-            if self.on_missing == "skip":
-                return LoadedShard([], failures, [(e.row, "skipped") for e in examples])
-            return LoadedShard([Row(e, float("nan"), None, -1) for e in examples], failures, [])
-        stored = self.scores.shard(shard.name, embeddings=self.embeddings)
-        if stored.shard_size != shard.size:
-            raise TableError(
-                f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
-                f"run score-reference into a new --out ({shard.url})"
-            )
-        joined = join_shard(examples, stored, self.on_missing)
-        kept = {example.row for example in joined.examples}
-        left_out = [
-            (e.row, "failed_in_scoring" if e.key in stored.failed_keys else "skipped")
-            for e in examples
-            if e.row not in kept
-        ]
-        scores = stored if self.embeddings else None  # whose keys and hashes would otherwise stay in memory
-        places = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
-        return LoadedShard([Row(e, loss, scores, row) for e, loss, row in places], failures, left_out)
+from ..datasets.readers import Failure
+from .loading import LoadedShard, Row, ShardLoader, SkippedShards, UnreadableError
 
 
 @dataclass(frozen=True)
@@ -177,9 +32,17 @@ class Lane:
     """
 
     def __init__(
-        self, number: int, lanes: int, loader: ShardLoader, rows: Sequence[int] | None, seed: int, room: float
+        self,
+        number: int,
+        lanes: int,
+        loader: ShardLoader,
+        left_out: SkippedShards,
+        rows: Sequence[int] | None,
+        seed: int,
+        room: float,
     ) -> None:
         self.number, self.lanes, self.loader, self.rows = number, lanes, loader, rows
+        self.left_out = left_out
         self.seed, self.room = seed, room
         self.position = LanePosition()
         self.skipped: set[int] = set()
@@ -242,7 +105,7 @@ class Lane:
                 try:
                     loaded = self.loader.load(segment.shard)
                 except UnreadableError as e:
-                    self.loader.skip(segment.shard, e)
+                    self.left_out.add(segment.shard, e)
                     self.skipped.add(segment.shard)
                     continue
                 pool += [row for row in loaded.rows if _within(row.example.row, segment)]
@@ -264,13 +127,3 @@ class Lane:
 
 def _within(row: int, segment: Segment) -> bool:
     return row >= segment.first and (segment.last is None or row < segment.last)
-
-
-def refuse_too_many(counts: Counter[str], allowed: float, example: Failure) -> None:
-    """Raises FailuresError where more than the allowed share of what was read is bad; `example` is one of them."""
-    bad, seen = counts["failures"], counts["examples"] + counts["failures"]
-    if too_many_failures(bad, seen, allowed):
-        raise FailuresError(
-            f"{bad:,} of {seen:,} examples read so far are bad (allowed {allowed:.1%}); one of "
-            f"them: shard '{example.shard}', key '{example.key}', {example.stage}: {example.reason}"
-        )

@@ -47,6 +47,12 @@ class RunScorer:
     budget: float | None = None
     step_flops: float = 0.0
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the choice needs of all examples."""
+        asked = {ONLINE: self.model, REFERENCE: self.reference}
+        return tuple(name for name, model in asked.items() if model is not None)
+
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""
         reference_loss_B, reference_pairs = batch.reference_loss, batch.reference_pairs

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from ..datasets.batches import Prefetched, decode_all, decode_threads, map_in_threads, prefetch
 from ..datasets.decoding import Geometry, View
-from ..datasets.order import lane_count, order_digest, quotas
+from ..datasets.order import lane_count
 from ..datasets.readers import Failure
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
@@ -21,15 +21,14 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, token_rows
+from .batch import SuperBatch, Tokenizer, stored_embeddings, token_rows
 from .division import Division
+from .drawing import READERS, Drawing, Layout, refuse_too_many
 from .group import Group
-from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
+from .loading import Row, ShardLoader, SkippedShards, UnreadableError
+from .views import LateViews, stacked
 
-# As a data set opens its lanes, so many of them read at a time.
-READERS = 8
-# A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
-EMPTY_EPOCHS = 64
+T = TypeVar("T")
 # Of a hundred shards one may be unreadable without ending the run. Of fewer, each is a large part of the data.
 SHARDS_PER_BAD_ONE = 100
 
@@ -103,7 +102,7 @@ class SuperBatches:
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
                 "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
-        loader = ShardLoader(
+        self._loader = ShardLoader(
             self.dataset,
             self.shards,
             self.table,
@@ -113,46 +112,70 @@ class SuperBatches:
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
-            max_bad=len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards,
         )
-        self._loader, self._seed, self._host_bytes = loader, seed, host_bytes
+        self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
         known = self._known_row_counts()
+        skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        self._rows_read = (
-            [self._rows_of(i) for i in range(len(self.shards))] if not known and loader.keeps_all else None
+        read = self._read_to_count(skipped) if known is None and self._loader.keeps_all else None
+        self._layout = Layout(
+            shards=self.shards,
+            rows=known or read,
+            rows_were_read=read is not None,
+            lanes=self.lanes,
+            size=size,
+            seed=seed,
+            host_bytes=host_bytes,
         )
-        self._lay_out(known or self._rows_read)
-        self._decoders = ThreadPoolExecutor(decode_threads())
-        self._drawn = 0
-        self._counts: Counter[str] = Counter()
+        self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
         self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
-        self._last_failure: Failure | None = None
-        self._state = self._snapshot()
-        self._running: Prefetched[tuple[SuperBatch, dict[str, Any]]] | None = None
-
-    def _lay_out(self, rows: list[int] | None) -> None:
-        """Divide the data set among the lanes. `rows` of each shard, where they are known."""
-        room = self._host_bytes / self.lanes
-        self._lanes = [Lane(v, self.lanes, self._loader, rows, self._seed, room) for v in range(self.lanes)]
-        shards = [(shard.name, shard.size, shard.bytes) for shard in self.shards]
-        self._digest = order_digest(shards, rows, self.lanes, self.size, self._seed, self._host_bytes)
+        self._bad_chosen = 0
+        # What is made late is waited for: it must not stand behind all that is made ahead.
+        self._decoders, self._late_decoders = (ThreadPoolExecutor(decode_threads()) for _ in range(2))
+        self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
         """From where the stream stands, for ever."""
-        self.group.refuse_differences({"order of examples": self._digest, "super-batches drawn": self._state["drawn"]})
-        running = self._running
+        return self.stream(lambda batch: batch)
+
+    def stream(self, then: Callable[[SuperBatch], T], ahead: Collection[str] | None = None) -> Iterator[T]:
+        """What `then`, called in the thread that reads ahead, makes of each super-batch from where the stream stands.
+
+        Of the views only those named `ahead` are made there, all if it is None. Others are made when they are asked for.
+        """
+        late = self._late(ahead)
+        self.group.refuse_differences(
+            {
+                "order of examples": self._layout.digest,
+                "super-batches drawn": self._state["drawn"],
+                "views made late": late,
+            }
+        )
         self.close()
-        if running is not None:
-            running.wait()  # it moves the lanes that are about to be rewound
-        self._rewind(self._state)
-        self._running = running = prefetch(self._stream())
+        drawing = Drawing(
+            self.dataset.name,
+            self._layout,
+            self._loader,
+            self.group,
+            self._state,
+            lambda rows: self._look_ahead(rows, late),
+            max_failures=self.max_failures,
+            max_bad_shards=self.max_bad_shards,
+        )
+
+        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+            while True:
+                batch = self._super_batch(drawing, late)
+                yield then(batch), drawing.state()
+
+        self._running = running = prefetch(draw())
         while True:
             with self.group.together():
                 item = next(running, None)
             if item is None:  # closed
                 return
-            batch, self._state = item
-            yield batch
+            made, self._state = item
+            yield made
 
     def close(self) -> None:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
@@ -162,23 +185,35 @@ class SuperBatches:
     @property
     def counts(self) -> dict[str, int]:
         """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
-        return dict(self._state["counts"])
+        counts: dict[str, int] = dict(self._state["counts"])
+        if self._bad_chosen:
+            counts["failures"] = counts.get("failures", 0) + self._bad_chosen
+            counts["examples"] = counts.get("examples", 0) - self._bad_chosen
+        return counts
 
     @property
     def skipped_shards(self) -> dict[str, str]:
         """The shards that could not be read and are left out, by name, with the reason."""
         return dict(self._state["skipped"])
 
+    def count_chosen(self, failures: Sequence[Failure]) -> None:
+        """Count examples that turned out to be bad after they were chosen, each once. Raises FailuresError where too many
+        examples are bad."""
+        self._bad_chosen += len(failures)
+        if failures:
+            refuse_too_many(self.counts, self.max_failures, failures[-1])
+
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the super-batch given last. JSON-able.
 
         In a group all ranks call it, and each is given the whole state, which continues in a group of any size.
         """
-        return self._state if self.group.size == 1 else self._merged(self.group.share(self._state))
+        state = self._state if self.group.size == 1 else self._merged(self.group.share(self._state))
+        return {**state, "bad_chosen": self._bad_chosen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
-        then, now = state.get("rows"), self._rows_read
+        then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
         if (
             then
@@ -186,63 +221,32 @@ class SuperBatches:
             and len(then) == len(now)
             and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
         ):
-            self._rows_read = list(then)
-            self._lay_out(self._rows_read)
-        if state["order"] != self._digest:
+            self._layout = replace(self._layout, rows=list(then))
+        if state["order"] != self._layout.digest:
             raise RunError(
                 f"data set '{self.dataset.name}': the order of examples follows from its shards, their rows, the size, the "
-                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._digest} now); "
-                "resume with what the run began with"
+                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._layout.digest} "
+                "now); resume with what the run began with"
             )
         self.close()
-        self._state = {**self._state, "skipped": {}, "lane_skips": [[]] * self.lanes, **state}
+        self._state = {**self._layout.start(), **state}
+        self._bad_chosen = self._state.pop("bad_chosen", 0)
         self._counts_before = dict(self._state["counts"])
 
-    def _stream(self) -> Iterator[tuple[SuperBatch, dict[str, Any]]]:
-        while True:
-            wanted = quotas(self._drawn, self.size, self.lanes)
-            own = [count if self._owner(lane) == self.group.rank else 0 for lane, count in enumerate(wanted)]
-            rows = self._fill(own)
-            divided = Division.of_step(self.group, self._drawn, self.size, self.lanes) if self.group.size > 1 else None
-            self._drawn += 1
-            yield self._super_batch(rows, divided), self._snapshot()
+    def _late(self, ahead: Collection[str] | None) -> list[str]:
+        """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
+        function cannot say what it makes of nothing."""
+        if ahead is None:
+            return []
+        now = {view for name, view in self.views.items() if name in ahead}
+        if self.group.size > 1:
+            now |= {view for view in self._views if not isinstance(view, Geometry)}
+        return [name for name, view in self.views.items() if view not in now]
 
-    def _owner(self, lane: int) -> int:
-        """The rank that reads a lane."""
-        return lane % self.group.size
-
-    def _fill(self, wanted: Sequence[int]) -> list[Row]:
-        """So many examples of each lane that all views can see, in lane order. Bad ones are replaced within their lane."""
-        have: list[list[Row]] = [[] for _ in self._lanes]
-        began_epochs = [0] * len(have)
-        while True:
-            missing = [want - len(rows) for want, rows in zip(wanted, have, strict=True)]
-            if not any(missing):
-                return [row for rows in have for row in rows]
-            taken = self._take(missing)
-            failed = self._look_at([row for rows in taken for row in rows])
-            for v, (lane, rows) in enumerate(zip(self._lanes, taken, strict=True)):
-                have[v] += [row for row in rows if id(row) not in failed]
-                self._count(lane, [failed[id(row)] for row in rows if id(row) in failed])
-                if len(rows) < missing[v]:  # this epoch ends with too few for a super-batch
-                    if began_epochs[v] >= (EMPTY_EPOCHS if lane.skipped else 1):
-                        raise self._too_small(lane, len(have[v]), wanted[v])
-                    self._counts["dropped"] += len(have[v])
-                    have[v] = []
-                    began_epochs[v] += 1
-                    lane.next_epoch()
-
-    def _take(self, counts: Sequence[int]) -> list[list[Row]]:
-        """The next candidates of each lane; several lanes read at a time where some have to read."""
-        if all(lane.holds(count) for lane, count in zip(self._lanes, counts, strict=True)):
-            return [lane.take(count) for lane, count in zip(self._lanes, counts, strict=True)]
-        pairs = list(zip(self._lanes, counts, strict=True))
-        return map_in_threads(lambda pair: pair[0].take(pair[1]), pairs, READERS)
-
-    def _look_at(self, rows: Sequence[Row]) -> dict[int, Failure]:
-        """Look at the rows in every view. Returns the failures, by the row's id."""
+    def _look_ahead(self, rows: Sequence[Row], late: Collection[str]) -> dict[int, Failure]:
+        """Look at the rows in every view that is not late. Returns the failures, by the row's id."""
         failed: dict[int, Failure] = {}
-        for view in self._views:
+        for view in dict.fromkeys(view for name, view in self.views.items() if name not in late):
             waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
             made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
             for row, result in zip(waiting, made, strict=True):
@@ -252,45 +256,40 @@ class SuperBatches:
                     row.seen[view] = result
         return failed
 
-    def _count(self, lane: Lane, failures: Sequence[Failure]) -> None:
-        """Every example is counted once: in the first epoch of its lane."""
-        self._counts.update(lane.counts)
-        lane.counts.clear()
-        found = [*lane.unreadable, *(failures if lane.position.epoch == 0 else ())]
-        lane.unreadable.clear()
-        self._counts["failures"] += len(found)
-        if found or failures:
-            self._last_failure = (found or failures)[-1]
-        if found:
-            refuse_too_many(self._counts, self.max_failures, found[-1])
+    def _look_late(self, rows: Sequence[Row], view: View) -> list[Any]:
+        """What a view makes of each row, or the Failure; rows of shards that stay in memory keep it."""
+        found = [row.seen.get(view) for row in rows]
+        waiting = [i for i, seen in enumerate(found) if seen is None]
+        made = decode_all([rows[i].example for i in waiting], view, self._late_decoders)
+        for i, seen in zip(waiting, made, strict=True):
+            found[i] = seen
+            if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
+                rows[i].seen[view] = seen
+        return found
 
-    def _too_small(self, lane: Lane, found: int, wanted: int) -> SpecError:
-        if self.lanes == 1 or lane.rows is not None:
-            what = f"has {self._counts['examples']:,} usable examples, a super-batch needs {self.size:,}"
-        else:
-            what = f"has {found:,} usable examples in one of its {self.lanes} lanes, which needs {wanted:,}"
-        why = f"; the last bad one: {self._last_failure.reason}" if self._last_failure else ""
-        return SpecError(
-            f"data set '{self.dataset.name}' {what}; lower --batch-size, --filter-ratio or --lanes (here: size, lanes){why}"
-        )
-
-    def _super_batch(self, rows: list[Row], division: Division | None) -> SuperBatch:
-        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
-        targets = [row.example.target for row in rows]
-        names: dict[int, torch.Tensor] = {}
-        for tokenizer in self.tokenize.values():
-            if id(tokenizer) not in names:
-                names[id(tokenizer)] = token_rows(rows, tokenizer)
+    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> SuperBatch:
+        step = drawing.drawn
+        rows, is_first = drawing.next()
+        division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
+        now = dict.fromkeys(view for name, view in self.views.items() if name not in late)
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in now}
         for row in rows:
             if not self._loader.keeps(row):
                 row.seen.clear()
+        tokens: dict[int, torch.Tensor] = {}
+        for tokenizer in self.tokenize.values():
+            if id(tokenizer) not in tokens:
+                tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+        targets = [row.example.target for row in rows]
         has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
         return SuperBatch(
             shards=[row.example.shard for row in rows],
             keys=[row.example.key for row in rows],
-            views={name: made[view] for name, view in self.views.items()},
+            views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+            if late
+            else {name: made[view] for name, view in self.views.items()},
             targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
-            tokens={name: names[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
+            tokens={name: tokens[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
             reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
             if has_scores
             else None,
@@ -308,28 +307,24 @@ class SuperBatches:
             return [shard.rows or 0 for shard in self.shards]
         return None
 
-    def _rows_of(self, index: int) -> int:
-        """Read a shard that stays in memory; 0 where it cannot be read."""
-        try:
-            return self._loader.load(index).count
-        except UnreadableError as e:
-            self._loader.skip(index, e)
-            return 0
+    def _read_to_count(self, skipped: SkippedShards) -> list[int]:
+        """Read the shards, which stay in memory; 0 where one cannot be read."""
 
-    def _snapshot(self) -> dict[str, Any]:
-        return {
-            "order": self._digest,
-            "drawn": self._drawn,
-            "lanes": [list(astuple(lane.position)) for lane in self._lanes],
-            "counts": dict(self._counts),
-            "rows": self._rows_read,
-            "skipped": dict(self._loader.skipped),
-            "lane_skips": [sorted(lane.skipped) for lane in self._lanes],
-        }
+        def rows_of(index: int) -> int | UnreadableError:
+            try:
+                return self._loader.load(index).count
+            except UnreadableError as e:
+                return e
+
+        found = map_in_threads(rows_of, range(len(self.shards)), READERS)
+        for index, rows in enumerate(found):
+            if isinstance(rows, UnreadableError):
+                skipped.add(index, rows)
+        return [0 if isinstance(rows, UnreadableError) else rows for rows in found]
 
     def _merged(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The state of all lanes, given that of each rank's own."""
-        owners = [states[self._owner(lane)] for lane in range(self.lanes)]
+        owners = [states[lane % self.group.size] for lane in range(self.lanes)]
         counts = Counter(self._counts_before)
         for state in states:
             counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
@@ -340,11 +335,3 @@ class SuperBatches:
             "counts": dict(counts),
             "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
         }
-
-    def _rewind(self, state: Mapping[str, Any]) -> None:
-        self._drawn, self._counts = state["drawn"], Counter(state["counts"])
-        self._loader.skipped = dict(state["skipped"])
-        for lane, position, skips in zip(self._lanes, state["lanes"], state["lane_skips"], strict=True):
-            lane.position, lane.skipped = LanePosition(*position), set(skips)
-            lane.counts.clear()
-            lane.unreadable.clear()
