@@ -13,12 +13,11 @@ from ..datasets.order import order_digest, quotas
 from ..datasets.readers import Failure, too_many_failures
 from ..datasets.shards import Shard
 from ..errors import FailuresError, SpecError
+from .ahead import READERS, HostRoom, ReadAhead
 from .group import Group
 from .lanes import Lane, LanePosition
 from .loading import Row, ShardLoader, SkippedShards
 
-# As a data set opens its lanes, so many of them read at a time.
-READERS = 8
 # A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
 EMPTY_EPOCHS = 64
 
@@ -58,7 +57,8 @@ class Layout:
 
 
 class Drawing:
-    """Draws from where `state` stands. Rank r of W draws the rows of the lanes r, r + W, ..."""
+    """Draws from where `state` stands. Rank r of W draws the rows of the lanes r, r + W, ... `room` counts the bytes of
+    memory that it takes."""
 
     def __init__(
         self,
@@ -77,9 +77,12 @@ class Drawing:
         self.drawn: int = state["drawn"]
         self.counts = Counter(state["counts"])
         self.skipped = SkippedShards(layout.shards, max_bad_shards, state["skipped"])
+        self.room = HostRoom(layout.host_bytes)
+        self._ahead = ReadAhead(loader.load, self.room)
         room = layout.host_bytes / layout.lanes
         self.lanes = [
-            Lane(v, layout.lanes, loader, self.skipped, layout.rows, layout.seed, room) for v in range(layout.lanes)
+            Lane(v, layout.lanes, loader, self.skipped, self._ahead, layout.rows, layout.seed, room)
+            for v in range(layout.lanes)
         ]
         for lane, position, skips in zip(self.lanes, state["lanes"], state["lane_skips"], strict=True):
             lane.position, lane.skipped = LanePosition(*position), set(skips)
@@ -92,7 +95,14 @@ class Drawing:
         rows = self._fill(own)
         is_first = [lane.position.epoch == 0 for lane, count in zip(self.lanes, own, strict=True) for _ in range(count)]
         self.drawn += 1
+        for lane, count in zip(self.lanes, own, strict=True):
+            if count:
+                lane.read_ahead()
         return rows, is_first
+
+    def close(self) -> None:
+        """Read nothing more ahead."""
+        self._ahead.close()
 
     def state(self) -> dict[str, Any]:
         """Where it stands after the super-batch drawn last."""

@@ -34,7 +34,7 @@ from .memory import Needs, check_memory
 from .options import RunOptions
 from .pace import Pace
 from .records import RunRecords, write_json
-from .reference import note_geometry, open_reference
+from .reference import note_geometry, note_views, open_reference
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .signals import Stop, handled_by
 from .sub import SubBatches, refuse_misfits
@@ -238,6 +238,7 @@ def _train(
             online=models.online,
             scoring=[model for model in (models.scorer, made_in_run) if model],
             views=batches.views.values(),
+            ahead=job.subs.views_ahead,
             sub_batch=selector.b,
             super_batch=batches.size,
             micro_batch=options.optimization.micro_batch,
@@ -327,4 +328,5 @@ def _models(
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
     note_geometry(opened.table, scorer, records.log)
+    note_views(learner, online, records.log)
     return _Models(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..datasets.decoding import View
 from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
@@ -132,6 +133,12 @@ class SubBatches:
                 with self.timing("train"):
                     self.online.step(sub)
             yield sub
+
+    @property
+    def views_ahead(self) -> list[View]:
+        """The views that are made of all examples; the others are made of the chosen ones."""
+        names = self._seen_before_the_choice()
+        return [view for name, view in self.batches.views.items() if names is None or name in names]
 
     def _seen_before_the_choice(self) -> Collection[str] | None:
         """The views that the choice needs of all examples; None for all views, also where all examples are chosen."""

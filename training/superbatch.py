@@ -21,14 +21,17 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable, open_scores
+from .ahead import READERS
 from .batch import SuperBatch, Tokenizer, stored_embeddings, token_rows
 from .division import Division
-from .drawing import READERS, Drawing, Layout, refuse_too_many
+from .drawing import Drawing, Layout, refuse_too_many
 from .group import Group
 from .loading import Row, ShardLoader, SkippedShards, UnreadableError
 from .views import LateViews, stacked
 
 T = TypeVar("T")
+# Beside the super-batches that wait, one is in the making and one in use.
+IN_HANDS = 2
 # Of a hundred shards one may be unreadable without ending the run. Of fewer, each is a large part of the data.
 SHARDS_PER_BAD_ONE = 100
 
@@ -45,8 +48,10 @@ class SuperBatches:
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
     table's counts, a Parquet footer, or a data set that fits into `host_bytes`), less than `size` examples an epoch are
-    left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds the shards in memory;
-    a data set whose decoded images fit into `cache_bytes` is read and decoded once.
+    left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds what is in memory: each
+    lane's shards, its next ones, which are read ahead as far as there is room, and the super-batches that are made ahead.
+    (One shard a lane and three super-batches are held even if they are larger.) A data set whose decoded images fit into
+    `cache_bytes` is read and decoded once.
 
     `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
     "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
@@ -163,12 +168,21 @@ class SuperBatches:
             max_bad_shards=self.max_bad_shards,
         )
 
-        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
-            while True:
-                batch = self._super_batch(drawing, late)
-                yield then(batch), drawing.state()
+        images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
+        depth = 2 if (2 + IN_HANDS) * self.size * images <= self._layout.host_bytes else 1
 
-        self._running = running = prefetch(draw())
+        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+            held: list[int] = []
+            try:
+                while True:
+                    batch, size = self._super_batch(drawing, late)
+                    held.append(size)
+                    drawing.room.add(size - (held.pop(0) if len(held) > depth + IN_HANDS else 0))
+                    yield then(batch), drawing.state()
+            finally:
+                drawing.close()
+
+        self._running = running = prefetch(draw(), depth)
         while True:
             with self.group.together():
                 item = next(running, None)
@@ -246,7 +260,7 @@ class SuperBatches:
     def _look_ahead(self, rows: Sequence[Row], late: Collection[str]) -> dict[int, Failure]:
         """Look at the rows in every view that is not late. Returns the failures, by the row's id."""
         failed: dict[int, Failure] = {}
-        for view in dict.fromkeys(view for name, view in self.views.items() if name not in late):
+        for view in self._ahead_of(late):
             waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
             made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
             for row, result in zip(waiting, made, strict=True):
@@ -267,12 +281,19 @@ class SuperBatches:
                 rows[i].seen[view] = seen
         return found
 
-    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> SuperBatch:
+    def _ahead_of(self, late: Collection[str]) -> list[View]:
+        """The views that are made ahead, where these are late."""
+        return list(dict.fromkeys(view for name, view in self.views.items() if name not in late))
+
+    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> tuple[SuperBatch, int]:
+        """The next super-batch, and the bytes of memory that it holds."""
         step = drawing.drawn
         rows, is_first = drawing.next()
         division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
-        now = dict.fromkeys(view for name, view in self.views.items() if name not in late)
-        made = {view: stacked([row.seen[view] for row in rows], view) for view in now}
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
+        held = sum(tensor.nbytes for tensor in made.values())
+        if late and not self._loader.keeps_all:
+            held += sum(len(row.example.image) for row in rows)
         for row in rows:
             if not self._loader.keeps(row):
                 row.seen.clear()
@@ -282,7 +303,7 @@ class SuperBatches:
                 tokens[id(tokenizer)] = token_rows(rows, tokenizer)
         targets = [row.example.target for row in rows]
         has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
-        return SuperBatch(
+        batch = SuperBatch(
             shards=[row.example.shard for row in rows],
             keys=[row.example.key for row in rows],
             views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
@@ -296,6 +317,7 @@ class SuperBatches:
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
             division=division,
         )
+        return batch, held
 
     def _known_row_counts(self) -> list[int] | None:
         """How many rows each shard has, bad ones too; None where nobody knows without reading the shards."""
