@@ -18,6 +18,7 @@ from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
 from .progress import Screen
 from .reports.export_options import ExportOptions
+from .reports.inspect_options import InspectOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
@@ -39,14 +40,14 @@ report = Screen()
 RUN = options_of(RunOptions)
 BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate") | {
+COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
     ),
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate") | {
+PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
     "reference": replace(RUN["reference"], help=PLANNED)
 }
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
@@ -130,20 +131,28 @@ def score_reference(
 @cli.command()
 def status(
     table: Annotated[
-        str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
+        str,
+        typer.Argument(
+            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
+        ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is: done, missing, failed and unreadable shards. Reads only the table's files.
+    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
     """
     from .datasets.spec import load_config
+    from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, show_all=show_all)
+    if is_run(table):
+        write_run_status(run_status(table), format)
+    else:
+        write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
@@ -314,6 +323,32 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+@cli.command()
+@takes(options_of(InspectOptions))
+def inspect(
+    given: dict[str, Any],
+    what: Annotated[
+        str,
+        typer.Argument(help="Look at this score table, or this run: its folder or URL, or one above that holds one."),
+    ],
+    other: Annotated[
+        str | None, typer.Argument(help="Compare with this second score table of the same data set.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write a page that shows what is in a score table, where two of them disagree, or what a run chose.
+
+    The page opens from disk and holds all its images. Easiest and hardest examples, likely wrong labels, captions that
+    fit nothing, near duplicates, and what a filter would drop.
+
+    Example: curate inspect scores
+    """
+    from .datasets.spec import load_config
+    from .reports.inspect import inspect as write_page
+
+    typer.echo(write_page(what, other, InspectOptions.of(**given), load_config(config), report))
 
 
 @cli.command()

@@ -28,7 +28,7 @@ LookAt = Callable[[Sequence[Row]], dict[int, Failure]]
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """All that determines the order of examples. `rows` of each shard are None where they are not known; `rows_were_read`
-    says that they are known from reading the shards."""
+    says that they are known from reading the shards. `filtered` is the digest of what is kept of the data, if not all."""
 
     shards: Sequence[Shard]
     rows: list[int] | None
@@ -37,11 +37,12 @@ class Layout:
     size: int
     seed: int
     host_bytes: int
+    filtered: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         shards = [(shard.name, shard.size, shard.bytes) for shard in self.shards]
-        return order_digest(shards, self.rows, self.lanes, self.size, self.seed, self.host_bytes)
+        return order_digest(shards, self.rows, self.lanes, self.size, self.seed, self.host_bytes, *self.filtered)
 
     def start(self) -> dict[str, Any]:
         """The state before the first super-batch."""

@@ -148,7 +148,7 @@ class Lane:
                 if loaded is None:
                     continue
                 held += self._bytes(segment.shard) * self._share(segment)
-                pool += [row for row in loaded.rows if _within(row.example.row, segment)]
+                pool += [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
                 if at.epoch == 0 and at.offset == 0:
                     self._count(loaded, segment)
             order = shuffled(self.seed, at.epoch, self.number, at.window, len(pool))
@@ -180,12 +180,12 @@ class Lane:
 
     def _count(self, loaded: LoadedShard, segment: Segment) -> None:
         """Every example is counted once: as its lane first comes to it."""
-        here = [row for row in loaded.rows if _within(row.example.row, segment)]
+        here = [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
         self.counts["examples"] += len(here)
         if self.loader.scores is not None:
             self.counts["scored_in_run"] += sum(row.reference_loss != row.reference_loss for row in here)
-        self.unreadable += [failure for failure in loaded.failures if _within(failure.row, segment)]
-        self.counts.update(reason for row, reason in loaded.left_out if _within(row, segment))
+        self.unreadable += [failure for failure in loaded.failures if _within(loaded.place(failure.row), segment)]
+        self.counts.update(reason for row, reason in loaded.left_out if _within(loaded.place(row), segment))
 
 
 def _within(row: int, segment: Segment) -> bool:

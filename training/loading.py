@@ -16,6 +16,7 @@ from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, ShardError, StorageError, TableError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.join import join_shard
+from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, ShardScores
 
 # Of a data set that is so many times as large as the cache, too little would be found there.
@@ -24,7 +25,8 @@ SHARDS_KEPT = 8
 
 @dataclass
 class Row:
-    """An example with its stored loss and, where embeddings are asked for, where its shard's scores hold it (-1: nowhere).
+    """An example with its stored loss and, where its embeddings or logits are asked for, where its shard's scores hold it
+    (-1: nowhere).
 
     `seen` is what the views made of its image, `tokens` its caption by tokenizer (int32 [L]), each once it was needed.
     """
@@ -39,11 +41,19 @@ class Row:
 
 @dataclass(frozen=True)
 class LoadedShard:
-    """All of a shard: its usable rows, what could not be read, and the rows that the join left out, with the reason."""
+    """All of a shard: its usable rows, what could not be read, and the rows that the join left out, with the reason.
+    `kept` are the rows that a filtered data set keeps of it, ascending; the others are in none of these."""
 
     rows: list[Row]
     failures: list[Failure]
     left_out: list[tuple[int, str]]
+    kept: np.ndarray | None = None
+
+    def place(self, row: int) -> int:
+        """Where a row stands in what lanes divide: the shard's rows or, of a filtered data set, those that are kept."""
+        if self.kept is None:
+            return row
+        return min(int(np.searchsorted(self.kept, row)), len(self.kept) - 1)
 
     @property
     def count(self) -> int:
@@ -91,13 +101,15 @@ class ShardLoader:
         scores: ScoreTable | None,
         *,
         embeddings: bool,
+        logits: bool = False,
         on_missing: OnMissing,
         cache_bytes: int,
         image_bytes: int,
         host_bytes: int,
+        kept: Kept | None = None,
     ) -> None:
-        self.dataset, self.shards, self.scores = dataset, list(shards), scores
-        self.embeddings, self.on_missing = embeddings, on_missing
+        self.dataset, self.shards, self.scores, self.kept = dataset, list(shards), scores, kept
+        self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self._cache: dict[int, LoadedShard] = {}
         self._room = self._cache_bytes = cache_bytes
         self._image_bytes = image_bytes
@@ -148,19 +160,26 @@ class ShardLoader:
             if self.on_missing == "skip":
                 return LoadedShard([], failures, [(e.row, "skipped") for e in examples])
             return LoadedShard([Row(e, float("nan"), None, -1) for e in examples], failures, [])
-        stored = self.scores.shard(shard.name, embeddings=self.embeddings)
+        stored = self.scores.shard(shard.name, embeddings=self.embeddings, logits=self.logits)
         if stored.shard_size != shard.size:
             raise TableError(
                 f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
                 f"run score-reference into a new --out ({shard.url})"
             )
         joined = join_shard(examples, stored, self.on_missing)
-        kept = {example.row for example in joined.examples}
+        found = {example.row for example in joined.examples}
         left_out = [
             (e.row, "failed_in_scoring" if e.key in stored.failed_keys else "skipped")
             for e in examples
-            if e.row not in kept
+            if e.row not in found
         ]
-        scores = stored if self.embeddings else None  # whose keys and hashes would otherwise stay in memory
+        # A table's keys and hashes would otherwise stay in memory.
+        scores = stored if self.embeddings or self.logits else None
         places = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
-        return LoadedShard([Row(e, loss, scores, row) for e, loss, row in places], failures, left_out)
+        rows = [Row(e, loss, scores, row) for e, loss, row in places]
+        if self.kept is None:
+            return LoadedShard(rows, failures, left_out)
+        kept_N = self.kept.mask(stored)
+        return LoadedShard(
+            [row for row in rows if kept_N[row.score_row]], failures, left_out, np.sort(stored.row[kept_N])
+        )

@@ -20,9 +20,10 @@ from ..errors import RunError, SpecError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
+from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from .ahead import READERS
-from .batch import SuperBatch, Tokenizer, stored_embeddings, token_rows
+from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
 from .division import Division
 from .drawing import Drawing, Layout, refuse_too_many
 from .group import Group
@@ -42,8 +43,9 @@ class SuperBatches:
     `data` is a name of curate.toml, a path or URL pattern, or a DatasetSpec. `views` says how images are seen, by name: a
     Geometry, or a function from an image's bytes to a tensor; torchvision's transforms, and so timm's and open_clip's,
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
-    `scores` is a score table (or its folder): its losses are joined, with `embeddings` its embeddings too. A table is
-    checked as a whole when the stream is made, unless `verify` is off.
+    `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
+    checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
+    table, the data set is filtered: the rest of it is never drawn.
 
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
@@ -71,7 +73,9 @@ class SuperBatches:
         views: Mapping[str, View],
         tokenize: Mapping[str, Tokenizer] | None = None,
         scores: str | ScoreTable | None = None,
+        kept: Kept | None = None,
         embeddings: bool = False,
+        logits: bool = False,
         on_missing: OnMissing = "error",
         seed: int = 0,
         lanes: int | None = None,
@@ -95,10 +99,16 @@ class SuperBatches:
         self.group = group or Group()
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
+        if kept is not None and (self.table is None or on_missing == "score"):
+            raise SpecError("kept filters by stored scores; give scores= too, and on_missing 'error' or 'skip'")
+        self.kept = kept
         self.max_failures = max_failures
         if self.table is not None and verify:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
+        self.logit_width = self.table.logit_width if logits and self.table is not None else 0
+        if logits and (self.table is None or on_missing == "score"):
+            raise SpecError("logits are joined from a score table; give scores= too, and on_missing 'error' or 'skip'")
         self.lanes = lane_count(len(self.shards), size, lanes)
         self._views = list(dict.fromkeys(self.views.values()))
         geometries = [view for view in self._views if isinstance(view, Geometry)]
@@ -112,11 +122,13 @@ class SuperBatches:
             self.shards,
             self.table,
             embeddings=embeddings,
+            logits=logits,
             on_missing=on_missing,
             # What a user's function makes of an image is of unknown size, and may be random: it is never kept.
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
+            kept=kept,
         )
         self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
         known = self._known_row_counts()
@@ -131,6 +143,7 @@ class SuperBatches:
             size=size,
             seed=seed,
             host_bytes=host_bytes,
+            filtered=() if kept is None else (kept.digest,),
         )
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
         self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
@@ -195,6 +208,11 @@ class SuperBatches:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
         if self._running is not None:
             self._running.close()
+
+    @property
+    def drawn(self) -> int:
+        """How many super-batches were given."""
+        return int(self._state["drawn"])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -315,12 +333,16 @@ class SuperBatches:
             if has_scores
             else None,
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
+            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
             division=division,
         )
         return batch, held
 
     def _known_row_counts(self) -> list[int] | None:
-        """How many rows each shard has, bad ones too; None where nobody knows without reading the shards."""
+        """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading
+        the shards."""
+        if self.kept is not None:
+            return [self.kept.counts.get(shard.name, 0) for shard in self.shards]
         if self.table is not None:
             known = all_counts(self.table.folder)
             if all(shard.name in known for shard in self.shards):
