@@ -24,6 +24,7 @@ from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
 from .records import write_json
+from .superbatch import counts_of
 from .timing import EVALUATE, total
 
 
@@ -74,7 +75,7 @@ def finish(
         "quality": quality,
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
-        "counts": dict(batches["counts"]),
+        "counts": counts_of(batches),
         "skipped_shards": dict(batches["skipped"]),
     }
     with group.together():

@@ -276,7 +276,7 @@ def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict
     """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
     if job.group.size == 1:
         return {}
-    tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
+    tensors = {id(tensor): tensor for tensor in (*sub.views.values(), *sub.tokens.values())}
     row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
     return {
         "samples_per_second_per_gpu": None if speed is None else speed / job.group.size,

@@ -267,7 +267,7 @@ class DataOptions(Concern):
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
     host_bytes: Bytes = 1 << 30
-    """Hold up to this much of the shards in memory, to draw examples in random order."""
+    """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
     """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
 

@@ -162,7 +162,7 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
 
     job = parts.job_of(setup, models, cost, resolved)
     batches = job.subs.batches
-    check_memory(parts.needs_of(setup, models, cost, batches), records.log)
+    check_memory(parts.needs_of(setup, models, cost, job.subs), records.log)
     if not first:
         return models, cost, job, 1
     every = folder.settled_selections(run, options, cost.steps)

@@ -12,7 +12,7 @@ from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import startup
-from .reference import Reference, note_geometry, open_reference
+from .reference import Reference, note_geometry, note_views, open_reference
 from .setup import Setup
 from .trainee import Trainee
 
@@ -87,4 +87,5 @@ def build_models(setup: Setup) -> RunModels:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
     note_geometry(opened.table, scorer, log)
+    note_views(learner, online, log)
     return RunModels(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)
