@@ -12,7 +12,6 @@ import typer
 from . import __version__
 from .command import reference_page, takes, without
 from .entry import alone, run_command, run_process
-from .errors import SpecError
 from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
@@ -164,25 +163,11 @@ def train(
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
-    from .datasets.spec import load_config
-    from .training import train as run_training
-    from .training.group import Group
+    from .training.started import train_as_started
 
-    group = Group.from_env()
-    try:
-        with group.together():
-            if train_num_samples is not None:
-                if given["examples"] is not None:
-                    raise SpecError("--train-num-samples and --examples are both given; drop one")
-                if epochs < 1:
-                    raise SpecError(f"--epochs is {epochs}, expected at least 1")
-                given["examples"] = epochs * train_num_samples
-            options, known = RunOptions.of(**given), load_config(config)
-        summary = run_training(options, config=known, resume=resume, report=report, group=group)
-    finally:
-        group.close()
-    if group.is_first:
-        typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    folder = train_as_started(given, train_num_samples, epochs, config=config, resume=resume, report=report)
+    if folder:
+        typer.echo(folder)
 
 
 @cli.command()
@@ -315,6 +300,27 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+@cli.command()
+def card(
+    what: Annotated[str, typer.Argument(help="Describe this finished run, or this score table: its folder.")],
+    out: Annotated[
+        str | None, typer.Option(help="Write to this folder. Default: RUN/model, or the table's own folder.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="State this licence, as Hugging Face names it, such as apache-2.0.")
+    ] = None,
+) -> None:
+    """Write a card (README.md): of a run also its model in the files of timm or open_clip; of a score table how to join it.
+
+    timm and open_clip load the folder as local-dir:FOLDER, and Hugging Face takes it as it is.
+
+    Example: curate card runs/learnability --license apache-2.0
+    """
+    from .reports.card import write_card
+
+    typer.echo(write_card(what, out, license))
 
 
 @cli.command()

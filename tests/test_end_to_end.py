@@ -108,7 +108,7 @@ def test_plain_duckdb_and_arrow_open_the_table(work):
 
 
 def test_scoring_again_does_nothing(work):
-    folder, table, _ = work
+    folder, table = work
     before = {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")}
     assert curate(folder, "score-reference", "--dataset", "digits", "--reference", "runs/reference") == table
     assert {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")} == before

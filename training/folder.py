@@ -25,6 +25,7 @@ BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "man
 FREE_TO_CHANGE = frozenset(
     {
         "log_every",
+        "report_to",
         "checkpoint_every",
         "evaluate_every",
         "keep_every",

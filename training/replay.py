@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -139,17 +138,19 @@ class RecordedRun:
 class ReplayScorer:
     """Says of every super-batch what the recorded run said of it: `chosen_B`, and its losses.
 
-    `drawn` is the number of the super-batch, counted from 1. Raises RunError where it is another one than was recorded.
+    Raises RunError where a super-batch is another one than was recorded.
     """
 
-    def __init__(self, run: RecordedRun, drawn: Callable[[], int]) -> None:
-        self.run, self.drawn = run, drawn
+    views = ()  # the choice needs no images
+
+    def __init__(self, run: RecordedRun) -> None:
+        self.run = run
 
     def charge(self, batch: SuperBatch) -> None:
         """Nothing: the run that is replayed paid."""
 
     def score(self, batch: SuperBatch) -> Losses:
-        step = self.drawn()
+        step = batch.number
         record = self.run.step(step)
         mine = slice(None)
         if batch.division is not None:
@@ -162,10 +163,9 @@ class ReplayScorer:
                     f"{self.run.folder}: at step {step:,} it drew shard '{then[0]}', key '{then[1]}', now it is shard "
                     f"'{now[0]}', key '{now[1]}'; the data set, the score table or the shards that could be read changed"
                 )
-        device = next(iter(batch.views.values())).device
 
         def own_rows(values: np.ndarray | None) -> torch.Tensor | None:
-            return None if values is None else torch.from_numpy(np.ascontiguousarray(values[mine])).to(device)
+            return None if values is None else torch.from_numpy(np.ascontiguousarray(values[mine]))
 
         chosen = own_rows(record.selected.astype(np.float32))
         return Losses(own_rows(record.online_loss), own_rows(record.reference_loss), chosen_B=chosen)

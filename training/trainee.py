@@ -113,10 +113,6 @@ class Trainee:
         made.module = self.average.module
         return made
 
-    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
-        """What `step` takes beside the images of a batch."""
-        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
-
     def join(self, rows: int) -> None:
         """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
 
@@ -133,7 +129,7 @@ class Trainee:
         targets = self.model.targets([self.model.task.blank()] * rows).to(device)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), still_statistics(self.module):
-            self._add_gradients(blank, targets, 1.0, self.loss)
+            self._add_gradients(blank, targets, self.loss, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
 
     def align(self) -> None:
@@ -142,6 +138,10 @@ class Trainee:
             self.group.broadcast(
                 [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
             )
+
+    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+        """What `step` takes beside the images of a batch."""
+        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
 
     def step(
         self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
@@ -154,7 +154,7 @@ class Trainee:
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
         with early_statistics(self.module, self.steps, self.accumulate) if self.scores else nullcontext():
-            loss = self._add_gradients(pixels_BHWC, targets, weight, self.step_loss)
+            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -168,9 +168,7 @@ class Trainee:
             self.average.update(self.module, step=self.steps)
         return loss
 
-    def _add_gradients(
-        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float, loss: Any
-    ) -> torch.Tensor:
+    def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: Any, loss: Any, weight: float) -> torch.Tensor:
         self.module.train()
         return add_gradients(
             self.model,

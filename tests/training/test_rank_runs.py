@@ -28,6 +28,7 @@ preprocessing = { size = 16 }
 """
 CHANGES = {
     "policy": "hard-learner",
+    "online": "learner",
     "filter_ratio": 0.5,
     "evaluate": True,
     "checkpoint_every": 3,
