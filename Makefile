@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/curate demo
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-engines: .venv/engines
 	-@tests/engines/setup_prism.sh

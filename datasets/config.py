@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +20,15 @@ TABLES = ("datasets", "models")
 
 @dataclass(frozen=True)
 class Config:
-    """The parsed curate.toml: `datasets` and `models` as written, `path` None where there is no file."""
+    """The parsed curate.toml: `datasets` and `models` as written, `path` None where there is no file.
+
+    `hold_out` is not of the file: the share of a data set's train that a search measures on, by the data set's name.
+    """
 
     path: Path | None
     datasets: Mapping[str, Mapping[str, Any]]
     models: Mapping[str, Mapping[str, Any]]
+    hold_out: Mapping[str, float] = field(default_factory=dict)
 
 
 def load_config(path: str | os.PathLike[str] | None = None) -> Config:

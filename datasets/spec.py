@@ -40,6 +40,8 @@ __all__ = [
 FORMATS = ("webdataset", "parquet", "folder")
 SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
 LISTS = ("train", "test", "validation", "image", "classes", "templates")
+# Fields of a spec that an entry cannot set.
+NOT_SETTINGS = ("name", "classes_from", "hold_out")
 # A name is a folder's in a score table, and is a word in logs and globs.
 NOT_IN_NAMES = set("/\\[]{}*?%#")
 
@@ -157,7 +159,8 @@ def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
     config = config if config is not None else load_config()
     if name in config.datasets:
         assert config.path is not None
-        return spec_from_table(name, config.datasets[name], base=config.path.parent)
+        spec = spec_from_table(name, config.datasets[name], base=config.path.parent)
+        return replace(spec, hold_out=config.hold_out.get(name, 0.0))
     if any(mark in name for mark in "/.*{~") or name.startswith("pipe:") or os.path.exists(name):
         return spec_from_path(name)
     known = ", ".join(sorted(config.datasets)) or "none"
@@ -171,7 +174,7 @@ def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
 def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = None) -> DatasetSpec:
     """Check and complete one [datasets.NAME] table; relative paths count from `base`."""
     where = f"data set '{name}'"
-    known = {f.name for f in fields(DatasetSpec)} - {"name", "classes_from"}
+    known = {f.name for f in fields(DatasetSpec)} - set(NOT_SETTINGS)
     unknown = sorted(set(table) - known)
     if unknown:
         raise SpecError(
@@ -221,6 +224,22 @@ def _check_read(name: str, values: Mapping[str, Any]) -> None:
             f"data set '{name}': {target.setting} is not read: the {target.word} of an image in a folder is the first "
             f"folder of its path; drop it"
         )
+    for setting in ("image", *(target.setting for target in TARGETS.values())):
+        given = values.get(setting, "?")
+        for named in (given,) if isinstance(given, str) else given or ("",):
+            holder, path = split_field(named.removeprefix("."))
+            if not holder or (":" in named and not path):
+                raise SpecError(
+                    f"data set '{name}': {setting} is {named!r}, expected an ending or column, or HOLDER:FIELD"
+                )
+    for target in TARGETS.values():
+        holder, path = split_field(values.get(target.setting, ""))
+        is_json = values["format"] != "parquet" and holder.lower().split(".")[-1] == "json"
+        if is_json and not path and not target.has_classes:
+            raise SpecError(
+                f"data set '{name}': {target.setting} is '{holder}', the whole text of a JSON member; name the field that "
+                f'holds the {target.word}: {target.setting} = "{holder}:FIELD"'
+            )
 
 
 def spec_from_path(path: str) -> DatasetSpec:
@@ -247,11 +266,12 @@ def analysis_files(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _as_tuple(name: str, option: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    raise SpecError(f"data set '{name}': {option} is {value!r}, expected a string or a list of strings")
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise SpecError(f"data set '{name}': {option} is {value!r}, expected a string or a list of strings")
+    if "" in values and option != "classes":  # an empty path would be the folder of curate.toml
+        raise SpecError(f"data set '{name}': {option} has an empty text; leave {option} out where there is none")
+    return tuple(values)
 
 
 def _absolute(name: str, pattern: str, base: Path | None, *, expands: bool = False) -> list[str]:

@@ -136,7 +136,8 @@ class Target:
         if len(stored) > MAX_TARGET_BYTES:
             raise ExampleError("target", f"{field} has {len(stored):,} bytes, at most {MAX_TARGET_BYTES:,} are read")
         try:
-            text = stored.decode("utf-8").strip()
+            # Some editors put a mark before a text, and columns of a fixed size NULs behind it.
+            text = stored.decode("utf-8-sig").strip("\0").strip()
         except UnicodeDecodeError:
             raise ExampleError("target", f"{field} is not UTF-8") from None
         if not text:

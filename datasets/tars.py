@@ -6,8 +6,9 @@ import gzip
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from ..errors import ExampleError, ShardError, printable
@@ -26,6 +27,7 @@ TAR_END_BYTES = 1024
 # More than an uncompressed image of as many pixels as decoding.py takes.
 MAX_IMAGE_BYTES = 512 << 20
 MAX_HEADER_BYTES = 1 << 20
+DEREFERENCE = "tar --dereference --hard-dereference"
 EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -62,24 +64,31 @@ Wanted = Callable[[str, str], tuple[int, str] | None]
 where the member is not read."""
 
 
-@dataclass
-class Hidden:
-    """How many hidden or system members were passed over, and the first one's name."""
+HIDDEN, NAMELESS = "hidden or system members", "members without an ending"
 
-    count: int = 0
+
+@dataclass
+class PassedOver:
+    """How many members were passed over, by kind, and the first one's name."""
+
+    counts: Counter[str] = field(default_factory=Counter)
     first: str = ""
 
+    def add(self, kind: str, name: str) -> None:
+        self.counts[kind] += 1
+        self.first = self.first or name
 
-def tar_members(shard: Shard, wanted: Wanted, hidden: Hidden | None = None) -> Iterator[Member]:
+
+def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = None) -> Iterator[Member]:
     """Stream the members that belong to an example, in order, by webdataset's own key rule: the stem ends at the first dot
-    of the base name. Memory is bounded by one member.
+    of the base name. Memory is bounded by one member. The content of a wanted member that is a link is an error.
 
     Raises ShardError for a tar that is cut, damaged or a decompression bomb.
     """
     from webdataset.tariterators import base_plus_ext  # imports torch, which code that only reads specs does not need
 
     key: str | None = None
-    hidden = hidden if hidden is not None else Hidden()
+    passed_over = passed_over if passed_over is not None else PassedOver()
     with open_shard(shard) as file:
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
         is_packed = without_query(shard.url).endswith("gz")
@@ -91,15 +100,19 @@ def tar_members(shard: Shard, wanted: Wanted, hidden: Hidden | None = None) -> I
                     cast(Any, tar).members = []  # tarfile keeps every member: memory would grow with the shard
                     if member.issparse():  # a few bytes can declare a terabyte of zeros
                         raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
-                    if member.isreg() and is_hidden_member(member.name):
-                        hidden.count, hidden.first = hidden.count + 1, hidden.first or member.name
+                    if member.isdir() or METADATA.match(member.name):
+                        continue
+                    if is_hidden_member(member.name):
+                        passed_over.add(HIDDEN, member.name)
                         continue
                     member_key, ending = base_plus_ext(printable(member.name))
-                    if not member.isreg() or member_key is None or METADATA.match(member.name):
+                    if member_key is None:
+                        passed_over.add(NAMELESS, member.name)
                         continue
                     key, ending = member_key, ending.lower()
                     most = wanted(member_key, ending)
-                    yield Member(member_key, ending, member.name, _content(tar, member, *most) if most else None)
+                    if most or member.isreg():
+                        yield Member(member_key, ending, member.name, _content(tar, member, *most) if most else None)
             while tail.read(1 << 20):
                 pass
             # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
@@ -124,8 +137,8 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
     image: bytes | ExampleError | None = None
     target: bytes | ExampleError | None = None
     endings: set[str] = set()
-    hidden = Hidden()
-    for member in tar_members(shard, wanted, hidden):
+    passed_over = PassedOver()
+    for member in tar_members(shard, wanted, passed_over):
         if member.key != key:
             if key is not None:
                 yield key, image, target, ()
@@ -137,17 +150,26 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
             target = _inner(member.content, spec) if inner and isinstance(member.content, bytes) else member.content
         elif member.ending in spec.image and image is None:
             image = member.content
+        elif member.ending in spec.image:
+            say_once(
+                ("two images", spec.name, spec.train),
+                f"data set '{spec.name}': key '{key}' has more than one image in {shard.url}, and '{member.name}' is not "
+                f"read; name the ending to read: image = in [datasets.{spec.name}]",
+            )
     if key is not None:
         yield key, image, target, ()
-    if hidden.count:
+    if passed_over.counts:
+        kinds = " and ".join(f"{count:,} {kind}" for kind, count in sorted(passed_over.counts.items()))
         say_once(
-            ("hidden members", spec.name, spec.train),
-            f"data set '{spec.name}': {hidden.count:,} hidden or system members are passed over in {shard.url}, first "
-            f"'{hidden.first}'; the same holds for other shards",
+            ("passed over", spec.name, spec.train),
+            f"data set '{spec.name}': {kinds} are passed over in {shard.url}, first '{passed_over.first}'; the same holds "
+            "for other shards",
         )
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int, stage: str) -> bytes | ExampleError:
+    if not member.isreg():
+        return ExampleError(stage, f"{member.name} is a link, which is not followed; pack it with {DEREFERENCE}")
     if member.size > most:
         return ExampleError(stage, f"{member.name} has {member.size:,} bytes, at most {most:,} are read")
     file = tar.extractfile(member)

@@ -38,7 +38,7 @@ class ScoringJob:
     reference: ModelSpec
     fingerprint: str
     folder: str
-    embeddings: bool
+    vectors: bool
     batch_size: int
     precision: Precision
     max_failures: float
@@ -85,7 +85,7 @@ class ScoreShard(beam.DoFn):
                 device=self._device,
                 precision=job.precision,
                 batch_size=job.batch_size,
-                embeddings=job.embeddings,
+                vectors=job.vectors,
                 decode_threads=self._threads,
                 forward_flops=job.forward_flops,
                 kept=self._kept,

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from PIL import Image
 
+from ..datasets.decoding import FORMATS
 from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
@@ -93,7 +94,7 @@ def member_key(spec: DatasetSpec, key: str) -> str:
 def image_ending(data: bytes) -> str:
     """The ending of an image's format, read from its header; jpg where Pillow does not know it."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             kind = image.format or "JPEG"
     except Exception:  # Pillow's plugins raise anything on damaged data
         kind = "JPEG"

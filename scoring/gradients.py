@@ -26,7 +26,7 @@ def add_gradients(
     run: Any,
     loss: Loss,
     images: Callable[[slice], torch.Tensor],
-    targets: torch.Tensor,
+    targets: Any,
     *,
     accumulate: int = 1,
     recomputes: bool = False,
@@ -35,9 +35,10 @@ def add_gradients(
     """Add the gradients of `loss`, a mean over the batch, to the parameters. Returns the detached loss.
 
     `run` is called as the module, within `computing()`. `images` gives the normalised images of some rows, so that those of
-    one part alone are in memory. The batch is computed in `accumulate` parts, of which one part's activations are held.
-    Loss and gradients are those of the whole batch; what a layer computes over a batch (BatchNorm) or draws at random
-    (dropout), it computes and draws for each part. `recomputes` says that `checkpoint_activations` is on.
+    one part alone are in memory. `targets` are a tensor, or rows of several. The batch is computed in `accumulate` parts,
+    of which one part's activations are held. Loss and gradients are those of the whole batch; what a layer computes over a
+    batch (BatchNorm) or draws at random (dropout), it computes and draws for each part. `recomputes` says that
+    `checkpoint_activations` is on.
     """
     parts = _parts(len(targets), accumulate)
     backward = partial(_still_statistics, model.module) if recomputes else nullcontext

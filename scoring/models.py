@@ -54,6 +54,7 @@ class Scored:
     similarity: torch.Tensor | None = None
     image_embedding: torch.Tensor | None = None
     text_embedding: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 class ShardScorer(Protocol):
@@ -153,8 +154,8 @@ class Task(Protocol):
         kept: Any,
     ) -> ShardScorer: ...
 
-    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
-        """The score table's columns of this task."""
+    def fields(self, width: int = 0) -> list[pa.Field]:
+        """The score table's columns of this task, with those of its embeddings or logits where a `width` is given."""
         ...
 
     def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:

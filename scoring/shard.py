@@ -6,7 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def score_shard(
     device: torch.device,
     precision: Precision,
     batch_size: int,
-    embeddings: bool,
+    vectors: bool,
     decode_threads: int,
     forward_flops: float,
     kept: Any = None,
@@ -49,13 +49,13 @@ def score_shard(
     """Score every example of a shard. Batches do not cross shards; memory holds a few batches and the rows.
 
     `forward_flops` are those of one example's whole pass. `kept` is the result of `model.task.kept(model)`, for many
-    shards. Raises ShardError where the shard as a whole cannot be read. An example whose loss is NaN or infinite is a
-    failure of stage `loss`.
+    shards. With `vectors`, embeddings or a classifier's logits are stored too. Raises ShardError where the shard as a whole
+    cannot be read. An example whose loss is NaN or infinite is a failure of stage `loss`.
     """
     task = model.task
     seconds: defaultdict[str, float] = defaultdict(float)
     failures: list[Failure] = []
-    schema = score_schema(task, embedding_width(model) if embeddings else 0)
+    schema = score_schema(task, (model.outputs or embedding_width(model)) if vectors else 0)
     rows: list[pa.RecordBatch] = []
     scorer = task.shard_scorer(
         model,
@@ -68,7 +68,7 @@ def score_shard(
 
     def take(found: Iterable[tuple[list[Example], Scored]]) -> None:
         for examples, scored in found:
-            batch, bad = _rows(task, schema, examples, scored)
+            batch, bad = _rows(task, schema, examples, scored if vectors else replace(scored, logits=None))
             rows.append(batch)
             failures.extend(bad)
 

@@ -166,10 +166,10 @@ def _held_out(name: str, config: Config) -> tuple[Config, str]:
     """The configuration in which a data set's test split is its validation split, or a part of train; and which it is."""
     entry = config.datasets[name]
     if entry.get("validation"):
-        changed, what = {**entry, "test": entry["validation"]}, "the validation split"
-    else:
-        changed, what = {**entry, "hold_out": HELD_OUT}, f"{percent(HELD_OUT)} of train, held out by a hash of the key"
-    return replace(config, datasets={**config.datasets, name: changed}), what
+        changed = {**entry, "test": entry["validation"]}
+        return replace(config, datasets={**config.datasets, name: changed}), "the validation split"
+    what = f"{percent(HELD_OUT)} of train, held out by a hash of the key"
+    return replace(config, hold_out={**config.hold_out, name: HELD_OUT}), what
 
 
 def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report) -> None:

@@ -27,8 +27,9 @@ ALLOWED = {
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
+    "pages": {*BASE, "command", "datasets", "reports"},
     "entry": {*BASE, "streams", "datasets", "training"},
-    "cli": {*BASE, "command", "entry", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "cli": {*BASE, "command", "entry", "pages", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
 

@@ -29,7 +29,7 @@ FENCE = re.compile(
     r"(?:^<!-- not run[^:\n]*: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```", re.M | re.S
 )
 CODE = ("bash", "console", "python", "sql")
-RUN = ("README.md", "getting-started.md", "embedding.md", "outputs.md", "export.md")
+RUN = ("README.md", "getting-started.md", "embedding.md", "outputs.md", "export.md", "inspect.md")
 COMMANDS = typer.main.get_command(cli).commands
 
 

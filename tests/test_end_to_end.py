@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 
 import duckdb
 import pytest
@@ -32,9 +30,8 @@ def curate(folder, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder in which every command of the README has run once, with the seconds that they took."""
+    """A folder in which every command of the README has run once."""
     folder = tmp_path_factory.mktemp("work")
-    started = time.perf_counter()
     curate(folder, "prepare", "digits")
     with (folder / "curate.toml").open("a") as file:
         file.write(MODELS)
@@ -55,13 +52,7 @@ def work(tmp_path_factory):
         "learnability",
     )
     curate(folder, *common, *selecting)
-    return folder, table, time.perf_counter() - started
-
-
-def test_it_takes_less_than_a_minute(work):
-    if os.getloadavg()[0] > os.cpu_count():
-        pytest.skip(f"other work on this machine (load {os.getloadavg()[0]:.1f}): its seconds say nothing")
-    assert work[2] < 60
+    return folder, table
 
 
 def test_both_runs_learn_and_spend_the_same_budget(work):
@@ -82,7 +73,8 @@ def test_the_run_folder_is_as_the_readme_draws_it(work):
     summary = json.loads((run / "summary.json").read_text())
     assert last["step"] == summary["steps"]
     assert last["flops"] == summary["ledger"]
-    assert set(last["seconds"]) == {"data", "score", "select", "train"}
+    assert set(last["seconds"]) >= {"total", "data", "score", "select", "train", "record"}
+    assert last["samples_per_second"] > 0 and last["mfu"] is None and 0 <= last["data_share"] <= 1
 
 
 def test_selections_hold_every_super_batch(work):

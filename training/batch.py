@@ -24,7 +24,8 @@ class SuperBatch:
     `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry). `targets`
     are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
     float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
-    stored image and text embeddings, float16 [B, D], None where they were not asked for.
+    stored image and text embeddings, float16 [B, D], `reference_logits` the stored logits, float16 [B, C]; None where they
+    were not asked for.
 
     Where a group of processes divides the super-batch, `division` says how; all else then holds this rank's rows only.
     """
@@ -36,6 +37,7 @@ class SuperBatch:
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
     reference_loss: torch.Tensor | None = None
     reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+    reference_logits: torch.Tensor | None = None
     division: Division | None = None
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class SuperBatch:
             reference_pairs=None
             if self.reference_pairs is None
             else (change(self.reference_pairs[0]), change(self.reference_pairs[1])),
+            reference_logits=None if self.reference_logits is None else change(self.reference_logits),
         )
 
 
@@ -161,17 +164,22 @@ def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
 
 
 def stored_embeddings(rows: Sequence[Row], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stored image and text embeddings of B rows, float16 [B, width], gathered a shard at a time; NaN where the table
+    """The stored image and text embeddings of B rows, float16 [B, width]; NaN where the table has none."""
+    image, text = stored_vectors(rows, ("image_embedding", "text_embedding"), width)
+    return image, text
+
+
+def stored_vectors(rows: Sequence[Row], names: Sequence[str], width: int) -> list[torch.Tensor]:
+    """Vectors of B rows from their score files, each float16 [B, width], gathered a shard at a time; NaN where the table
     has none. In pinned memory where there is a GPU to copy them to."""
     tables = list({id(row.scores): row.scores for row in rows if row.score_row >= 0}.values())
     number = {id(table): i for i, table in enumerate(tables)}
     table_B = np.array([number.get(id(row.scores), -1) if row.score_row >= 0 else -1 for row in rows])
     row_B = np.array([row.score_row for row in rows])
     pinned = torch.cuda.is_available()
-    image, text = (torch.full((len(rows), width), torch.nan, dtype=torch.float16, pin_memory=pinned) for _ in range(2))
+    found = [torch.full((len(rows), width), torch.nan, dtype=torch.float16, pin_memory=pinned) for _ in names]
     for i, scores in enumerate(tables):
         here = table_B == i
-        assert scores is not None and scores.image_embedding is not None and scores.text_embedding is not None
-        image.numpy()[here] = scores.image_embedding[row_B[here]]
-        text.numpy()[here] = scores.text_embedding[row_B[here]]
-    return image, text
+        for name, vectors in zip(names, found, strict=True):
+            vectors.numpy()[here] = getattr(scores, name)[row_B[here]]
+    return found

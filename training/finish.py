@@ -23,6 +23,7 @@ from .evaluate import evaluate, refuse_few
 from .loop import TrainingJob
 from .options import RunOptions
 from .records import write_json
+from .timing import EVALUATE, total
 
 
 def finish(
@@ -45,12 +46,13 @@ def finish(
             save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
     quality: dict[str, float] = {}
     error: BaseException | None = None
-    with job.timing("evaluate"):
+    with job.timing(EVALUATE):
         if options.records.evaluate and dataset.test:
             try:
-                quality = _quality(options, learner, dataset, ledger.outside, device, precision)
+                quality = quality_of(options, learner, dataset, ledger.outside, device, precision)
             except BaseException as e:
                 error = e
+    best = job.keeping.finish(steps, quality)
     policy, seconds = job.subs.selector.policy, job.timing.state_dict()
     summary = {
         "run": run.name,
@@ -65,10 +67,12 @@ def finish(
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": steps * options.super_batch_size if policy.selects else 0,
         "ledger": ledger.lines(),
+        **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
-        "seconds": {"total": sum(seconds.values()), **seconds, "wall": time.perf_counter() - started},
+        "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},
         "quality": quality,
+        **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": job.subs.batches.counts,
         "skipped_shards": job.subs.batches.skipped_shards,
@@ -85,7 +89,7 @@ def finish(
     return summary
 
 
-def _quality(
+def quality_of(
     options: RunOptions,
     learner: Model,
     dataset: DatasetSpec,
@@ -113,7 +117,7 @@ def evaluate_again(
     precision = folder.began_with(run).get("precision") or best_precision(device)
     spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
     learner = load_model(spec).to(device)
-    quality = _quality(options, learner, dataset, summary["outside_the_ledger"], device, precision)
+    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
     write_json(run / "summary.json", found)
     report(f"{run}: evaluated, {_shown(quality)}")

@@ -22,12 +22,14 @@ from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, FailuresError, ShardError, StorageError, TableError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.join import join_shard
+from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, ShardScores
 
 
 @dataclass
 class Row:
-    """An example with its stored loss and, where embeddings are asked for, where its shard's scores hold it (-1: nowhere).
+    """An example with its stored loss and, where its embeddings or logits are asked for, where its shard's scores hold it
+    (-1: nowhere).
 
     `seen` is what the views made of its image, `tokens` its caption by tokenizer (int32 [L]), each once it was needed.
     """
@@ -42,11 +44,19 @@ class Row:
 
 @dataclass(frozen=True)
 class LoadedShard:
-    """All of a shard: its usable rows, what could not be read, and the rows that the join left out, with the reason."""
+    """All of a shard: its usable rows, what could not be read, and the rows that the join left out, with the reason.
+    `kept` are the rows that a filtered data set keeps of it, ascending; the others are in none of these."""
 
     rows: list[Row]
     failures: list[Failure]
     left_out: list[tuple[int, str]]
+    kept: np.ndarray | None = None
+
+    def place(self, row: int) -> int:
+        """Where a row stands in what lanes divide: the shard's rows or, of a filtered data set, those that are kept."""
+        if self.kept is None:
+            return row
+        return min(int(np.searchsorted(self.kept, row)), len(self.kept) - 1)
 
     @property
     def count(self) -> int:
@@ -75,14 +85,16 @@ class ShardLoader:
         scores: ScoreTable | None,
         *,
         embeddings: bool,
+        logits: bool = False,
         on_missing: OnMissing,
         cache_bytes: int,
         image_bytes: int,
         host_bytes: int,
         max_bad: int = 0,
+        kept: Kept | None = None,
     ) -> None:
-        self.dataset, self.shards, self.scores = dataset, list(shards), scores
-        self.embeddings, self.on_missing = embeddings, on_missing
+        self.dataset, self.shards, self.scores, self.kept = dataset, list(shards), scores, kept
+        self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self.max_bad = max_bad
         self.skipped: dict[str, str] = {}
         self._cache: dict[int, LoadedShard] = {}
@@ -142,22 +154,30 @@ class ShardLoader:
             if self.on_missing == "skip":
                 return LoadedShard([], failures, [(e.row, "skipped") for e in examples])
             return LoadedShard([Row(e, float("nan"), None, -1) for e in examples], failures, [])
-        stored = self.scores.shard(shard.name, embeddings=self.embeddings)
+        stored = self.scores.shard(shard.name, embeddings=self.embeddings, logits=self.logits)
         if stored.shard_size != shard.size:
             raise TableError(
                 f"shard '{shard.name}' was scored at size {stored.shard_size} and is now {shard.size}; "
                 f"run score-reference into a new --out ({shard.url})"
             )
         joined = join_shard(examples, stored, self.on_missing)
-        kept = {example.row for example in joined.examples}
+        found = {example.row for example in joined.examples}
         left_out = [
             (e.row, "failed_in_scoring" if e.key in stored.failed_keys else "skipped")
             for e in examples
-            if e.row not in kept
+            if e.row not in found
         ]
-        scores = stored if self.embeddings else None  # whose keys and hashes would otherwise stay in memory
+        scores = (
+            stored if self.embeddings or self.logits else None
+        )  # whose keys and hashes would otherwise stay in memory
         places = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
-        return LoadedShard([Row(e, loss, scores, row) for e, loss, row in places], failures, left_out)
+        rows = [Row(e, loss, scores, row) for e, loss, row in places]
+        if self.kept is None:
+            return LoadedShard(rows, failures, left_out)
+        kept_N = self.kept.mask(stored)
+        return LoadedShard(
+            [row for row in rows if kept_N[row.score_row]], failures, left_out, np.sort(stored.row[kept_N])
+        )
 
 
 @dataclass(frozen=True)
@@ -245,7 +265,7 @@ class Lane:
                     self.loader.skip(segment.shard, e)
                     self.skipped.add(segment.shard)
                     continue
-                pool += [row for row in loaded.rows if _within(row.example.row, segment)]
+                pool += [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
                 if at.epoch == 0 and at.offset == 0:
                     self._count(loaded, segment)
             order = shuffled(self.seed, at.epoch, self.number, at.window, len(pool))
@@ -254,12 +274,12 @@ class Lane:
 
     def _count(self, loaded: LoadedShard, segment: Segment) -> None:
         """Every example is counted once: as its lane first comes to it."""
-        here = [row for row in loaded.rows if _within(row.example.row, segment)]
+        here = [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
         self.counts["examples"] += len(here)
         if self.loader.scores is not None:
             self.counts["scored_in_run"] += sum(row.reference_loss != row.reference_loss for row in here)
-        self.unreadable += [failure for failure in loaded.failures if _within(failure.row, segment)]
-        self.counts.update(reason for row, reason in loaded.left_out if _within(row, segment))
+        self.unreadable += [failure for failure in loaded.failures if _within(loaded.place(failure.row), segment)]
+        self.counts.update(reason for row, reason in loaded.left_out if _within(loaded.place(row), segment))
 
 
 def _within(row: int, segment: Segment) -> bool:

@@ -16,19 +16,21 @@ import torch
 from ..errors import BudgetError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .keeping import Keeping
 from .pace import Pace
 from .records import RunRecords
 from .schedule import learning_rate
 from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
-from .timing import Stages
+from .timing import EVALUATE, Rates, Stages, total
 from .trainee import Trainee, augment_views
 
 
 @dataclass
 class TrainingJob:
-    """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation."""
+    """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation,
+    `peak` the FLOP/s of all devices where they are known."""
 
     run: Path
     subs: SubBatches
@@ -44,6 +46,8 @@ class TrainingJob:
     pace: Pace
     timing: Stages
     stop: Stop
+    keeping: Keeping
+    peak: float | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
@@ -57,7 +61,14 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
     At a signal it writes a checkpoint after the step that is going on, or at once while it waits for data, and raises
     StoppedError.
     """
-    step = saved = _resume(job)
+    step = _resume(job)
+    with job.timing.running():
+        return _steps(job, step, after_step)
+
+
+def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None) -> int:
+    saved = step
+    rates = Rates(step, job.timing.so_far(), job.ledger.spent, job.peak)
     job.pace.start(step, str(job.run))
     skipped = _say_skipped(job, 0)
     at_step = job.subs.batches.state_dict()
@@ -66,6 +77,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
     try:
         job.stop.hold()
         while step < job.steps:
+            _measure(job, step)
             sub = _draw(subs, job.run, step)
             if sub is None:
                 break
@@ -75,22 +87,24 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting)
                 losses = {
-                    name: trainee.step(views[name], sub.model_targets(name), share)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share)
                     for name, trainee in job.trainees.items()
                 }
             step += 1
             at_step = job.subs.batches.state_dict()
             job.ledger.add_step(job.cost)
 
-            job.records.selection(step, sub)
-            skipped = _say_skipped(job, skipped)
-            unlogged = None if job.pace.logs(step) else (sub, share, losses)
-            if unlogged is None:
-                _check_finite(job.run, step, losses)
-                job.records.metric(_line(job, step, sub, share, losses))
+            with job.timing("record"):
+                job.records.selection(step, sub)
+                skipped = _say_skipped(job, skipped)
+                unlogged = None if job.pace.logs(step) else (sub, share, losses)
+                if unlogged is None:
+                    _check_finite(job.run, step, losses)
+                    job.records.metric(_line(job, rates, step, sub, share, losses))
             if job.pace.saves(step):
-                _check_finite(job.run, step, losses)
-                _save(job, step, at_step)
+                with job.timing("save"):
+                    _check_finite(job.run, step, losses)
+                    _save(job, step, at_step)
                 job.pace.saved()
                 saved = step
             job.pace.show(step, losses["learner"], job.ledger)
@@ -100,7 +114,7 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
                 break
         job.stop.release()
         if unlogged is not None:  # the budget was spent before the step that would have been the last
-            job.records.metric(_line(job, step, *unlogged))
+            job.records.metric(_line(job, rates, step, *unlogged))
     except StoppedError as e:
         if step > saved and not job.stop.torn:
             _save(job, step, at_step)
@@ -117,11 +131,13 @@ def _resume(job: TrainingJob) -> int:
     found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log)
     if found is None:
         job.records.cut_after(0)
+        job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     job.records.cut_after(found.step)
+    job.keeping.resume()
     job.records.log(f"resumed after step {found.step:,}")
     return found.step
 
@@ -131,6 +147,25 @@ def _save(job: TrainingJob, step: int, batches: dict[str, Any]) -> None:
     job.records.flush()
     state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
     checkpoint.save(job.run, step, job.trainees, _generators(job), state)
+    job.keeping.saved()
+
+
+def _measure(job: TrainingJob, step: int) -> None:
+    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end."""
+    with job.timing("save"):
+        job.keeping.keep(step)
+    if not job.keeping.measures(step):
+        return
+    job.stop.release()
+    try:
+        with job.timing(EVALUATE):
+            quality = job.keeping.measure(step)
+    finally:
+        job.stop.hold()
+    if quality:
+        job.records.metric(
+            {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
+        )
 
 
 def _say_skipped(job: TrainingJob, known: int) -> int:
@@ -171,9 +206,11 @@ def _diverged(run: Path, step: int, what: str) -> DivergedError:
     return DivergedError(f"{run}: {what} is nan or infinite at step {step:,}; lower --lr or --online-lr")
 
 
-def _line(job: TrainingJob, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _line(
+    job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
+) -> dict[str, Any]:
     """A line of metrics.jsonl."""
-    chosen = sub.selection
+    chosen, b = sub.selection, job.subs.selector.b
     return {
         "step": step,
         "examples": step * len(sub),
@@ -185,9 +222,15 @@ def _line(job: TrainingJob, step: int, sub: SubBatch, share: float, losses: dict
         "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
         **job.learner.model.task.step_metrics(sub.model_targets("learner")),
         "lr": share * job.learner.lr,
-        "seconds": job.timing.state_dict(),
-        "flops": job.ledger.lines(),
+        **rates.since(step, job.timing.so_far(), job.ledger.spent, b),
+        **_costs(job),
     }
+
+
+def _costs(job: TrainingJob) -> dict[str, Any]:
+    """What a run has cost so far."""
+    seconds = job.timing.so_far()
+    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,10 @@ class SelectionLog:
 class RunRecords:
     """The files of a run folder that grow: metrics, the log, the selections."""
 
-    def __init__(self, run: Path, echo: Report, selections_every: int = 1) -> None:
+    def __init__(self, run: Path, echo: Report) -> None:
         self.run = run
         self._echo = echo
-        self._selections = SelectionLog(run / "selections", selections_every)
+        self._selections = SelectionLog(run / "selections")
         self.trackers: Trackers | None = None
 
     def track(self, options: RunOptions) -> None:
@@ -120,15 +121,30 @@ class RunRecords:
         self.trackers = Trackers(names, self.run, config, options.records.log_every, self.log) if names else None
 
     def cut_after(self, step: int) -> None:
-        """Forget what was written after `step`, where a resumed run goes on."""
+        """Forget what was written after `step`, where a resumed run goes on: it measures the quality after `step` again."""
         metrics = self.run / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if 0 < _step_of(line) <= step]
+            kept = [line for line, at in ((line, _step_of(line)) for line in lines) if 0 < at <= step]
+            if kept and _step_of(kept[-1]) == step and "quality" in json.loads(kept[-1]):
+                kept.pop()
             write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
         if self.trackers is not None:
             self.trackers.start(step)
+
+    def record_selections(self, every: int) -> None:
+        """Record every so many steps' selections."""
+        self._selections.every = every
+
+    def measured(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, quality) of each evaluation that is on a line of metrics."""
+        metrics = self.run / "metrics.jsonl"
+        if metrics.exists():
+            for line in metrics.read_text(encoding="utf-8").splitlines():
+                values = json.loads(line)
+                if values.get("quality"):
+                    yield int(values["step"]), values["quality"]
 
     def metric(self, values: dict[str, Any]) -> None:
         self._append("metrics.jsonl", json.dumps(plain(values), allow_nan=False))

@@ -77,6 +77,10 @@ class SubBatches:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
         if selector.policy.online != "none" and online is None and scorer is None:
             raise SpecError(f"policy '{selector.policy.name}' scores with a model; give online or scorer")
+        if selector.policy.filters and batches.kept is None:
+            raise SpecError(
+                f"policy '{selector.policy.name}' filters the data set; give SuperBatches(..., kept=curate.keep_best(table, 0.5))"
+            )
         if selector.b > batches.size:
             raise SpecError(f"b is {selector.b} and a super-batch has {batches.size} examples; choose at most as many")
         if selector.b < batches.group.size:
@@ -194,6 +198,7 @@ def whole_losses(known: Losses, division: Division) -> Losses:
         whole_pairs(known.online_pairs),
         whole_pairs(known.reference_pairs),
         whole(known.age_B),
+        whole(known.chosen_B),
     )
 
 

@@ -20,8 +20,9 @@ from ..errors import RunError, SpecError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
+from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, token_rows
+from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, stored_vectors, token_rows
 from .division import Division
 from .group import Group
 from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
@@ -40,8 +41,9 @@ class SuperBatches:
     `data` is a name of curate.toml, a path or URL pattern, or a DatasetSpec. `views` says how images are seen, by name: a
     Geometry, or a function from an image's bytes to a tensor; torchvision's transforms, and so timm's and open_clip's,
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
-    `scores` is a score table (or its folder): its losses are joined, with `embeddings` its embeddings too. A table is
-    checked as a whole when the stream is made, unless `verify` is off.
+    `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
+    checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
+    table, the data set is filtered: the rest of it is never drawn.
 
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
@@ -67,7 +69,9 @@ class SuperBatches:
         views: Mapping[str, View],
         tokenize: Mapping[str, Tokenizer] | None = None,
         scores: str | ScoreTable | None = None,
+        kept: Kept | None = None,
         embeddings: bool = False,
+        logits: bool = False,
         on_missing: OnMissing = "error",
         seed: int = 0,
         lanes: int | None = None,
@@ -91,10 +95,16 @@ class SuperBatches:
         self.group = group or Group()
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
+        if kept is not None and (self.table is None or on_missing == "score"):
+            raise SpecError("kept filters by stored scores; give scores= too, and on_missing 'error' or 'skip'")
+        self.kept = kept
         self.max_failures = max_failures
         if self.table is not None and verify:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
+        self.logit_width = self.table.logit_width if logits and self.table is not None else 0
+        if logits and (self.table is None or on_missing == "score"):
+            raise SpecError("logits are joined from a score table; give scores= too, and on_missing 'error' or 'skip'")
         self.lanes = lane_count(len(self.shards), size, lanes)
         self._views = list(dict.fromkeys(self.views.values()))
         geometries = [view for view in self._views if isinstance(view, Geometry)]
@@ -108,12 +118,14 @@ class SuperBatches:
             self.shards,
             self.table,
             embeddings=embeddings,
+            logits=logits,
             on_missing=on_missing,
             # What a user's function makes of an image is of unknown size, and may be random: it is never kept.
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
             max_bad=len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards,
+            kept=kept,
         )
         self._loader, self._seed, self._host_bytes = loader, seed, host_bytes
         known = self._known_row_counts()
@@ -135,7 +147,8 @@ class SuperBatches:
         room = self._host_bytes / self.lanes
         self._lanes = [Lane(v, self.lanes, self._loader, rows, self._seed, room) for v in range(self.lanes)]
         shards = [(shard.name, shard.size, shard.bytes) for shard in self.shards]
-        self._digest = order_digest(shards, rows, self.lanes, self.size, self._seed, self._host_bytes)
+        filtered = [] if self.kept is None else [self.kept.digest]
+        self._digest = order_digest(shards, rows, self.lanes, self.size, self._seed, self._host_bytes, *filtered)
 
     def __iter__(self) -> Iterator[SuperBatch]:
         """From where the stream stands, for ever."""
@@ -158,6 +171,11 @@ class SuperBatches:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
         if self._running is not None:
             self._running.close()
+
+    @property
+    def drawn(self) -> int:
+        """How many super-batches were given."""
+        return int(self._state["drawn"])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -295,11 +313,15 @@ class SuperBatches:
             if has_scores
             else None,
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
+            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
             division=division,
         )
 
     def _known_row_counts(self) -> list[int] | None:
-        """How many rows each shard has, bad ones too; None where nobody knows without reading the shards."""
+        """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading
+        the shards."""
+        if self.kept is not None:
+            return [self.kept.counts.get(shard.name, 0) for shard in self.shards]
         if self.table is not None:
             known = all_counts(self.table.folder)
             if all(shard.name in known for shard in self.shards):

@@ -18,6 +18,8 @@ from ..scoring.forward import autocast
 from ..scoring.gradients import add_gradients, checkpoint_activations
 from ..scoring.models import Model
 from ..scoring.settings import Precision
+from .batch import SuperBatch
+from .distill import Taught, blended
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -28,7 +30,8 @@ class Trainee:
     `lr` is the peak of the learning rate. `beta1`, `beta2` and `eps` default to the optimizer's own. With `layer_decay`,
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
-    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights.
+    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
+    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
 
     Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
     cannot do what is asked.
@@ -51,6 +54,8 @@ class Trainee:
         grad_checkpointing: bool = False,
         ema: float | None = None,
         ema_warmup: bool = False,
+        distill: float = 0.0,
+        distill_temperature: float = 1.0,
         compiled: bool = False,
         device: torch.device,
         precision: Precision = "fp32",
@@ -63,6 +68,8 @@ class Trainee:
             checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.loss = model.task.training_loss(model, label_smoothing)
+        self.distill = distill
+        self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
         self.make_optimizer = partial(
             make_optimizer,
             name=optimizer,
@@ -86,7 +93,11 @@ class Trainee:
         made.module = self.average.module
         return made
 
-    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr_share: float = 1.0) -> torch.Tensor:
+    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+        """What `step` takes beside the images of a batch."""
+        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
+
+    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0) -> torch.Tensor:
         """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
@@ -94,7 +105,7 @@ class Trainee:
         loss = add_gradients(
             self.model,
             self.forward,
-            self.loss,
+            self.step_loss,
             lambda part: self.model.normalize(pixels_BHWC[part]),
             targets,
             accumulate=self.accumulate,
@@ -161,14 +172,23 @@ def make_optimizer(
 def augment_views(
     views: Mapping[str, torch.Tensor], names: Iterable[str], how: str, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images."""
+    """The views of these names, augmented. Models that see the same view see the very same augmented images.
+
+    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
+    """
     done: dict[int, torch.Tensor] = {}
+    before = generator.get_state()
+    after = None
     found = {}
     for name in names:
         view = views[name]
         if id(view) not in done:
+            generator.set_state(before)
             done[id(view)] = augment(view, how, generator)
+            after = generator.get_state() if after is None else after
         found[name] = done[id(view)]
+    if after is not None:
+        generator.set_state(after)
     return found
 
 

@@ -21,6 +21,7 @@ from ..forward import score_batch
 from ..losses import cross_entropy
 from ..models import Model, ModelSpec, Scored
 from ..settings import Precision
+from ..tables.schema import vector_column, vector_type
 from ..timm_models import build_timm, knows_timm, timm_spec
 
 
@@ -114,15 +115,17 @@ class Classification:
     ) -> _BatchScorer:
         return _BatchScorer(model, device, precision, forward_flops)
 
-    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
-        return [pa.field("label", pa.int32(), nullable=False), pa.field("predicted", pa.int32(), nullable=False)]
+    def fields(self, width: int = 0) -> list[pa.Field]:
+        found = [pa.field("label", pa.int32(), nullable=False), pa.field("predicted", pa.int32(), nullable=False)]
+        return [*found, pa.field("logits", vector_type(width))] if width else found
 
     def columns(self, examples: Sequence[Example], scored: Scored) -> dict[str, Any]:
         assert scored.predicted is not None
-        return {
+        found = {
             "label": [example.target for example in examples],
             "predicted": scored.predicted.to(torch.int32).cpu().numpy(),
         }
+        return found if scored.logits is None else {**found, "logits": vector_column(scored.logits)}
 
     def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
         return {"masked_negatives": None}
@@ -160,7 +163,7 @@ class _BatchScorer:
         pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)
         labels = self.model.targets([example.target for example in batch.examples]).to(self.device)
         self.flops += self.forward_flops * len(batch.examples)
-        return [(batch.examples, score_batch(self.model, pixels, labels, precision=self.precision))]
+        return [(batch.examples, score_batch(self.model, pixels, labels, precision=self.precision, logits=True))]
 
     def finish(self) -> Iterable[tuple[list[Example], Scored]]:
         return ()

@@ -29,6 +29,7 @@ from ..open_clip_models import (
 )
 from ..pairs import PairScorer
 from ..settings import Precision
+from ..tables.schema import vector_column, vector_type
 
 
 class ImageText:
@@ -132,10 +133,10 @@ class ImageText:
     ) -> PairScorer:
         return PairScorer(model, kept, forward_flops - kept.flops_of_all, device, precision, batch_size)
 
-    def fields(self, embedding_width: int = 0) -> list[pa.Field]:
+    def fields(self, width: int = 0) -> list[pa.Field]:
         found = [pa.field("similarity", pa.float32(), nullable=False)]
-        if embedding_width:
-            vector = pa.list_(pa.field("element", pa.float16(), nullable=False), embedding_width)
+        if width:
+            vector = vector_type(width)
             found += [pa.field("image_embedding", vector), pa.field("text_embedding", vector)]
         return found
 
@@ -143,10 +144,7 @@ class ImageText:
         assert scored.similarity is not None
         found: dict[str, Any] = {"similarity": scored.similarity.float().cpu().numpy()}
         for name in ("image_embedding", "text_embedding"):
-            vectors = getattr(scored, name)
-            flat = pa.array(vectors.half().cpu().numpy().ravel(), type=pa.float16())
-            element = pa.field("element", pa.float16(), nullable=False)
-            found[name] = pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, vectors.shape[1]))
+            found[name] = vector_column(getattr(scored, name))
         return found
 
     def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:

@@ -198,3 +198,23 @@ def test_a_shards_name_with_a_line_break_is_refused(tmp_path):
 
 def test_a_path_whose_name_no_data_set_may_have_gets_another(tmp_path):
     assert spec_from_path(f"{tmp_path}/a[1]%.tar").name == "a-1"
+
+
+def test_members_without_an_ending_are_counted_and_said(tmp_path):
+    path = write_tar(
+        tmp_path / "0.tar", [("0001", b"1"), ("README", b"x"), ("._k", b"x"), ("k.png", b"1"), ("k.cls", b"3")]
+    )
+    found, warned = said(lambda: keys(spec_from_table("d", {"train": str(path)})))
+    assert found == ["k"]
+    (line,) = warned
+    assert f"1 hidden or system members and 2 members without an ending are passed over in {path}, first '0001'" in line
+
+
+def test_of_two_images_of_a_key_the_one_that_is_not_read_is_said(tmp_path):
+    path = write_tar(tmp_path / "0.tar", [("k.jpg", b"1"), ("k.png", b"2"), ("k.cls", b"3"), ("k.seg.png", b"4")])
+    spec = spec_from_table("d", {"train": str(path)})
+    found, warned = said(lambda: [r.image for s in list_shards(spec) for r in read_shard(spec, s)])
+    assert found == [b"1"]
+    (line,) = warned
+    assert "key 'k' has more than one image" in line and "'k.png' is not read; name the ending to read: image =" in line
+    assert said(lambda: keys(spec_from_table("e", {"train": str(path), "image": "png"}))) == (["k"], [])

@@ -388,3 +388,30 @@ def test_labels_that_are_names_alone_have_another_fingerprint_than_in_older_tabl
     for classes in (3, ["cat", "dog"], ["cat", "2"], ["0", "1"]):
         assert entry(classes=classes).fingerprint == older(entry(classes=classes))
     assert "classes_from" not in entry().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"hold_out": 0.1}, "unknown setting hold_out"),
+        ({"train": ""}, "train has an empty text; leave train out"),
+        ({"train": ["a.tar", ""]}, "train has an empty text"),
+        ({"test": ""}, "test has an empty text"),
+        ({"validation": ""}, "validation has an empty text"),
+        ({"image": ""}, "image has an empty text"),
+        ({"image": []}, "image is '', expected an ending or column, or HOLDER:FIELD"),
+        ({"image": "."}, "image is '.', expected an ending or column"),
+        ({"label": "json:"}, "label is 'json:', expected an ending or column, or HOLDER:FIELD"),
+        ({"label": ":x"}, "label is ':x', expected"),
+        ({"text": "json"}, "text is 'json', the whole text of a JSON member; .*: text = \"json:FIELD\""),
+        ({"text": ".Meta.JSON"}, "text is '.Meta.JSON', the whole text of a JSON member"),
+    ],
+)
+def test_a_setting_that_would_read_something_else_without_a_word_is_refused(table, told):
+    with pytest.raises(SpecError, match=told):
+        entry(**table)
+
+
+def test_a_column_may_be_called_json_and_a_json_label_may_be_a_number():
+    assert entry(train="x.parquet", text="json").target_field == "json"
+    assert entry(label="json").target_field == "json"

@@ -106,3 +106,12 @@ def test_a_target_is_not_read_without_end():
         CAPTION.parse(fits + b"a", "txt", Classes(()))
     with pytest.raises(ExampleError, match="no label"):
         LABEL.parse(None, "cls", Classes(()))
+
+
+def test_a_mark_before_a_target_and_nuls_behind_it_are_not_part_of_it():
+    assert CAPTION.parse(b"\xef\xbb\xbfa dog\r\n", "txt", Classes(())) == "a dog"
+    assert CAPTION.parse(b"a dog\0\0", "text", Classes(())) == "a dog"
+    assert LABEL.parse(b"\xef\xbb\xbf2\n", "cls", Classes(())) == 2
+    assert LABEL.parse(b"dog\0", "label", Classes(["cat", "dog"])) == 1
+    with pytest.raises(ExampleError, match="txt is empty"):
+        CAPTION.parse(b"\xef\xbb\xbf \n", "txt", Classes(()))

@@ -182,13 +182,12 @@ def test_what_is_no_tar_is_refused_or_empty(tmp_path, noise):
         assert outcome(path) == (0, True)
 
 
-def test_links_folders_and_names_without_an_ending_are_no_examples(tmp_path):
+def test_folders_and_names_without_an_ending_are_no_examples(tmp_path):
     path = tmp_path / "0.tar"
     with tarfile.open(path, "w") as tar:
-        folder, link = tarfile.TarInfo("x.png"), tarfile.TarInfo("y.png")
-        folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "a.png"
+        folder = tarfile.TarInfo("x.png")
+        folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
-        tar.addfile(link)
         for name, data in (("README", b"words"), ("a.png", b"1"), ("a.cls", b"0")):
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -287,3 +286,24 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
         tar.addfile(info, io.BytesIO(b"1"))
     with pytest.raises(ShardError, match=r"0\.tar: the tar is cut or damaged .*a header of 2,097,"):
         read(tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE])
+def test_an_example_that_is_a_link_is_a_bad_example_and_not_left_out(tmp_path, kind):
+    """GNU tar makes a hard link of a file that it has packed under another name."""
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as out:
+        for name, content in (("a.png", b"1"), ("a.cls", b"0"), ("b.png", None), ("b.cls", None), ("c.png", b"2")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content or b"")
+            if content is None:
+                info.type, info.linkname = kind, name.replace("b", "a")
+            out.addfile(info, io.BytesIO(content or b""))
+        for name, of in (("c.cls", "a.cls"), ("c.json", "a.json")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, of
+            out.addfile(info)
+    records = read(path)
+    told = "is a link, which is not followed; pack it with tar --dereference --hard-dereference"
+    assert [r.key for r in records] == ["a", "b", "c"]
+    assert reasons(records) == [(1, "b", "read", f"b.png {told}"), (2, "c", "target", f"c.cls {told}")]

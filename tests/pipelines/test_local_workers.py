@@ -47,13 +47,13 @@ def test_a_worker_that_is_killed_ends_the_job_with_one_line(digits, shards, tmp_
         while len(found := worker_processes(process)) < 2 or (when == "scoring" and not committed(tmp_path)):
             time.sleep(0.01)
         found[1].kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert f"curate: worker process {found[1].pid} was killed by signal 9" in errors.splitlines()[-1]
-    assert not psutil.wait_procs(found, timeout=5)[1]
+    assert not psutil.wait_procs(found, timeout=60)[1]
     assert len(committed(tmp_path)) < 450
     if when == "scoring":
         open_scores(str(tmp_path / "scores")).check()
@@ -75,7 +75,7 @@ def test_the_workers_of_a_killed_driver_end_with_it(digits, shards, tmp_path):
     process.kill()
     process.wait()
     assert len(found) == 2
-    assert not psutil.wait_procs(found, timeout=10)[1]
+    assert not psutil.wait_procs(found, timeout=60)[1]
 
 
 def test_one_workers_error_does_not_wait_for_the_others_share(digits, shards, tmp_path, capfd):

@@ -289,14 +289,14 @@ def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
         *("--budgets", "1x", "--ladder", "2x,4x", "--out", out),
     )
     process = start_curate(*command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not list(out.glob("runs/*/summary.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert workers
-    assert not psutil.wait_procs(workers, timeout=30)[1], "runs end with the comparison that started them"
+    assert not psutil.wait_procs(workers, timeout=120)[1], "runs end with the comparison that started them"
     finished = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
     assert finished
     done = curate(*command)
