@@ -28,7 +28,8 @@ ALLOWED = {
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
     "entry": {*BASE, "streams", "datasets", "training"},
-    "cli": {*BASE, "command", "entry", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "offered": {*BASE, "command", "training", "studies"},
+    "cli": {*BASE, "command", "entry", "offered", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
 }
 
 
