@@ -38,8 +38,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 SHARDS, PER_SHARD = 12, 64
-B, b = 320, 64
-ROUNDS, STEPS = 5, 4
+B, b = 160, 32
+ROUNDS, STEPS = 5, 3
 SMALL, CLOSE, FULL = Geometry(size=112), Geometry(size=112, reduced_jpeg="close"), Geometry(size=224)
 WORKERS = 2
 
