@@ -24,7 +24,7 @@ from .batch import SuperBatch
 from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
-# What the order of examples follows from, and where the options have it. The seed has no default to tell it from.
+# What the order of examples follows from beside the seed, which has no default to tell it from.
 STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes")
 
 
