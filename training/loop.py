@@ -249,15 +249,15 @@ def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group = sub.selection, job.group
+    chosen, group, b = sub.selection, job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
         loss = dict(zip(loss, means.tolist(), strict=True))
-    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, len(chosen.index))
+    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, b)
     return {
         "step": step,
-        "examples": step * len(chosen.index),
+        "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
         "online_loss": _mean(chosen.online_loss),
@@ -272,17 +272,11 @@ def _line(
     }
 
 
-def _costs(job: TrainingJob) -> dict[str, Any]:
-    """What a run has cost so far."""
-    seconds = job.timing.so_far()
-    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
-
-
 def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict[str, Any]:
     """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
     if job.group.size == 1:
         return {}
-    tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
+    tensors = {id(tensor): tensor for tensor in (*sub.views.values(), *sub.tokens.values())}
     row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
     return {
         "samples_per_second_per_gpu": None if speed is None else speed / job.group.size,
@@ -290,6 +284,12 @@ def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict
         "rows_moved": sub.moved,
         "bytes_moved": sub.moved * row,
     }
+
+
+def _costs(job: TrainingJob) -> dict[str, Any]:
+    """What a run has cost so far."""
+    seconds = job.timing.so_far()
+    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:
