@@ -12,7 +12,7 @@ import typer
 
 from . import __version__
 from .command import reference_page, takes, without
-from .entry import run_command, run_process
+from .entry import run_command, run_process, skip_teardown
 from .errors import SpecError
 from .options import options_of, refuse_url
 from .pipelines.options import ScoreOptions
@@ -59,6 +59,7 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    skip_teardown()
     run_process(app)
 
 

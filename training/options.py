@@ -282,6 +282,10 @@ class RunOptions(Options):
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
+
     @property
     def super_batch_size(self) -> int:
         if not self.selection.selects:
