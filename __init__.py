@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .scoring.policies import POLICIES, Policy
     from .scoring.selection import Selection, select
     from .scoring.selector import Selector
+    from .scoring.tables.keep import Kept, keep_best
     from .scoring.tables.lookup import ScoreTable, open_scores
     from .training.batch import SuperBatch
     from .training.group import Group
@@ -42,6 +43,7 @@ _HOMES = {
     "CurateError": "errors",
     "Geometry": "datasets.decoding",
     "Group": "training.group",
+    "Kept": "scoring.tables.keep",
     "Ledger": "scoring.flops:ComputeLedger",
     "Losses": "scoring.losses",
     "OnlineModel": "training.sub",
@@ -57,6 +59,7 @@ _HOMES = {
     "SubBatches": "training.sub",
     "SuperBatch": "training.batch",
     "SuperBatches": "training.superbatch",
+    "keep_best": "scoring.tables.keep",
     "open_scores": "scoring.tables.lookup",
     "score_reference": "pipelines.score_reference",
     "select": "scoring.selection",
@@ -68,6 +71,7 @@ __all__ = [
     "CurateError",
     "Geometry",
     "Group",
+    "Kept",
     "Ledger",
     "Losses",
     "OnlineModel",
@@ -83,6 +87,7 @@ __all__ = [
     "SubBatches",
     "SuperBatch",
     "SuperBatches",
+    "keep_best",
     "open_scores",
     "score_reference",
     "select",

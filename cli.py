@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import MISSING, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
-from .command import reference_page, takes, without
-from .entry import run_command, run_process, skip_teardown
+from .command import CONFIG_HELP, reference_page, report, takes, without
+from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
+from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
+from .pages import card, inspect
 from .pipelines.options import ScoreOptions
-from .progress import Screen
 from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
@@ -30,26 +30,9 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CONFIG_HELP = "Read data sets and models from this file. Default: the nearest curate.toml, from here upward."
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
-report = Screen()
-"""Progress, to standard error, so that results can be piped."""
-RUN = options_of(RunOptions)
-BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
-# A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate") | {
-    "budget_flops": replace(
-        RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
-    ),
-    "selections_every": replace(RUN["selections_every"], default=5),
-}
-PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate") | {
-    "reference": replace(RUN["reference"], help=PLANNED)
-}
-PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
 
 
 def app() -> None:
@@ -118,6 +101,7 @@ def score_reference(
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
 
+    alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
@@ -131,20 +115,28 @@ def score_reference(
 @cli.command()
 def status(
     table: Annotated[
-        str, typer.Argument(help="Look at this score table: its folder or URL, or one above that holds one.")
+        str,
+        typer.Argument(
+            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
+        ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is: done, missing, failed and unreadable shards. Reads only the table's files.
+    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
     """
     from .datasets.spec import load_config
+    from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    write_status(table_status(table, load_config(config)), format, show_all=show_all)
+    if is_run(table):
+        write_run_status(run_status(table), format)
+    else:
+        write_status(table_status(table, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
@@ -163,28 +155,17 @@ def train(
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.
 
-    Give exactly one of --budget-flops, --examples and --steps.
+    Give exactly one of --budget-flops, --examples and --steps. Started by torchrun or srun, several processes share one run:
+    all options are those of the whole run, so --batch-size counts the examples of all GPUs.
 
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
-    from .datasets.spec import load_config
-    from .training import train as run_training
+    from .training.started import train_as_started
 
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise SpecError(
-            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
-            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
-        )
-    if train_num_samples is not None:
-        if given["examples"] is not None:
-            raise SpecError("--train-num-samples and --examples are both given; drop one")
-        if epochs < 1:
-            raise SpecError(f"--epochs is {epochs}, expected at least 1")
-        given["examples"] = epochs * train_num_samples
-    options = RunOptions.of(**given)
-    summary = run_training(options, config=load_config(config), resume=resume, report=report)
-    typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    folder = train_as_started(given, train_num_samples, epochs, config=config, resume=resume, report=report)
+    if folder:
+        typer.echo(folder)
 
 
 @cli.command()
@@ -192,12 +173,18 @@ def train(
 def plan(
     given: dict[str, Any],
     probing: dict[str, Any],
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Make some steps here, and say what the run takes: seconds, disk, memory, and what binds."
+        ),
+    ] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    With --probe, short complete runs of uniform and of --policies, in pairs, also say what it is likely to save. The
     options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
@@ -208,15 +195,22 @@ def plan(
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
+    alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
-    known, measured = load_config(config), None
+    if measure and options.learner is None:
+        raise SpecError("--measure makes steps of a run; give --learner, --online, --dataset and --budget-flops")
+    known, measured, taken = load_config(config), None, None
     made = make_plan(options, known)
+    if measure:
+        from .studies.measure import measure_run
+
+        taken = measure_run(options, int(made.steps), config=known, report=report).to_dict()
     if probing["probe"] is not None:
         probe = ProbeOptions(plan=options, **probing)
         measured = read_probe(probe.out, run_probe(probe, config=known, report=report))
         made = replace(made, expected_saving=measured.expected_saving)
-    write_plan(made.to_dict(), format, probe=measured)
+    write_plan(made.to_dict(), format, probe=measured, measured=taken)
 
 
 @cli.command()
@@ -233,6 +227,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     from .reports.comparison import write_folder
     from .studies.comparison import compare_runs
 
+    alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)
@@ -315,6 +310,10 @@ def export(
     done = run_export(target, ExportOptions.of(**given), load_config(config), report)
     report(done.line())
     typer.echo(target)
+
+
+cli.command()(inspect)
+cli.command()(card)
 
 
 @cli.command()

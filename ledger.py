@@ -30,11 +30,15 @@ BASELINE = "uniform"
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """FLOPs of one step: training the learner on b, scoring B with the online model, training that on b."""
+    """FLOPs of one step: training the learner on b, scoring B with the online model, training that on b.
+
+    `choices` is what choosing cost the run that is replayed; this run does not spend it.
+    """
 
     learner_train: float = 0.0
     online_score: float = 0.0
     online_train: float = 0.0
+    choices: float = 0.0
 
     @property
     def total(self) -> float:
@@ -47,8 +51,8 @@ class Ledger:
 
     `reference_score` is the cost of the whole score table, paid once and shared by every run that reads it, and of what
     this run had its reference score itself, which is `scored_in_run`. `reference_train` is None where nobody recorded it.
-    `outside` holds what no budget counts: evaluation, and the
-    re-scoring that verifies the join.
+    `choices` is what choosing cost the run that this one replays: the budget does not count it, nor does a regime that has
+    the choices as given. `outside` holds what no budget counts: evaluation, and the re-scoring that verifies the join.
     """
 
     learner_train: float = 0.0
@@ -57,12 +61,14 @@ class Ledger:
     reference_score: float = 0.0
     reference_train: float | None = 0.0
     scored_in_run: float = 0.0
+    choices: float = 0.0
     outside: dict[str, float] = field(default_factory=dict)
 
     def add_step(self, cost: StepCost) -> None:
         self.learner_train += cost.learner_train
         self.online_score += cost.online_score
         self.online_train += cost.online_train
+        self.choices += cost.choices
 
     def add_scored_in_run(self, flops: float) -> None:
         """FLOPs of the reference for losses that the table lacks. The budget pays for them."""
@@ -83,7 +89,7 @@ class Ledger:
     def regimes(self) -> dict[str, float | None]:
         """Total FLOPs under each regime; a figure without its regime says nothing."""
         foundation = self.spent
-        pretrained = foundation + self.reference_score - self.scored_in_run
+        pretrained = foundation + self.choices + self.reference_score - self.scored_in_run
         return {
             "fully_amortised": self.learner_train,
             "foundation": foundation,
@@ -93,12 +99,13 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """All lines, and what lies outside them. JSON-able."""
-        return {**self.lines(), "scored_in_run": self.scored_in_run, "outside": dict(self.outside)}
+        found = {**self.lines(), "scored_in_run": self.scored_in_run, "outside": dict(self.outside)}
+        return {**found, "choices": self.choices} if self.choices else found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in (*LINES, "outside"):
             setattr(self, name, state[name])
-        self.scored_in_run = state.get("scored_in_run", 0.0)
+        self.scored_in_run, self.choices = state.get("scored_in_run", 0.0), state.get("choices", 0.0)
 
 
 def steps_within(budget: float, flops_per_step: float, charged: float = 0.0) -> int:

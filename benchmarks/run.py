@@ -22,9 +22,19 @@ from measuring import Benchmark, Figure, surroundings
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "joint", "memory", "precision")
+NAMES = (
+    "score_throughput",
+    "score_cpu",
+    "against_webdataset",
+    "train_step",
+    "join",
+    "joint",
+    "memory",
+    "precision",
+    "data_path",
+)
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
-MORE_NAMES = ("against_commit", "against_clip_retrieval", "against_run_inference", "data_size", "big_table")
+MORE_NAMES = ("against_commit", "against_clip_retrieval", "against_run_inference", "data_size", "big_table", "start_up")
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"
@@ -60,11 +70,11 @@ def main() -> None:
             write_readme()
 
 
-def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float) -> None:
+def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float, command: str = "") -> None:
     threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     content = {
         "benchmark": benchmark.name,
-        "command": f"{threads}python benchmarks/run.py {benchmark.name}",
+        "command": threads + (command or f"python benchmarks/run.py {benchmark.name}"),
         "goal": benchmark.goal,
         **about,
         "setting": benchmark.setting,

@@ -39,7 +39,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     def ours() -> float:
         started = time.process_time()
         for shard in shards:
-            score_shard(spec, shard, model, **settings, embeddings=False, decode_threads=1, forward_flops=0.0)
+            score_shard(spec, shard, model, **settings, vectors=False, decode_threads=1, forward_flops=0.0)
         return 1000 * (time.process_time() - started) / (SHARDS * PER_SHARD)
 
     def decode() -> float:

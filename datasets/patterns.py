@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from ..errors import ShardError, SpecError
+from ..errors import ReadError, ShardError, SpecError
 from .hidden import is_hidden
 from .notices import counted, say_once
 from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of, without_query
 
 SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parquet", ".pq")}
+# Web servers have no listings to rely on. In a folder of a store so many named files are found by listing it.
+WEB, LISTED_FROM = ("http://", "https://"), 16
 # What is left out, in words that follow a number.
 HIDDEN, READ_ALREADY = "hidden or system file", "link to a folder that is read already"
 
@@ -29,7 +33,7 @@ def expand_braces(dataset: str, pattern: str) -> list[str]:
 
 
 def has_wildcard(pattern: str) -> bool:
-    if pattern.startswith(("http://", "https://")):
+    if pattern.startswith(WEB):
         pattern = pattern.split("?")[0]  # a query
     return any(mark in pattern for mark in "*?[")
 
@@ -106,9 +110,11 @@ def ending_word(key: str) -> str:
 
 
 def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
+    listed = _listed(urls)
+
     def size(url: str) -> int | None:
         try:
-            return size_of(url)
+            return listed[full_url(url)] if listed and full_url(url) in listed else size_of(url)
         except FileNotFoundError:
             return None
 
@@ -119,6 +125,21 @@ def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
         what = "no shard matches" if len(missing) == len(urls) else f"{len(missing)} of {len(urls)} shards are missing,"
         raise ShardError(f"data set '{dataset}': {what} {missing[0]}; check the path or its range")
     return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
+
+
+def _listed(urls: Sequence[str]) -> dict[str, int]:
+    """Sizes, by full URL, of what stores list in the folders of which many files are named: one request for a thousand of
+    them, in place of one for each."""
+    folders = Counter(url.rpartition("/")[0] for url in urls if "://" in url and not url.startswith(WEB))
+    found: dict[str, int] = {}
+    for folder, named in folders.items():
+        if named >= LISTED_FROM:
+            with suppress(ReadError):  # a store may let files be read that it does not let be listed
+                entries = list_entries(folder).items()
+                found |= {
+                    u: int(e["size"]) for u, e in entries if e.get("type") == "file" and e.get("size") is not None
+                }
+    return found
 
 
 def format_of_folder(folder: str, images: Sequence[str]) -> str:

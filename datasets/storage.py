@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import datetime
 from glob import escape
 from glob import glob as local_glob
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -28,8 +28,12 @@ Entry = dict[str, Any]
 """What a file system says of a file: its own `size`, `type` and times."""
 
 PAUSES = (0.1, 1.0)
+# A store's file of at most so many bytes is fetched whole where parts of it are asked for: one request is faster than three.
+SMALL_BYTES = 1 << 18
 # Errors that a retry does not change.
 LASTING = (CurateError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+# A file that was written this long ago has another time if it is written to again.
+SETTLED_SECONDS = 3.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -158,13 +162,19 @@ class Reader:
         self.close()
 
 
-def open_read(url: str) -> Reader:
-    """A binary file for reading. Raises FileNotFoundError."""
+def open_read(url: str, *, parts: bool = False) -> Reader:
+    """A binary file for reading. Raises FileNotFoundError.
+
+    For `parts` of a file, such as columns, a store is asked for the bytes of each read alone; else it is read ahead.
+    """
     fs, path = filesystem(url)
+    parts = parts and not isinstance(fs, LocalFileSystem)
 
     def open_again() -> Any:
-        file = fs.open(path, "rb")
-        if hasattr(file, "size") and file.size is None:  # a stream, which can neither seek nor read on after a failure
+        file = fs.open(path, "rb", **({"cache_type": "none"} if parts else {}))
+        size = getattr(file, "size", 0)
+        # Without a size it is a stream, which can neither seek nor read on after a failure.
+        if size is None or (parts and size <= SMALL_BYTES):
             file.close()
             return io.BytesIO(fs.cat_file(path))
         return file
@@ -212,6 +222,28 @@ def list_names(folder: str) -> list[str]:
 def list_times(folder: str) -> dict[str, float | None]:
     """Base names in a folder with the time (seconds since 1970) when they were written, None where it is not known."""
     return {_base_name(str(entry["name"])): written_at(entry) for entry in _list(folder, detail=True)}
+
+
+class Version(NamedTuple):
+    """What a listing says of a file's content: bytes, the time of writing, and what the store calls its version."""
+
+    size: int
+    written: float | None
+    tag: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether another content would show. A file system's clock may tick too slowly for a file written just now."""
+        return bool(self.tag) or (self.written is not None and time.time() - self.written > SETTLED_SECONDS)
+
+
+def list_versions(folder: str) -> dict[str, Version]:
+    """Base names of the files in a folder with their versions; empty where the folder does not exist."""
+    return {
+        _base_name(str(entry["name"])): Version(int(entry.get("size") or 0), written_at(entry), _tag(entry))
+        for entry in _list(folder, detail=True)
+        if entry.get("type") != "directory"
+    }
 
 
 def list_entries(folder: str) -> dict[str, Entry]:
@@ -332,5 +364,8 @@ def version_of(url: str) -> tuple[str | None, float | None]:
     """
     fs, path = filesystem(url)
     entry = _read(url, lambda: fs.info(path))
-    tag = next((str(entry[k]) for k in ("ETag", "etag", "md5Hash", "crc32c") if entry.get(k)), None)
-    return tag, written_at(entry)
+    return _tag(entry) or None, written_at(entry)
+
+
+def _tag(entry: Entry) -> str:
+    return next((str(entry[k]) for k in ("ETag", "etag", "md5Hash", "crc32c") if entry.get(k)), "")

@@ -20,7 +20,7 @@ GROUPS = {
     "In your own loop": (
         "SuperBatches SuperBatch Selector Selection SubBatches SubBatch OnlineModel Ledger SelectionLog Geometry Group".split()
     ),
-    "The score table": ["open_scores", "ScoreTable"],
+    "The score table": ["open_scores", "ScoreTable", "keep_best", "Kept"],
     "Policies, and selection as functions": ["Policy", "POLICIES", "Losses", "Pairs", "select", "select_jointly"],
     "Whole runs": ["train", "RunOptions", "score_reference", "ScoreOptions"],
     "Errors": ["CurateError"],

@@ -6,6 +6,7 @@ their share, which may take days, before it raises the error.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import subprocess
@@ -33,6 +34,15 @@ _WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as traceba
 # As in Beam's own servers: pings keep a worker's idle connections alive, and by default gRPC refuses so many of them.
 ANY_PINGS = (("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0))
 SECONDS_TO_END = 10.0
+# Tells a worker process which of this machine's workers it is, for its GPU.
+WORKER_NUMBER = "CURATE_WORKER_NUMBER"
+_NUMBERS = itertools.count()
+
+
+def worker_number() -> int | None:
+    """Which of the job's workers this process is, from 0; None in a process that another engine started."""
+    number = os.environ.get(WORKER_NUMBER, "")
+    return int(number) if number.isdecimal() else None
 
 
 class _Connection(ControlConnection):
@@ -75,6 +85,7 @@ class LocalWorker(GrpcWorkerHandler):
     def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
         self._command = shlex.split(command.decode())
+        self._number = next(_NUMBERS)
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connections = self.control_handler._connections_by_worker_id
@@ -89,6 +100,7 @@ class LocalWorker(GrpcWorkerHandler):
         self._log_server.start()
         environment = {
             "WORKER_ID": self.worker_id,
+            WORKER_NUMBER: str(self._number),
             "CONTROL_API_SERVICE_DESCRIPTOR": _descriptor(self.control_address),
             "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(f"localhost:{log_port}"),
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),

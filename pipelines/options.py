@@ -30,6 +30,8 @@ class ScoreOptions(Options):
     """Score a vision transformer without this share of its patches."""
     embeddings: bool = False
     """Store both embeddings of image-text pairs as well, in float16."""
+    logits: bool = False
+    """Store the logits of every class as well, in float16, for train --distill. For data sets with labels."""
     batch_size: int = 128
     """Score this many examples in one forward pass."""
     precision: Precision | None = None
@@ -49,6 +51,10 @@ class ScoreOptions(Options):
         check_precision(self.precision)
         if not 0 <= self.max_failures <= 1:
             raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
+        if self.logits and not self.dataset.target.has_classes:
+            raise SpecError(
+                f"--logits are a classifier's; data set '{self.dataset.name}' has captions: use --embeddings"
+            )
         if not self.every > 0:
             raise SpecError(f"--every is {self.every:g}, expected seconds above 0")
         if self.follow:

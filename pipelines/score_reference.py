@@ -143,7 +143,7 @@ def _run(
         reference=options.model,
         fingerprint=fingerprint,
         folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may run in another folder
-        embeddings=options.embeddings,
+        vectors=options.embeddings or options.logits,
         batch_size=options.batch_size,
         precision=precision,
         max_failures=options.max_failures,
@@ -256,9 +256,11 @@ def _check_existing(
             f"{folder}: was made of data set {manifest['dataset_fingerprint']}, '{options.dataset.name}' is now "
             f"{options.dataset.fingerprint} (other fields or classes); choose another name or --out"
         )
-    if manifest["embeddings"] != options.embeddings:
-        has, asked = ("has", "without") if manifest["embeddings"] else ("has no", "with")
-        raise TableError(f"{folder}: {has} embeddings and was asked for {asked}; choose another --out")
+    for vectors in ("embeddings", "logits"):
+        stored, asked_for = manifest.get(vectors, False), getattr(options, vectors)
+        if stored != asked_for:
+            has, asked = ("has", "without") if stored else ("has no", "with")
+            raise TableError(f"{folder}: {has} {vectors} and was asked for {asked}; choose another --out")
     compared = check_source(folder, manifest, options.dataset, shards, done)
     if compared:
         report(
@@ -315,6 +317,7 @@ def _manifest(
         "loss": model.task.loss_name,
         "precision": precision,
         "embeddings": options.embeddings,
+        **({"logits": True} if options.logits else {}),  # as older tables, which know no logits
         "scale": float(scale.detach().exp()) if scale is not None else None,
         "bias": float(bias.detach()) if bias is not None else None,
         "reference": {

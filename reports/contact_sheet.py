@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import duckdb
-from PIL import Image
 
-from ..datasets.decoding import Geometry, decode
-from ..datasets.readers import Example, read_shard
-from ..datasets.shards import list_shards
 from ..datasets.spec import DatasetSpec
-from ..errors import CurateError, ExampleError
 from .content import Point
+from .example_images import Shown, read_images
 
 IMAGES, SHARDS = 12, 3
-GEOMETRY = Geometry(size=64)
-LONGEST_CAPTION = 60
 # The last quarter of the steps: by then the online model has learned.
 LATE = 0.75
-
-
-@dataclass(frozen=True)
-class Shown:
-    """An example on a sheet: its image as a data: URI (empty if it cannot be decoded), and its class or caption."""
-
-    image: str
-    caption: str
 
 
 Sheets = dict[str, dict[str, list[Shown]]]
@@ -47,7 +30,7 @@ def contact_sheets(root: Path, found: Sequence[Point], budget: float, dataset: D
     seed = min((p.seed for p in found), default=0)
     drawn = {p.policy: _draw(root / "runs" / p.run) for p in found if (p.budget_flops, p.seed) == (budget, seed)}
     wanted = {(shard, key) for groups in drawn.values() for those in groups.values() for shard, key in those}
-    images = _read(dataset, wanted)
+    images = read_images(dataset, wanted)
     return {
         policy: {group: [images[name] for name in those if name in images] for group, those in groups.items()}
         for policy, groups in drawn.items()
@@ -75,33 +58,6 @@ def _draw(run: Path) -> dict[str, list[tuple[str, str]]]:
     for selected, shard, key in sorted(rows):
         groups["kept" if selected else "dropped"].append((shard, key))
     return groups
-
-
-def _read(dataset: DatasetSpec, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Shown]:
-    names = {shard for shard, _ in wanted}
-    images: dict[tuple[str, str], Shown] = {}
-    try:
-        for shard in list_shards(dataset) if wanted else ():
-            for example in read_shard(dataset, shard) if shard.name in names else ():
-                if isinstance(example, Example) and (shard.name, example.key) in wanted:
-                    images[shard.name, example.key] = _shown(dataset, example)
-    except (CurateError, OSError):
-        pass  # runs may outlive their data; the page shows what could be read
-    return images
-
-
-def _shown(dataset: DatasetSpec, example: Example) -> Shown:
-    caption = str(example.target)
-    if isinstance(example.target, int) and example.target < len(dataset.classes):
-        caption = dataset.classes[example.target]
-    if len(caption) > LONGEST_CAPTION:
-        caption = caption[: LONGEST_CAPTION - 3].rstrip() + "..."
-    file = io.BytesIO()
-    try:
-        Image.fromarray(decode(example.image, GEOMETRY)).save(file, "PNG", optimize=True)
-    except ExampleError:
-        return Shown("", caption)
-    return Shown("data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), caption)
 
 
 def sheets_html(sheets: Mapping[str, Mapping[str, Sequence[Shown]]]) -> str:

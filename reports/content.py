@@ -18,7 +18,7 @@ class Point:
     """One finished run: its quality, and its cost by every measure.
 
     `costs` has the keys of COSTS: `total_flops` is learner train + online score + online train (the foundation regime),
-    `seconds` is training time without evaluation. `lines` and `regimes` are the ledger's, None where not known.
+    `seconds` is training time without evaluation and compiling. `lines` and `regimes` are the ledger's, None where not known.
     """
 
     run: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
 from ..ledger import BASELINE, REGIMES
 from ..units import accuracy, format_flops, percent
 from .content import COSTS, Analysis, Comparison
-from .page_style import STYLE
+from .page_style import document, inline_svg
 from .tables import equal_table, ledger_table, savings_table, search_table
 from .verdict import quality_name
 
@@ -33,19 +32,9 @@ def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "") -> 
     """The HTML of a comparison. `plots` are the SVG texts by name, `sheets` is HTML."""
     analysis = comparison.analysis
     title = f"curate compare: {', '.join(analysis.policies)} on {comparison.dataset}"
-    text = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p class="verdict" id="verdict">{escape(comparison.verdict)}</p>
+    return document(
+        title,
+        f"""<p class="verdict" id="verdict">{escape(comparison.verdict)}</p>
 {_tiles(analysis)}
 <h2>Savings at equal quality</h2>
 <p class="note">Share of {BASELINE}'s cost that a policy saves at the same quality. It is interpolated between {BASELINE}'s
@@ -71,12 +60,8 @@ over seeds. Bold: best of the row.</p>
 {_kept_and_dropped(sheets)}
 <h2>How this was made</h2>
 {_made(comparison)}
-</main>
-</body>
-</html>
-"""
-    # Keep a percent sign and a bound on the line of their number.
-    return text.replace(" %", "&nbsp;%").replace("&gt; ", "&gt;&nbsp;").replace("≤ ", "≤&nbsp;")
+""",
+    )
 
 
 def _tiles(analysis: Analysis) -> str:
@@ -121,21 +106,10 @@ def _sure(analysis: Analysis) -> str:
 def _figures(plots: Mapping[str, str], names: Iterable[str], wide: bool = False) -> str:
     return "\n".join(
         f'<figure id="{name}"{" class=one" * wide}><figcaption>{TITLES[name]}</figcaption>'
-        f'<div class="scroll">{inline_svg(name, plots[name])}</div></figure>'
+        f'<div class="scroll">{inline_svg(name, plots[name], TITLES[name])}</div></figure>'
         for name in names
         if name in plots
     )
-
-
-def inline_svg(name: str, text: str) -> str:
-    """An SVG file's text as an element of a page: no prolog, no metadata, ids that no other plot has, no fixed size."""
-    svg = text[text.index("<svg") :].strip()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, _, rest = svg.partition(">")
-    head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)
-    rest = re.sub(r'\bid="', f'id="{name}-', rest)
-    rest = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
-    return f'{head} role="img" aria-label="{escape(TITLES[name])}">{rest}'
 
 
 def _selected(comparison: Comparison, plots: Mapping[str, str]) -> str:

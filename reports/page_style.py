@@ -1,4 +1,9 @@
-"""The look of the comparison's page: one style sheet, light and dark, for a desk and for a phone."""
+"""The frame and the look of a page: one style sheet, light and dark, for a desk and for a phone. Nothing is fetched."""
+
+from __future__ import annotations
+
+import re
+from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --paper: #ffffff; --tint: #f4f6f8;
@@ -50,6 +55,10 @@ h4 { font-size: .9rem; margin: 16px 0 4px; }
   list-style: none; }
 .sheet li { font-size: .72rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere; }
 .sheet img { display: block; background: #fff; border: 1px solid var(--line); border-radius: 4px; margin: 0 0 3px; }
+.large { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 14px 10px; }
+.large li { font-size: .78rem; }
+.large b { display: block; color: var(--ink); font-weight: 600; }
+.group-of { border-left: 3px solid var(--line); padding-left: 10px; margin: 10px 0; }
 .one { max-width: 860px; margin-bottom: 14px; }
 .one svg { min-width: 520px; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 0; font-size: .92rem; }
@@ -62,3 +71,36 @@ dd { margin: 0; overflow-wrap: anywhere; }
   dd { margin-bottom: 8px; }
 }
 """
+
+
+def document(title: str, body: str) -> str:
+    """A whole page of HTML. `body` is HTML, `title` is text."""
+    text = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{body}</main>
+</body>
+</html>
+"""
+    # Keep a percent sign and a bound on the line of their number.
+    return text.replace(" %", "&nbsp;%").replace("&gt; ", "&gt;&nbsp;").replace("≤ ", "≤&nbsp;")
+
+
+def inline_svg(name: str, text: str, title: str) -> str:
+    """An SVG file's text as an element of a page: no prolog, no metadata, ids that no other plot has, no fixed size."""
+    svg = text[text.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, _, rest = svg.partition(">")
+    head = re.sub(r'\s(?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", head)
+    rest = re.sub(r'\bid="', f'id="{name}-', rest)
+    rest = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
+    return f'{head} role="img" aria-label="{escape(title)}">{rest}'

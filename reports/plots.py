@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ def draw(comparison: Comparison, found: Sequence[Point], folder: Path) -> dict[s
         "wrong_labels": lambda: _wrong_labels(comparison.selection, policies),
         "distributions": lambda: _distributions(comparison.selection, policies),
     }
+    return draw_all(plots, folder)
+
+
+def draw_all(plots: Mapping[str, Callable[[], Figure | None]], folder: Path) -> dict[str, str]:
+    """Write NAME.svg and NAME.png of each figure into `folder`; returns the SVG's text by name. None draws nothing."""
     drawn = {}
     with mpl.rc_context(STYLE):
         for name, plot in plots.items():

@@ -10,7 +10,10 @@ from .sql import Columns, literal, path_part_sql
 
 RUN_OF_FILE = r"([^/]*)/[^/]*$"
 LEDGER = dict.fromkeys(LINES, "DOUBLE")
-SECONDS = dict.fromkeys(["total", "data", "score", "select", "train", "evaluate"], "DOUBLE")
+SECONDS = dict.fromkeys(
+    ["total", "data", "decode", "score", "select", "train", "record", "save", "other", "evaluate", "compile"], "DOUBLE"
+)
+QUALITY = dict.fromkeys(["top1", "mean_recall", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
 METRICS: dict[str, Any] = {
     **dict.fromkeys(["step", "examples"], "BIGINT"),
     **dict.fromkeys(
@@ -19,9 +22,10 @@ METRICS: dict[str, Any] = {
     "lr": "DOUBLE",
     "masked_negatives": "BIGINT",
     "seconds": SECONDS,
+    **dict.fromkeys(["samples_per_second", "mfu", "data_share"], "DOUBLE"),
+    "quality": QUALITY,
     "flops": LEDGER,
 }
-QUALITY = dict.fromkeys(["top1", "mean_recall", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
 CONFIG: dict[str, Any] = {
     **dict.fromkeys(["dataset", "policy", "learner", "online", "reference_scores", "reference", "sampler"], "VARCHAR"),
     **dict.fromkeys(["filter_ratio", "temperature", "budget_flops"], "DOUBLE"),

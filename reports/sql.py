@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Columns = Mapping[str, str]
 
@@ -17,9 +17,9 @@ def empty_sql(columns: Columns) -> str:
     return "SELECT " + ", ".join(f"NULL::{kind} AS {name}" for name, kind in columns.items()) + " WHERE false"
 
 
-def parquet_sql(pattern: str, columns: Columns, of_path: Mapping[str, str]) -> str:
-    """SELECT from Parquet files: first the columns `of_path`, which regexes find in the path, then `columns` (NULL where a
-    file lacks one).
+def parquet_sql(files: str | Sequence[str], columns: Columns, of_path: Mapping[str, str]) -> str:
+    """SELECT from Parquet files (a pattern, or several): first the columns `of_path`, which regexes find in the path,
+    then `columns` (NULL where a file lacks one).
 
     With a declared schema DuckDB need not open every file to merge their schemas. A condition on a column of the path
     still skips the other files without opening them.
@@ -29,7 +29,8 @@ def parquet_sql(pattern: str, columns: Columns, of_path: Mapping[str, str]) -> s
         for name, kind in columns.items()
     )
     selected = [*(f"{path_part_sql(regex)} AS {name}" for name, regex in of_path.items()), *columns]
-    source = f"read_parquet({literal(pattern)}, filename = true, schema = MAP {{{fields}}})"
+    named = literal(files) if isinstance(files, str) else f"[{', '.join(map(literal, files))}]"
+    source = f"read_parquet({named}, filename = true, schema = MAP {{{fields}}})"
     return f"SELECT {', '.join(selected)} FROM {source}"
 
 

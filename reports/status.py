@@ -126,8 +126,7 @@ def write_status(
 ) -> None:
     """Print totals, and the shards with failures or not done (`show_all`: all). Raises SpecError for an unknown format."""
     file = file or sys.stdout
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
+    check_format(format)
     if format == "json":
         file.write(json.dumps(status.to_dict(), indent=2) + "\n")
         return
@@ -155,6 +154,12 @@ def write_status(
         console.print(_shards(listed if show_all else listed[:MAX_LISTED]))
     if len(listed) > MAX_LISTED and not show_all:
         console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
+
+
+def check_format(format: str) -> None:
+    """Raises SpecError for a format that is none."""
+    if format not in FORMATS:
+        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def _shards(listed: Sequence[ShardStatus]) -> Table:

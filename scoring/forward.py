@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,24 +23,27 @@ def score_batch(
     precision: Precision = "fp32",
     micro_batch: int | None = None,
     forward: Any = None,
+    logits: bool = False,
 ) -> Scored:
     """Scoring losses of one batch, in evaluation mode and without gradients. The training mode is restored.
 
     `pixels_BHWC` uint8; `targets` are labels int64 [B] or caption tokens int64 [B, L]; both on the model's device.
     `micro_batch` bounds how many are processed at once. `forward`, if given, is called instead of the module (a compiled
-    one).
+    one). With `logits`, a classifier's are kept.
     """
     run = forward if forward is not None else model.module
     parts = []
-    step = micro_batch or len(pixels_BHWC)
+    B = max(1, len(pixels_BHWC))  # a pass over no rows gives outputs of no rows
+    step = micro_batch or B
     with evaluating(model.module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
-        for start in range(0, len(pixels_BHWC), step):
+        for start in range(0, B, step):
             part = slice(start, start + step)
             inferred = model.task.infer(run, model.normalize(pixels_BHWC[part]), targets[part])
-            parts.append(model.task.scored(inferred, targets[part]))
+            scored = model.task.scored(inferred, targets[part])
+            parts.append(replace(scored, logits=inferred.float()) if logits else scored)
     if len(parts) == 1:
         return parts[0]
-    fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding")
+    fields = ("loss", "predicted", "similarity", "image_embedding", "text_embedding", "logits")
     whole: dict[str, Any] = {
         name: None if getattr(parts[0], name) is None else torch.cat([getattr(p, name) for p in parts])
         for name in fields
@@ -112,6 +116,23 @@ def autocast(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+@contextmanager
+def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Within, a GPU at bf16 multiplies in TF32 what stays in float32, such as a joint choice's products of embeddings: TF32
+    keeps more of a number than bf16 does. At fp32 nothing is rounded. The setting is the process's, so only a run sets it."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def best_precision(device: torch.device) -> Precision:
     """bf16 where the hardware multiplies it faster than float32: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
@@ -121,5 +142,12 @@ def best_precision(device: torch.device) -> Precision:
     return "bf16" if fast else "fp32"
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def best_device(worker: int | None = None) -> torch.device:
+    """A GPU where there is one, else the CPU. A machine's workers, counted from 0, are dealt to its GPUs."""
+    return device_of(worker, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def device_of(worker: int | None, gpus: int) -> torch.device:
+    if not gpus:
+        return torch.device("cpu")
+    return torch.device("cuda") if worker is None else torch.device("cuda", worker % gpus)

@@ -50,6 +50,7 @@ class Losses:
 
     `online_B` and `reference_B` are the two models' losses, float32 [B]; `online_pairs` and `reference_pairs` their
     embeddings, for joint policies; `age_B` is how many steps ago the online loss was computed, int64 [B] (None: 0).
+    `chosen_B`, float32 [B], is 1 where the run that is replayed chose the example, else 0.
     """
 
     online_B: torch.Tensor | None = None
@@ -57,11 +58,21 @@ class Losses:
     online_pairs: Pairs | None = None
     reference_pairs: Pairs | None = None
     age_B: torch.Tensor | None = None
+    chosen_B: torch.Tensor | None = None
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of the true label, without label smoothing. Returns float32 [B], in nats."""
     return F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
+
+
+def distillation(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Cross-entropy with a teacher's probabilities as soft targets: the mean over B, in nats, times temperature^2.
+
+    Both models' logits are divided by the temperature. Hinton et al. 2015, arXiv 1503.02531, section 2.
+    """
+    soft_BC = (teacher_BC.float() / temperature).softmax(-1)
+    return temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC)
 
 
 def dot_product_similarity(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
@@ -78,13 +89,23 @@ def negative_dot_product(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch
     return -dot_product_similarity(image_BD, text_BD)
 
 
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """float32 of any narrower type."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def caption_hashes(tokens_BL: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the same for captions of the same tokens. A 64-bit sum with odd weights."""
+    L = tokens_BL.shape[1]
+    generator = torch.Generator().manual_seed(L)
+    weights_L = torch.randint(-(2**62), 2**62, (L,), generator=generator).to(tokens_BL.device) * 2 + 1
+    return (tokens_BL * weights_L).sum(1)
+
+
 def identical_captions(tokens_BL: torch.Tensor) -> torch.Tensor:
     """bool [B, B]: pairs of different examples whose captions have the same tokens.
 
-    Rows are compared by a 64-bit sum with odd weights, so that no [B, B, L] tensor is needed.
+    Rows are compared by their hashes, so that no [B, B, L] tensor is needed.
     """
-    B, L = tokens_BL.shape
-    generator = torch.Generator().manual_seed(L)
-    weights_L = torch.randint(-(2**62), 2**62, (L,), generator=generator).to(tokens_BL.device) * 2 + 1
-    hash_B = (tokens_BL * weights_L).sum(1)
-    return (hash_B[:, None] == hash_B) & ~torch.eye(B, dtype=torch.bool, device=tokens_BL.device)
+    hash_B = caption_hashes(tokens_BL)
+    return (hash_B[:, None] == hash_B) & ~torch.eye(len(hash_B), dtype=torch.bool, device=tokens_BL.device)

@@ -35,7 +35,8 @@ class Policy:
     model's if there is one, else the learner's), or `none`. `reference` says what it reads from the score table. A
     `joint` policy chooses pairs for what they teach together; its `score` combines the two models' losses. `tasks` are
     the names of the tasks that it works for; empty for all. `larger_reference`: the reference must cost more than the
-    learner. `colour` is the colour of its line in plots.
+    learner. A policy that `filters` keeps the best share of the data set by the score of the stored losses, and draws
+    uniformly from that. `colour` is the colour of its line in plots.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Policy:
     help: str = ""
     colour: str = ""
     larger_reference: bool = False
+    filters: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.online, Online), (self.reference, ReferenceUse)):
@@ -56,10 +58,15 @@ class Policy:
             raise SpecError(f"policy '{self.name}' has no score; give it one, or ask for no losses")
         if self.joint and self.reference != "embeddings":
             raise SpecError(f"policy '{self.name}' chooses jointly, which needs reference='embeddings'")
+        if self.filters and (self.online, self.reference, self.joint) != ("none", "loss", False):
+            raise SpecError(
+                f"policy '{self.name}' filters by stored losses: it takes online='none' and reference='loss'"
+            )
 
     @property
     def selects(self) -> bool:
-        return self.score is not None
+        """Whether it chooses a part of every super-batch."""
+        return self.score is not None and not self.filters
 
     def __str__(self) -> str:
         return self.name
@@ -87,6 +94,11 @@ def _learnability(known: Losses) -> torch.Tensor:
     return scores.learnability(online_B, reference_B)
 
 
+def _replay(known: Losses) -> torch.Tensor:
+    (chosen_B,) = _known(chosen=known.chosen_B)
+    return chosen_B
+
+
 # Okabe and Ito's colours, which people with any colour vision can distinguish. Grey is the baseline.
 UNIFORM = Policy(BASELINE, help="draw at random, choose nothing", colour="#6b6b6b")
 LEARNABILITY = Policy(
@@ -107,6 +119,14 @@ RHO = Policy(
 )
 HARD_LEARNER = Policy("hard-learner", _hard_learner, online="model", help="loss(online)", colour="#cc79a7")
 EASY_REFERENCE = Policy("easy-reference", _easy_reference, reference="loss", help="-loss(reference)", colour="#009e73")
+FILTER = Policy(
+    "filter",
+    _easy_reference,
+    reference="loss",
+    help="keep the share with the lowest loss(reference), and draw uniformly from that",
+    colour="#882255",
+    filters=True,
+)
 JEST = Policy(
     "jest",
     _learnability,
@@ -137,8 +157,11 @@ ACID = Policy(
     colour="#a6761d",
     larger_reference=True,
 )
+# No choice of its own, so it is not among those that a user can name: `--replay RUN` takes it.
+REPLAY = Policy("replay", _replay, help="train on what another run chose", colour="#000000")
 POLICIES: dict[str, Policy] = {
-    policy.name: policy for policy in (UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, EASY_REFERENCE, JEST, JEST_EASY, ACID)
+    policy.name: policy
+    for policy in (UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, EASY_REFERENCE, FILTER, JEST, JEST_EASY, ACID)
 }
 
 

@@ -69,7 +69,7 @@ class Selector:
 
     def choose(self, known: Losses, B: int | None = None) -> Selection:
         """The same as calling the selector. A uniform draw without any losses needs `B`, the number of examples."""
-        if self.policy.score is None:
+        if self.policy.score is None or not self.policy.selects:
             return self._uniform(known, B)
         settings: dict[str, Any] = {
             "sampler": self.sampler,

@@ -7,19 +7,29 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ..errors import SpecError
+from ..options import flag
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["softmax", "topk"]
 ContrastiveLoss = Literal["sigmoid", "softmax"]
 OnMissing = Literal["error", "score", "skip"]
+KeepBy = Literal["all", "class", "shard"]
 # JEST's number of chunks (arXiv 2406.17711).
 N_CHUNKS = 16
 
 
-def check_precision(precision: str | None) -> None:
+def check_precision(precision: str | None, option: str = "precision") -> None:
     """Raises SpecError for an unknown precision. None is allowed: the hardware decides."""
     if precision not in (None, *get_args(Precision)):
-        raise SpecError(f"--precision is '{precision}', expected fp32 or bf16")
+        raise SpecError(f"{flag(option)} is '{precision}', expected fp32 or bf16")
+
+
+def check_keep(share: float, by: str) -> None:
+    """Raises SpecError for a share of a data set that cannot be kept."""
+    if not 0 < share <= 1:
+        raise SpecError(f"--keep is {share:g}, expected a share above 0 and up to 1, such as 50%")
+    if by not in get_args(KeepBy):
+        raise SpecError(f"--keep-by is '{by}', expected {', '.join(get_args(KeepBy))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ def test_an_unknown_data_set_by_the_real_command(work):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 1
     assert not out
     assert len(err.splitlines()) == 1

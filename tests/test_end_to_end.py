@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
-import time
 
 import duckdb
 import pytest
+from support import commands
 
 MODELS = """
 [models.learner]
@@ -25,16 +23,16 @@ preprocessing = { size = 8 }
 
 
 def curate(folder, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "curate", *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    with contextlib.chdir(folder):
+        done = commands.curate(*arguments)
+    assert done.code == 0, done.err
+    return done.out.strip()
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A folder in which every command of the README has run once, with the seconds that they took."""
+    """A folder in which every command of the README has run once."""
     folder = tmp_path_factory.mktemp("work")
-    started = time.perf_counter()
     curate(folder, "prepare", "digits")
     with (folder / "curate.toml").open("a") as file:
         file.write(MODELS)
@@ -55,13 +53,7 @@ def work(tmp_path_factory):
         "learnability",
     )
     curate(folder, *common, *selecting)
-    return folder, table, time.perf_counter() - started
-
-
-def test_it_takes_less_than_a_minute(work):
-    if os.getloadavg()[0] > os.cpu_count():
-        pytest.skip(f"other work on this machine (load {os.getloadavg()[0]:.1f}): its seconds say nothing")
-    assert work[2] < 60
+    return folder, table
 
 
 def test_both_runs_learn_and_spend_the_same_budget(work):
@@ -82,7 +74,8 @@ def test_the_run_folder_is_as_the_readme_draws_it(work):
     summary = json.loads((run / "summary.json").read_text())
     assert last["step"] == summary["steps"]
     assert last["flops"] == summary["ledger"]
-    assert set(last["seconds"]) == {"data", "score", "select", "train"}
+    assert set(last["seconds"]) >= {"total", "data", "score", "select", "train", "record"}
+    assert last["samples_per_second"] > 0 and last["mfu"] is None and 0 <= last["data_share"] <= 1
 
 
 def test_selections_hold_every_super_batch(work):
@@ -115,7 +108,7 @@ def test_plain_duckdb_and_arrow_open_the_table(work):
 
 
 def test_scoring_again_does_nothing(work):
-    folder, table, _ = work
+    folder, table = work
     before = {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")}
     assert curate(folder, "score-reference", "--dataset", "digits", "--reference", "runs/reference") == table
     assert {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")} == before

@@ -18,6 +18,17 @@ def test_experiments_start(script):
     assert f"python experiments/{script}.py" in done.stdout
 
 
+def test_the_map_in_the_findings_is_that_of_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import curated_map
+
+    results = curated_map.read_results(ROOT / "experiments" / "results" / "2026-11-26-map.jsonl")
+    assert len(results) > 10
+    assert {line["name"] for line in results} <= {cell.name for cell in curated_map.planned()}
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert curated_map.tables(results) in page, "python experiments/curated_map.py --table RESULTS.jsonl"
+
+
 def test_benchmarks_start():
     code = (
         "import importlib, run; print([importlib.import_module(n).BENCHMARK.name for n in run.NAMES + run.MORE_NAMES])"

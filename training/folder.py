@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..datasets.writing import lock, remove_partials
 from ..errors import BusyError, RunError
+from ..scoring.forward import best_precision
+from ..scoring.settings import Precision
 from ..units import Report
 from . import frozen
 from .options import RunOptions
@@ -20,7 +25,10 @@ BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "man
 FREE_TO_CHANGE = frozenset(
     {
         "log_every",
+        "report_to",
         "checkpoint_every",
+        "evaluate_every",
+        "keep_every",
         "cache_bytes",
         "evaluate",
         "out",
@@ -30,6 +38,8 @@ FREE_TO_CHANGE = frozenset(
         "trust_table",
     }
 )
+# A selection's row in compressed Parquet (measured: 21 bytes, 35 with keys of 32 hexadecimal digits); what all may take.
+SELECTION_BYTES, SELECTIONS_BUDGET = 36, 1_000_000_000
 LOCKS: dict[str, Any] = {}
 
 
@@ -67,12 +77,14 @@ def open_folder(run: Path, options: RunOptions, resume: bool, report: Report) ->
 
 
 def refuse_other_options(run: Path, options: RunOptions) -> None:
-    """Raises RunError where a run was begun with other options than these. Lanes and precision are settled when a run
-    begins: who does not name them gets what it began with."""
+    """Raises RunError where a run was begun with other options than these. Lanes, precision and how often selections are
+    recorded are settled when a run begins: who does not name them gets what it began with."""
     before = read_document(run / "config.json")
     free = set(FREE_TO_CHANGE)
     if options.data.lanes is None:
         free.add("lanes")
+    if options.records.selections_every is None:
+        free.add("selections_every")
     if before.get("precision") is None:
         before["precision"] = began_with(run).get("precision")
         if options.optimization.precision is None or before["precision"] is None:
@@ -92,6 +104,26 @@ def settled_lanes(run: Path, options: RunOptions) -> int | None:
     """The lanes that the run began with; else the user's."""
     config = run / "config.json"
     return read_document(config).get("lanes") if config.exists() else options.data.lanes
+
+
+def settled_precisions(run: Path, options: RunOptions, device: torch.device) -> tuple[Precision, Precision]:
+    """(to train in, to score super-batches in): the user's, else what the run began with, else what the hardware gains
+    by. A run of a version that scored as the table was made goes on so."""
+    manifest = began_with(run)
+    began = manifest.get("began") or {}
+    scored = (began.get("settings") or {}).get("score precision") or (began.get("score_table") or {}).get("precision")
+    precision: Precision = options.optimization.precision or manifest.get("precision") or best_precision(device)
+    return precision, options.optimization.score_precision or scored or precision
+
+
+def settled_selections(run: Path, options: RunOptions, steps: int) -> int:
+    """How many steps lie between two records of a selection: what the run began with, else the user's, else as few as
+    keep all records below SELECTIONS_BUDGET."""
+    config = run / "config.json"
+    began = read_document(config).get("selections_every") if config.exists() else None
+    asked = options.records.selections_every or began
+    rows = steps * options.super_batch_size * options.selection.selects
+    return int(asked or max(1, math.ceil(rows * SELECTION_BYTES / SELECTIONS_BUDGET)))
 
 
 def refuse_other_beginning(run: Path, now: Mapping[str, Any], report: Report) -> None:

@@ -124,6 +124,7 @@ def table_of(table: ScoreTable, shards: Sequence[Shard]) -> dict[str, Any]:
     return {
         "reference": table.reference_fingerprint[:DIGITS],
         **{name: table.manifest.get(name) for name in about},
+        **({"logits": True} if table.manifest.get("logits") else {}),
         "coarse": table.manifest["reference"]["model"].get("coarse", {}),
         "shards": len(held),
         "examples": examples,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
-from ..errors import SpecError, without_secrets
+from ..errors import SpecError, nearest, without_secrets
 from ..ledger import BASELINE
 from ..options import (
     Bytes,
@@ -19,6 +19,7 @@ from ..options import (
     Flops,
     Options,
     Share,
+    Text,
     Values,
     check_choice,
     check_least,
@@ -26,14 +27,16 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.policies import POLICIES, Policy, find_policy
+from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
     Coarse,
     ContrastiveLoss,
+    KeepBy,
     OnMissing,
     Precision,
     Sampler,
+    check_keep,
     check_precision,
     super_batch_size,
 )
@@ -80,8 +83,14 @@ class SelectionOptions(Concern):
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
     """Build the model that the score table describes. Only for a table whose maker you trust."""
+    replay: str | None = None
+    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
+    keep: Share = 0.5
+    """Keep this share of the data set, the best by the stored score, where the policy filters. The rest is never drawn."""
+    keep_by: KeepBy = "all"
+    """Keep the share of the whole data set, of each class, or of each shard."""
     temperature: float = 1.0
     """Divide scores by this before the softmax. Lower values choose more strictly."""
     score_scale: float | None = None
@@ -100,6 +109,10 @@ class SelectionOptions(Concern):
     """Stop with an error where the table lacks an example, score it during the run, or skip it."""
 
     def __post_init__(self) -> None:
+        if self.replay is not None and str(self.policy) != BASELINE:
+            raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
+        if self.replay is not None and self.online:
+            raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
         policy = self.chosen_policy
         if policy.online == "model" and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
@@ -109,6 +122,11 @@ class SelectionOptions(Concern):
             )
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
+        check_keep(self.keep, self.keep_by)
+        if policy.filters and self.on_missing == "score":
+            raise SpecError(
+                f"policy '{self.policy}' keeps the best by stored scores, and --on-missing score has none; use skip"
+            )
         check_least(self, 1, "chunks")
         if not 0 < self.temperature < math.inf:
             raise SpecError(
@@ -123,7 +141,7 @@ class SelectionOptions(Concern):
 
     @property
     def chosen_policy(self) -> Policy:
-        return find_policy(self.policy)
+        return find_policy(self.policy) if self.replay is None else REPLAY
 
     @property
     def selects(self) -> bool:
@@ -171,10 +189,18 @@ class OptimizationOptions(Concern):
     """Let the decay of the average grow from 0 to --ema over the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
+    distill: float = 0.0
+    """Give the stored probabilities of the reference this weight in the learner's training loss, and the labels the rest.
+    Needs a score table that was made with --logits. Works with every policy, uniform too."""
+    distill_temperature: float = 1.0
+    """Divide both models' logits by this for --distill. Higher values make the reference's probabilities more even."""
     augment: Augment | None = None
     """Crop and flip training images at random. Default: crop-flip; none for image-text."""
     precision: Precision | None = None
-    """Compute in this number format. Default: bf16 if the hardware gains by it, else fp32."""
+    """Train in this number format. Default: bf16 if the hardware gains by it, else fp32. With bf16, a GPU multiplies in
+    TF32 what stays in float32."""
+    score_precision: Precision | None = None
+    """Score super-batches in this number format. Default: as --precision, whatever the score table was made in."""
     compile: bool | None = None
     """Compile the models with torch.compile. Default: only on a GPU."""
     accumulate: int = 1
@@ -194,13 +220,22 @@ class OptimizationOptions(Concern):
     @property
     def of_the_learner(self) -> dict[str, Any]:
         """What the learner's trainee alone is given."""
-        return {name: getattr(self, name) for name in ("layer_decay", "grad_checkpointing", "ema", "ema_warmup")}
+        names = ("layer_decay", "grad_checkpointing", "ema", "ema_warmup", "distill", "distill_temperature")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batch_size", "micro_batch", "accumulate")
         if self.accumulate > self.batch_size:
             raise SpecError(f"--accumulate is {self.accumulate}, expected at most --batch-size, {self.batch_size}")
-        bounds = {"lr": 1e9, "online_lr": 1e9, "weight_decay": 1e9, "warmup": 1, "label_smoothing": 1, "layer_decay": 1}
+        bounds = {
+            "lr": 1e9,
+            "online_lr": 1e9,
+            "weight_decay": 1e9,
+            "warmup": 1,
+            "label_smoothing": 1,
+            "layer_decay": 1,
+            "distill": 1,
+        }
         for option, most in bounds.items():
             value = getattr(self, option)
             if value is not None and not 0 <= value <= most:
@@ -210,7 +245,7 @@ class OptimizationOptions(Concern):
             value = getattr(self, option)
             if value is not None and not 0 <= value < 1:
                 raise SpecError(f"{flag(option)} is {value:g}, expected from 0 to below 1")
-        for option in ("eps", "clip_grad"):
+        for option in ("eps", "clip_grad", "distill_temperature"):
             value = getattr(self, option)
             if value is not None and not 0 < value < math.inf:
                 raise SpecError(f"{flag(option)} is {value:g}, expected a number above 0")
@@ -218,6 +253,7 @@ class OptimizationOptions(Concern):
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
+        check_precision(self.score_precision, "score_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +267,7 @@ class DataOptions(Concern):
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
     host_bytes: Bytes = 1 << 30
-    """Hold up to this much of the shards in memory, to draw examples in random order."""
+    """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
     """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
 
@@ -240,6 +276,20 @@ class DataOptions(Concern):
             raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
         check_least(self, 1, "lanes", "host_bytes")
         check_least(self, 0, "cache_bytes", "max_bad_shards")
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def parse_trackers(text: str, option: str) -> tuple[str, ...]:
+    """Names from `tensorboard,wandb`; none of an empty text. Raises SpecError."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in TRACKERS:
+            raise SpecError(
+                f"{option} is '{text}', expected {', '.join(TRACKERS)}, or several{nearest(name, TRACKERS)}"
+            )
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,16 +302,28 @@ class RecordOptions(Concern):
     """Name the run's folder. Default: DATASET-POLICY-LEARNER-seedSEED."""
     log_every: int = 20
     """Leave this many steps between two lines of metrics.jsonl."""
-    selections_every: int = 1
-    """Leave this many steps between two records of a super-batch and what was chosen of it."""
+    selections_every: int | None = None
+    """Leave this many steps between two records of a super-batch and what was chosen of it. Default: 1, or what keeps
+    the records below 1 GB."""
     checkpoint_every: int | None = None
     """Leave this many steps between two checkpoints. Default: 30 seconds."""
+    keep_every: int | None = None
+    """Keep the learner's weights each time after this many steps, as checkpoints/learner-STEP.safetensors."""
     evaluate: bool = True
     """Measure the learner on the test split when the run ends."""
+    evaluate_every: int | None = None
+    """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
+    They were chosen on the test split, so their quality is above what other data would show."""
+    report_to: Annotated[tuple[str, ...], Text(parse_trackers, ",".join, "<names>")] = ()
+    """Send losses, FLOPs by ledger line and regime, seconds, scores and images to these trackers as well: tensorboard, wandb
+    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues its own there."""
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "log_every", "selections_every", "checkpoint_every")
+        check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
+        if self.evaluate_every is not None and not self.evaluate:
+            raise SpecError("--evaluate-every and --no-evaluate contradict each other; leave one out")
         check_local(self, "out")
+        parse_trackers(",".join(self.report_to), "--report-to")
         if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
             raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")
 
@@ -285,6 +347,17 @@ class RunOptions(Options):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
+        if not self.optimization.distill:
+            return
+        if not self.selection.reference_scores:
+            raise SpecError("--distill learns from stored logits; give --reference-scores TABLE, made with --logits")
+        if self.selection.on_missing == "score":
+            raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
+
+    @property
+    def uses_table(self) -> bool:
+        """Whether the run reads a score table: its policy, or its loss."""
+        return self.selection.chosen_policy.reference != "none" or self.optimization.distill > 0
 
     @property
     def super_batch_size(self) -> int:

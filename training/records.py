@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from ..progress import Bar
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
+from .options import RunOptions
 from .sub import SubBatch
+from .trackers import Trackers
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -43,14 +46,15 @@ class SelectionLog:
     resuming.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
+    def __init__(self, folder: str | os.PathLike[str], every: int = 1, *, writes: bool = True) -> None:
         if every < 1:
             raise SpecError(f"every is {every}, expected at least 1 step")
-        self.folder, self.every = Path(folder), every
+        self.folder, self.every, self._writes = Path(folder), every, writes
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
-        with write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            with write_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
         """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
@@ -60,7 +64,7 @@ class SelectionLog:
         if step % self.every or selection.score is None:
             return
         shards, keys = batch.whole_names()
-        if batch.division is not None and not batch.division.group.is_first:
+        if not self._writes or (batch.division is not None and not batch.division.group.is_first):
             return
         B = len(shards)
         selected = torch.zeros(B, dtype=torch.bool)
@@ -103,24 +107,54 @@ class SelectionLog:
 
 
 class RunRecords:
-    """The files of a run folder that grow: metrics, the log, the selections."""
+    """The files of a run folder that grow: metrics, the log, the selections. Of several ranks, only the one that `writes`
+    touches them."""
 
-    def __init__(self, run: Path, echo: Report, selections_every: int = 1) -> None:
-        self.run = run
-        self._echo = echo
-        self._selections = SelectionLog(run / "selections", selections_every)
+    def __init__(self, run: Path, echo: Report, *, writes: bool = True) -> None:
+        self.run, self._writes = run, writes
+        self._echo = echo if writes else _silent
+        self._selections = SelectionLog(run / "selections", writes=writes)
+        self.trackers: Trackers | None = None
+
+    def track(self, options: RunOptions) -> None:
+        """Send the same to the trackers that the user asks for, from the first step on. Raises SpecError for one that is
+        not installed."""
+        names, config = options.records.report_to, plain(options.to_dict())
+        if names and self._writes:
+            self.trackers = Trackers(names, self.run, config, options.records.log_every, self.log)
 
     def cut_after(self, step: int) -> None:
-        """Forget what was written after `step`, where a resumed run goes on."""
+        """Forget what was written after `step`, where a resumed run goes on: it measures the quality after `step` again."""
+        if not self._writes:
+            return
         metrics = self.run / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if 0 < _step_of(line) <= step]
+            kept = [line for line, at in ((line, _step_of(line)) for line in lines) if 0 < at <= step]
+            if kept and _step_of(kept[-1]) == step and "quality" in json.loads(kept[-1]):
+                kept.pop()
             write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
+        if self.trackers is not None:
+            self.trackers.start(step)
+
+    def record_selections(self, every: int) -> None:
+        """Record every so many steps' selections."""
+        self._selections.every = every
+
+    def measured(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, quality) of each evaluation that is on a line of metrics."""
+        metrics = self.run / "metrics.jsonl"
+        if metrics.exists():
+            for line in metrics.read_text(encoding="utf-8").splitlines():
+                values = json.loads(line)
+                if values.get("quality"):
+                    yield int(values["step"]), values["quality"]
 
     def metric(self, values: dict[str, Any]) -> None:
         self._append("metrics.jsonl", json.dumps(plain(values), allow_nan=False))
+        if self.trackers is not None:
+            self.trackers.metric(values)
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
@@ -139,15 +173,32 @@ class RunRecords:
         return draw(what) if draw else None
 
     def _append(self, name: str, line: str) -> None:
+        if not self._writes:
+            return
         path = self.run / name
         with write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def selection(self, step: int, sub: SubBatch) -> None:
         self._selections.write(step, sub.drawn, sub.selection)
+        if self.trackers is not None:
+            self.trackers.selection(step, sub)
 
     def flush(self) -> None:
         self._selections.flush()
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """What trackers show of a finished run."""
+        if self.trackers is not None:
+            self.trackers.summary(summary["steps"], summary)
+
+    def close(self) -> None:
+        if self.trackers is not None:
+            self.trackers.close()
+
+
+def _silent(line: str) -> None:
+    """The report of a rank that writes nothing."""
 
 
 def _step_of(line: str) -> int:

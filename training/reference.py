@@ -20,6 +20,7 @@ from ..progress import working
 from ..scoring.forward import score_batch
 from ..scoring.loading import load_model
 from ..scoring.models import Model
+from ..scoring.settings import Precision
 from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.reference import reference_of_table
@@ -32,6 +33,8 @@ FP32_TOLERANCE = 1e-3
 RESCORED_EXAMPLES = 64
 # What decides which part of an image a model sees, and how finely.
 SEEN = ("size", "mode", "crop_pct", "interpolation")
+# What two models of one run may differ in by accident. Two sizes are meant.
+DECODED = ("mode", "crop_pct", "interpolation", "resampling", "exif_rotation")
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,23 @@ def open_reference(
     shards: Sequence[Shard],
     device: torch.device,
     log: Report,
+    precision: Precision | None = None,
+    *,
+    verify: bool = True,
 ) -> Reference:
-    """The table that a policy needs, checked over all its rows and against its reference; and the reference.
+    """The table that a policy needs, checked over all its rows and against its reference; and the reference. What
+    computing in the run's `precision` changes is said where the table was made in another one.
 
     The model is None where it is not on this machine, or is described by nobody but the table: a table may be shipped
-    alone, and by a stranger. Raises TableError, and ModelError where the user asked for what only the reference can give.
+    alone, and by a stranger. Without `verify` another process has checked the rows. Raises TableError, and ModelError where
+    the user asked for what only the reference can give.
     """
-    if options.selection.chosen_policy.reference == "none" or not options.selection.reference_scores:
+    if not options.uses_table or not options.selection.reference_scores:
         return Reference(None, None, 0)
     table = open_scores(options.selection.reference_scores)
-    with working(log, "checking the score table"):
-        check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
+    if verify:
+        with working(log, "checking the score table"):
+            check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
     try:
         spec = reference_of_table(
             table, dataset, config, name=options.selection.reference, trust=options.selection.trust_table
@@ -76,27 +85,32 @@ def open_reference(
             f"{table.folder}: was scored by reference {table.reference_fingerprint[:8]}, "
             f"'{spec.name}' is {reference.fingerprint()[:8]}; give the table of this reference, or score again"
         )
-    rescored = check_rescored(table, reference.to(device), dataset, shards, device)
+    rescored = check_rescored(table, reference.to(device), dataset, shards, device, log, precision)
     return Reference(table, reference, rescored)
 
 
 def check_rescored(
-    table: ScoreTable, reference: Model, dataset: DatasetSpec, shards: Sequence[Shard], device: torch.device
+    table: ScoreTable,
+    reference: Model,
+    dataset: DatasetSpec,
+    shards: Sequence[Shard],
+    device: torch.device,
+    log: Report,
+    own_precision: Precision | None = None,
 ) -> int:
     """Score a few examples again: what the table says of a picture must be what its reference says of it now.
 
-    Returns how many were. A changed label is left to the join, which names it as such. Raises TableError with shard,
+    Returns how many were scored. A changed label is left to the join, which names it as such. Raises TableError with shard,
     key and both losses.
     """
     then: list[float] = []
     examples = []
     for example in read_some(dataset, [s for s in shards if table.holds(s.name)], RESCORED_EXAMPLES):
-        scores = table.shard(example.shard)
-        if example.key in scores.keys:
-            i = scores.keys.index(example.key)
-            if int(scores.target_hash[i]) == example.target_hash:
-                examples.append(example)
-                then.append(float(scores.loss[i]))
+        scores = table.recent(example.shard)
+        place = scores.places.get(example.key)
+        if place is not None and int(scores.target_hash[place]) == example.target_hash:
+            examples.append(example)
+            then.append(float(scores.loss[place]))
     with ThreadPoolExecutor(decode_threads()) as pool:
         decoded = decode_all(examples, reference.geometry, pool)
     kept = [i for i, pixels in enumerate(decoded) if isinstance(pixels, np.ndarray)]
@@ -114,7 +128,15 @@ def check_rescored(
                 f"{then[i]:.5g}, the reference says {now:.5g} now; pictures or preprocessing changed: score again into "
                 "a new --out"
             )
-    return len(kept)
+    if own_precision in (None, precision):
+        return len(kept)
+    own = score_batch(reference, pixels, targets, precision=own_precision).loss.tolist()
+    apart = [abs(a - b) for a, b in zip(losses, own, strict=True)]
+    log(
+        f"the table's losses were computed in {precision}, this run scores in {own_precision}: of {len(apart)} examples "
+        f"the reference's loss differs by {sum(apart) / len(apart):.2g} on average, {max(apart):.2g} at most"
+    )
+    return 2 * len(kept)
 
 
 def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -> None:
@@ -128,6 +150,19 @@ def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -
         log(
             f"the reference and '{scorer.spec.name}' see images otherwise ({', '.join(other)}), and their losses differ by "
             "that too; preprocessing = in the model's entry makes them alike"
+        )
+
+
+def note_views(learner: Model, online: Model | None, log: Report) -> None:
+    """Say once where the learner and the online model see images otherwise, other than at another size."""
+    if online is None:
+        return
+    one, other = learner.geometry.to_dict(), online.geometry.to_dict()
+    differ = [f"{k} {one.get(k, False)} and {other.get(k, False)}" for k in DECODED if one.get(k) != other.get(k)]
+    if differ:
+        log(
+            f"the learner and '{online.spec.name}' see images otherwise ({', '.join(differ)}): each image that is chosen is "
+            "decoded twice and augmented twice; preprocessing = in the model's entry makes them alike"
         )
 
 

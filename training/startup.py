@@ -21,13 +21,16 @@ from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
 from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
+from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable
-from ..units import format_flops
+from ..units import Report, format_flops
 from . import checkpoint, frozen
+from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
+from .keeping import BEST_KEPT
 from .options import RunOptions, SelectionOptions
 
-# Adam's two moments, in weights; and a selection's row in compressed Parquet (measured: 20 to 30 bytes).
-OPTIMIZER_STATE, SELECTION_BYTES = 2, 30
+# Adam's two moments, in weights.
+OPTIMIZER_STATE = 2
 
 
 def stream_seed(seed: int, name: str) -> int:
@@ -96,6 +99,13 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
     policy = options.selection.chosen_policy
     if policy.tasks and learner.task.name not in policy.tasks:
         raise SpecError(f"policy '{policy}' is for {' and '.join(policy.tasks)}; this data set is {learner.task.name}")
+    if options.optimization.distill:
+        assert table is not None
+        if table.logit_width != learner.outputs:
+            raise TableError(
+                f"{table.folder}: holds {table.logit_width} logits an example, learner '{learner.spec.name}' gives "
+                f"{learner.outputs}; both must know the same classes"
+            )
     if not policy.joint:
         return
     assert table is not None
@@ -107,6 +117,18 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
             f"policy '{policy}' needs a reference larger than the learner; this one takes {format_flops(reference)} a "
             f"forward pass, the learner {format_flops(own)}; take another joint policy"
         )
+
+
+def kept_of(options: RunOptions, table: ScoreTable | None, shards: Sequence[Shard], log: Report) -> Kept | None:
+    """What a policy that filters keeps of the data set, said once; None for the others."""
+    selection = options.selection
+    if not selection.chosen_policy.filters:
+        return None
+    assert table is not None
+    names = [shard.name for shard in shards]
+    kept = keep_best(table, selection.keep, by=selection.keep_by, policy=selection.chosen_policy, shards=names)
+    log(kept.line())
+    return kept
 
 
 def joint_loss_of(options: RunOptions, scorer: Model, table: ScoreTable | None) -> ContrastiveLoss:
@@ -131,22 +153,36 @@ def joint_flops(options: RunOptions, scorer: Model | None, loss: ContrastiveLoss
     )
 
 
-def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int) -> None:
+def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps: int, selections_every: int) -> None:
     """Refuse what would fill the disk hours later: the checkpoints that are kept and a new one, which is whole before an
-    old one goes, the final weights, all with the learner's average, and the selections. What a resumed run wrote before
-    is there already."""
-    weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
-    learner = next(iter(models)) if options.optimization.ema is not None else None
-    average = sum(4 * p.numel() for p in learner.module.parameters()) if learner else 0
-    rows = options.selection.selects * steps // options.records.selections_every * options.super_batch_size
-    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
-    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + average + SELECTION_BYTES * rows
+    old one goes, the final weights, all with the learner's average, the learner's weights that are kept on the way, and
+    the selections. What a resumed run wrote before is there already."""
+    checkpoints, rest = disk_bytes(models, options, steps, selections_every)
+    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + rest
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(
-            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints and selections, {free / 1e9:.3g} GB are free; "
-            "free space, choose another --out, or raise --selections-every"
+            f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints, weights and selections, {free / 1e9:.3g} GB are "
+            "free; free space, choose another --out, or raise --selections-every or --keep-every"
         )
+
+
+def disk_bytes(
+    models: Collection[Model], options: RunOptions, steps: int, selections_every: int | None
+) -> tuple[int, int]:
+    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner. Where nobody says how often
+    selections are recorded, they take SELECTIONS_BUDGET at most."""
+    weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
+    learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
+    average = learner if options.optimization.ema is not None else 0
+    kept = learner * (BEST_KEPT * (options.records.evaluate_every is not None))
+    kept += learner * (steps // options.records.keep_every if options.records.keep_every else 0)
+    rows = options.selection.selects * (steps // (selections_every or 1)) * options.super_batch_size
+    recorded = SELECTION_BYTES * rows
+    if selections_every is None:
+        recorded = min(recorded, SELECTIONS_BUDGET)
+    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
+    return checkpoints, weights + average + kept + recorded
 
 
 def manifest_of(
@@ -175,7 +211,8 @@ def manifest_of(
             "reference": table.manifest["reference"],
             "flops_per_example": table.manifest["flops"]["forward_per_example"],
         },
-        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")},
+        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")}
+        | ({"choices": cost.choices} if cost.choices else {}),
         "operators_not_counted": uncounted,
         "began": dict(began),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,24 @@ from timm.utils import ModelEmaV3
 
 from ..errors import ModelError, SpecError
 from ..options import flag
+from ..scoring.fit import some_unused
 from ..scoring.forward import autocast
-from ..scoring.gradients import add_gradients, checkpoint_activations
+from ..scoring.gradients import (
+    add_gradients,
+    batch_norms,
+    checkpoint_activations,
+    early_statistics,
+    still_statistics,
+)
 from ..scoring.models import Model
 from ..scoring.settings import Precision
+from .batch import SuperBatch
+from .distill import Taught, blended
+from .group import Group, unshared
 
 MAX_LOGIT_SCALE = math.log(100)
+# How large a batch is, and which of its examples, int64 [n], are meant.
+Places = tuple[int, torch.Tensor]
 
 
 class Trainee:
@@ -28,7 +41,12 @@ class Trainee:
     `lr` is the peak of the learning rate. `beta1`, `beta2` and `eps` default to the optimizer's own. With `layer_decay`,
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
-    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights.
+    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. Where the model `scores`
+    super-batches, BatchNorm's statistics follow its first steps closely. With `distill` above 0 so much of the loss is of a
+    teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+
+    In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
+    all of them before the first step. `forward` scores on one rank alone.
 
     Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
     cannot do what is asked.
@@ -51,18 +69,27 @@ class Trainee:
         grad_checkpointing: bool = False,
         ema: float | None = None,
         ema_warmup: bool = False,
+        scores: bool = False,
+        distill: float = 0.0,
+        distill_temperature: float = 1.0,
         compiled: bool = False,
         device: torch.device,
         precision: Precision = "fp32",
+        group: Group | None = None,
     ) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.precision, self.compiled = lr, precision, compiled
+        self.scores = scores
         self.accumulate, self.grad_checkpointing, self.clip_grad = accumulate, grad_checkpointing, clip_grad
         if grad_checkpointing:
             checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
-        self.loss = model.task.training_loss(model, label_smoothing)
+        self.group = group or Group()
+        self._run = self.forward
+        self.loss = model.task.training_loss(model, label_smoothing, self.group)
+        self.distill = distill
+        self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
         self.make_optimizer = partial(
             make_optimizer,
             name=optimizer,
@@ -86,21 +113,48 @@ class Trainee:
         made.module = self.average.module
         return made
 
-    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor, lr_share: float = 1.0) -> torch.Tensor:
-        """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss."""
+    def join(self, rows: int) -> None:
+        """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
+
+        A first pass over blank images settles in which order gradients are averaged. Otherwise that order would be another
+        one in the first step of a process, and a resumed run would differ in its last bits.
+        """
+        if self.group.size == 1:
+            return
+        shared: Any = self.group.divide(self.module, some_unused=some_unused(self.model))
+        self._run = torch.compile(shared) if self.compiled else shared
+        device = next(self.module.parameters()).device
+        size = self.model.geometry.size
+        blank = torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=device)
+        targets = self.model.targets([self.model.task.blank()] * rows).to(device)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), still_statistics(self.module):
+            self._add_gradients(blank, targets, self.loss, 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def align(self) -> None:
+        """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
+        if self.group.size > 1:
+            self.group.broadcast(
+                [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
+            )
+
+    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+        """What `step` takes beside the images of a batch."""
+        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
+
+    def step(
+        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
+    ) -> torch.Tensor:
+        """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss.
+
+        In a group, this rank's part of the batch: `weight` times its mean loss, averaged over the ranks, is the mean over
+        the batch. So weighted is what is returned.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        self.module.train()
-        loss = add_gradients(
-            self.model,
-            self.forward,
-            self.loss,
-            lambda part: self.model.normalize(pixels_BHWC[part]),
-            targets,
-            accumulate=self.accumulate,
-            recomputes=self.grad_checkpointing,
-            computing=lambda: autocast(pixels_BHWC.device, self.precision),
-        )
+        with early_statistics(self.module, self.steps, self.accumulate) if self.scores else nullcontext():
+            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -113,6 +167,21 @@ class Trainee:
         if self.average is not None:
             self.average.update(self.module, step=self.steps)
         return loss
+
+    def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: Any, loss: Any, weight: float) -> torch.Tensor:
+        self.module.train()
+        return add_gradients(
+            self.model,
+            self._run,
+            loss,
+            lambda part: self.model.normalize(pixels_BHWC[part]),
+            targets,
+            accumulate=self.accumulate,
+            recomputes=self.grad_checkpointing,
+            computing=lambda: autocast(pixels_BHWC.device, self.precision),
+            weight=weight,
+            unshared=lambda: unshared(self._run),
+        )
 
 
 def make_optimizer(
@@ -159,35 +228,52 @@ def make_optimizer(
 
 
 def augment_views(
-    views: Mapping[str, torch.Tensor], names: Iterable[str], how: str, generator: torch.Generator
+    views: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    how: str,
+    generator: torch.Generator,
+    places: Places | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images."""
+    """The views of these names, augmented. Models that see the same view see the very same augmented images.
+
+    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
+    """
     done: dict[int, torch.Tensor] = {}
+    before = generator.get_state()
+    after = None
     found = {}
     for name in names:
         view = views[name]
         if id(view) not in done:
-            done[id(view)] = augment(view, how, generator)
+            generator.set_state(before)
+            done[id(view)] = augment(view, how, generator, places)
+            after = generator.get_state() if after is None else after
         found[name] = done[id(view)]
+    if after is not None:
+        generator.set_state(after)
     return found
 
 
-def augment(pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator, places: Places | None = None
+) -> torch.Tensor:
     """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
 
-    `generator` lives on the CPU, so that every device draws the same.
+    `generator` lives on the CPU, so that every device draws the same. `places` says which of a whole batch's images these
+    are: the random numbers are drawn for all of them.
     """
     if how == "none":
         return pixels_BHWC
     B, size = pixels_BHWC.shape[:2]
     device = pixels_BHWC.device
+    whole, own = (B, slice(None)) if places is None else places
     columns_BW = torch.arange(size).expand(B, size)
     rows_BH = columns_BW
     if how == "crop-flip":
         margin = max(1, size // 8)
-        rows_BH = reflect(rows_BH + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
-        columns_BW = reflect(columns_BW + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
-    flip_B = torch.rand(B, 1, generator=generator) < 0.5
+        down_B1, right_B1 = (torch.randint(-margin, margin + 1, (whole, 1), generator=generator)[own] for _ in range(2))
+        rows_BH, columns_BW = reflect(rows_BH + down_B1, size), reflect(columns_BW + right_B1, size)
+    flip_B = (torch.rand(whole, 1, generator=generator) < 0.5)[own]
     columns_BW = torch.where(flip_B, columns_BW.flip(1), columns_BW)
     index_B = torch.arange(B, device=device)[:, None, None]
     return pixels_BHWC[index_B, rows_BH.to(device)[:, :, None], columns_BW.to(device)[:, None, :]]

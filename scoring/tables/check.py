@@ -35,7 +35,7 @@ def check_table(
             f"{table.folder}: {len(missing):,} of {len(shards):,} shards are not scored, first '{missing[0]}'; "
             "run score-reference again, or choose --on-missing score|skip"
         )
-    examples, _ = table.check()
+    examples, _ = table.check(remember=True)
     if examples < needed and on_missing != "score":
         raise TableError(
             f"{table.folder}: only {examples:,} scored examples, a super-batch needs {needed:,}; score more data, or "

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ...datasets.readers import to_bytes
 from ...datasets.storage import join_url, list_times, read_bytes
 from ...datasets.writing import write_whole
-from .read import ShardCounts, shard_counts
+from .read import ShardCounts, is_score_file, shard_counts
 from .schema import ENDING
 
 # In a separate folder: a pattern for the score files must not match it.
@@ -37,7 +37,7 @@ def all_counts(folder: str, *, keep: bool = False) -> dict[str, ShardCounts]:
     times = {
         name.removesuffix(ENDING): written
         for name, written in sorted(list_times(folder).items())
-        if name.endswith(ENDING) and not name.startswith(".")
+        if is_score_file(name)
     }
     kept = _read(folder)
     known = {

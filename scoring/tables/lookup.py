@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...datasets.storage import exists, glob, join_url, read_bytes
+from ...datasets.storage import exists, glob, join_url, list_versions, open_read, read_bytes
 from ...datasets.targets import TARGETS, hash_target
-from ...errors import JoinError, SpecError, TableError
-from .read import finished_shards, read_about, read_manifest
+from ...errors import JoinError, ReadError, SpecError, TableError
+from .checked import Passed, note_passed, passed_before
+from .read import finished_shards, is_score_file, read_about, read_manifest
 from .schema import ENDING, FAILURES, MANIFEST
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ RECENT = 64
 
 @dataclass(frozen=True)
 class ShardScores:
-    """One shard's stored scores as flat arrays, in the shard's order. Embeddings are float16 [N, D] or None."""
+    """One shard's stored scores as flat arrays, in the shard's order. Embeddings are float16 [N, D] or None; so are
+    logits [N, C]."""
 
     shard: str
     shard_size: int
@@ -40,6 +43,7 @@ class ShardScores:
     text_embedding: np.ndarray | None
     failed_keys: frozenset[str]
     label: np.ndarray | None = None
+    logits: np.ndarray | None = None
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -65,7 +69,18 @@ class ScoreTable:
             raise TableError(
                 f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
             )
-        return int(self._read_file(min(self._names), ["image_embedding"])[0]["image_embedding"].type.list_size)
+        return self._vector_width("image_embedding")
+
+    def _vector_width(self, column: str) -> int:
+        with self._opened(min(self._names)) as (parquet, _):
+            return int(parquet.schema_arrow.field(column).type.list_size)
+
+    @cached_property
+    def logit_width(self) -> int:
+        """C of the stored logits. Raises TableError where the table has no logits or no shard yet."""
+        if not self.manifest.get("logits") or not self._names:
+            raise TableError(f"{self.folder}: holds no logits; run score-reference with --logits into a new --out")
+        return self._vector_width("logits")
 
     def shard_names(self) -> set[str]:
         return finished_shards(self.folder)
@@ -83,13 +98,15 @@ class ScoreTable:
         parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
         return pa.concat_tables(parts)
 
-    def shard(self, name: str, *, embeddings: bool = False) -> ShardScores:
+    def shard(self, name: str, *, embeddings: bool = False, logits: bool = False) -> ShardScores:
         """One shard's scores. Raises TableError where the file is missing, damaged, or of another reference."""
         columns = ["key", "row", "target_hash", "loss"]
         if self._has_labels:
             columns.append("label")
         if embeddings:
             columns += ["image_embedding", "text_embedding"]
+        if logits:
+            columns.append("logits")
         table, about = self._read_file(name, columns)
         failed: frozenset[str] = frozenset()
         if about["failures"]:
@@ -109,6 +126,7 @@ class ScoreTable:
             text_embedding=_vectors(table["text_embedding"]) if embeddings else None,
             failed_keys=failed,
             label=table["label"].to_numpy() if self._has_labels else None,
+            logits=_vectors(table["logits"]) if logits else None,
         )
 
     @property
@@ -144,7 +162,7 @@ class ScoreTable:
             )
         found = []
         for shard, key, target in zip(shards, keys, given, strict=True):
-            scores = self._recent(shard) if self.holds(shard) else None
+            scores = self.recent(shard) if self.holds(shard) else None
             place = scores.places.get(key) if scores is not None else None
             if scores is None or place is None:
                 if on_missing == "nan":
@@ -159,23 +177,29 @@ class ScoreTable:
         return torch.tensor(found, dtype=torch.float32)
 
     @cached_property
-    def _recent(self) -> Callable[[str], ShardScores]:
-        """Keeps the scores of recent shards in memory: a batch has examples of some dozens of shards."""
+    def recent(self) -> Callable[[str], ShardScores]:
+        """`shard`, which keeps the scores of recent shards in memory: a batch has examples of some dozens of shards."""
         return lru_cache(maxsize=RECENT)(self.shard)
 
-    def check(self, workers: int = 8) -> tuple[int, int]:
+    def check(self, workers: int = 8, *, remember: bool = False) -> tuple[int, int]:
         """Read every file's keys, rows and losses. Returns (examples, failures).
 
-        Raises TableError at the first loss that is NaN or infinite, row out of order, or repeated key.
+        With `remember`, the files of a large table that passed before and did not change are not read again. Raises
+        TableError at the first loss that is NaN or infinite, row out of order, or repeated key.
         """
-        names = sorted(self.shard_names())
-        if not names:
+        listed = list_versions(self.folder)
+        versions = {n.removesuffix(ENDING): listed[n] for n in sorted(listed) if is_score_file(n)}
+        if not versions:
             raise TableError(f"{self.folder}: no shard is scored yet; run 'curate score-reference' first")
+        passed = passed_before(self.folder, self.reference_fingerprint, versions) if remember else {}
+        new = [name for name in versions if name not in passed]
         with ThreadPoolExecutor(workers) as pool:
-            counts = list(pool.map(self._check_shard, names))
-        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+            passed |= dict(zip(new, pool.map(self._check_shard, new), strict=True))
+        if remember and new:
+            note_passed(self.folder, self.reference_fingerprint, versions, passed)
+        return sum(p.examples for p in passed.values()), sum(p.failures for p in passed.values())
 
-    def _check_shard(self, name: str) -> tuple[int, int]:
+    def _check_shard(self, name: str) -> Passed:
         table, about = self._read_file(name, ["shard", "row", "key", "loss"])
         loss, row = table["loss"].to_numpy(), table["row"].to_numpy()
         where = f"{self.folder}/{name}{ENDING}"
@@ -188,23 +212,34 @@ class ScoreTable:
             raise TableError(f"{where}: a key occurs twice; delete the file and score this shard again")
         if table.num_rows and pc.unique(table["shard"]).to_pylist() != [name]:
             raise TableError(f"{where}: holds rows of shard '{table['shard'][0]}'; the file was renamed or copied")
-        return table.num_rows, about["failures"]
+        return Passed(table.num_rows, about["failures"])
 
     def _read_file(self, name: str, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
+        with self._opened(name) as (parquet, about):
+            for column in {*(columns or ())} - {*parquet.schema_arrow.names}:
+                raise KeyError(f"no column '{column}'")
+            return parquet.read(columns=columns), about
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[pq.ParquetFile, dict[str, Any]]]:
+        """A shard's file and its own metadata. Only the columns that are read are fetched: embeddings are most of a file."""
         url = join_url(self.folder, name + ENDING)
         try:
-            table = pq.read_table(pa.BufferReader(read_bytes(url)), columns=columns, page_checksum_verification=True)
-            about = read_about(table.schema.metadata)
+            with open_read(url, parts=True) as file:
+                parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+                about = read_about(parquet.schema_arrow.metadata)
+                if about["reference_fingerprint"] != self.reference_fingerprint:
+                    raise TableError(
+                        f"{url}: scored by reference {about['reference_fingerprint'][:8]}, "
+                        f"the table's is {self.reference_fingerprint[:8]}; delete the file and score this shard again"
+                    )
+                yield parquet, about
+        except ReadError:
+            raise
         except FileNotFoundError:
             raise TableError(f"{url}: shard '{name}' is not scored; run 'curate score-reference' again") from None
         except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as e:
             raise TableError(f"{url}: damaged or not a score file ({e}); delete it and score again") from None
-        if about["reference_fingerprint"] != self.reference_fingerprint:
-            raise TableError(
-                f"{url}: scored by reference {about['reference_fingerprint'][:8]}, "
-                f"the table's is {self.reference_fingerprint[:8]}; delete the file and score this shard again"
-            )
-        return table, about
 
 
 def open_scores(path: str) -> ScoreTable:

@@ -17,7 +17,12 @@ from .schema import ENDING, ERRORS, FAILURES, FORMAT_VERSION, MANIFEST
 
 def finished_shards(folder: str) -> set[str]:
     """Names of the shards whose scores are committed."""
-    return {n.removesuffix(ENDING) for n in list_names(folder) if n.endswith(ENDING) and not n.startswith(".")}
+    return {name.removesuffix(ENDING) for name in list_names(folder) if is_score_file(name)}
+
+
+def is_score_file(name: str) -> bool:
+    """Whether a file of a table's folder is a shard's scores."""
+    return name.endswith(ENDING) and not name.startswith(".")
 
 
 def row_count(folder: str, name: str) -> int:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 import pyarrow as pa
+import torch
 
 from ...datasets.shards import Shard
 from ...datasets.spec import DatasetSpec
@@ -31,8 +32,23 @@ FAILURE_SCHEMA = pa.schema(
 )
 
 
-def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
-    """Columns of a score file. `loss` is the scoring loss; `row` counts all examples of the shard, bad ones too."""
+def vector_type(width: int) -> pa.DataType:
+    """A vector of float16 in a row."""
+    return pa.list_(pa.field("element", pa.float16(), nullable=False), width)
+
+
+def vector_column(vectors_ND: torch.Tensor) -> pa.Array:
+    """Vectors [N, D] as a column of `vector_type`. What float16 cannot hold becomes its largest number."""
+    most = torch.finfo(torch.float16).max
+    flat = pa.array(vectors_ND.float().clamp(-most, most).half().cpu().numpy().ravel(), type=pa.float16())
+    return pa.FixedSizeListArray.from_arrays(flat, type=vector_type(vectors_ND.shape[1]))
+
+
+def score_schema(task: Task, width: int = 0) -> pa.Schema:
+    """Columns of a score file, with embeddings or logits where their `width` is given.
+
+    `loss` is the scoring loss; `row` counts all examples of the shard, bad ones too.
+    """
     columns = [
         pa.field("shard", pa.string(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
@@ -40,7 +56,7 @@ def score_schema(task: Task, embedding_width: int = 0) -> pa.Schema:
         pa.field("target_hash", pa.uint64(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),
     ]
-    return pa.schema(columns + task.fields(embedding_width))
+    return pa.schema(columns + task.fields(width))
 
 
 def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:

@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 
 import fsspec
@@ -7,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from curate.datasets.inference import class_folders
 from curate.datasets.landed import landed_files
+from curate.datasets.patterns import LISTED_FROM, expand
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.errors import ShardError, SpecError
 from support.folders import touch
+from support.moody import Moody
 
 
 def shards_of(folder, train, **table):
@@ -54,6 +57,21 @@ def test_shards_of_another_file_system_keep_their_protocol():
         assert [(s.name, s.size) for s in shards] == [("0", 5), ("1", 1)]
         assert all(s.url.startswith("memory://") for s in shards)
         assert fsspec.open(shards[0].url).open().read() == b"12345"
+
+
+@pytest.mark.parametrize("listing_is_allowed", [True, False])
+def test_many_named_files_of_a_store_are_found_by_one_listing(listing_is_allowed, moody, tmp_path):
+    numbers = range(2 * LISTED_FROM)
+    for i in numbers:
+        (tmp_path / f"{i:03d}.tar").write_bytes(bytes(i))
+    pattern = f"moody://{tmp_path}/{{000..{numbers[-1]:03d}}}.tar"
+    Moody.failures[:] = [] if listing_is_allowed else [errno.EACCES]
+    found = expand("d", pattern, "webdataset")
+    assert found == [(f"moody://{tmp_path}/{i:03d}.tar", i) for i in numbers]
+    assert Moody.calls == ["ls"] + ["info"] * (0 if listing_is_allowed else len(numbers))
+    (tmp_path / "007.tar").unlink()
+    with pytest.raises(ShardError, match=r"1 of 32 shards are missing, .*/007\.tar"):
+        expand("d", pattern, "webdataset")
 
 
 @pytest.mark.parametrize("pattern", ["none/*.tar", "none.tar", "none-{0..3}.tar"])

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import TableError
+from curate.pipelines import local_workers
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.tables.lookup import open_scores
 from support.commands import silent, start_curate
@@ -47,13 +48,13 @@ def test_a_worker_that_is_killed_ends_the_job_with_one_line(digits, shards, tmp_
         while len(found := worker_processes(process)) < 2 or (when == "scoring" and not committed(tmp_path)):
             time.sleep(0.01)
         found[1].kill()
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert f"curate: worker process {found[1].pid} was killed by signal 9" in errors.splitlines()[-1]
-    assert not psutil.wait_procs(found, timeout=5)[1]
+    assert not psutil.wait_procs(found, timeout=60)[1]
     assert len(committed(tmp_path)) < 450
     if when == "scoring":
         open_scores(str(tmp_path / "scores")).check()
@@ -75,7 +76,7 @@ def test_the_workers_of_a_killed_driver_end_with_it(digits, shards, tmp_path):
     process.kill()
     process.wait()
     assert len(found) == 2
-    assert not psutil.wait_procs(found, timeout=10)[1]
+    assert not psutil.wait_procs(found, timeout=60)[1]
 
 
 def test_one_workers_error_does_not_wait_for_the_others_share(digits, shards, tmp_path, capfd):
@@ -96,3 +97,18 @@ def test_one_workers_error_does_not_wait_for_the_others_share(digits, shards, tm
     summary = score_reference(options, silent)
     assert (summary.examples, summary.failures) == (899, 1)
     assert json.loads((folder / "_manifest.json").read_text())["counts"]["shards"] == 450
+
+
+def test_workers_of_a_job_have_numbers_that_follow_each_other(digits, tmp_path, monkeypatch):
+    """They pick their GPUs by them."""
+    started = []
+    real = subprocess.Popen
+
+    def noting(command, **options):
+        started.append(options["env"][local_workers.WORKER_NUMBER])
+        return real(command, **options)
+
+    monkeypatch.setattr(local_workers.subprocess, "Popen", noting)
+    score_reference(digits.options(tmp_path / "scores", runner_options=TWO_WORKERS), silent)
+    first, second = map(int, started)
+    assert second == first + 1

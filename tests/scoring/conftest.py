@@ -1,6 +1,7 @@
 from copy import deepcopy
 
 import pytest
+from support.moody import moody as moody
 from support.prepared import TINY_CLIP
 
 

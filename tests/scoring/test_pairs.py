@@ -52,7 +52,7 @@ def scored_shard(model, spec, shard=None, kept=None):
         device=torch.device("cpu"),
         precision="fp32",
         batch_size=5,
-        embeddings=True,
+        vectors=True,
         decode_threads=1,
         forward_flops=forward_flops(model).per_example,
         kept=kept,

@@ -3,6 +3,9 @@
 import os
 from typing import ClassVar
 
+import pytest
+from curate.datasets import storage
+from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
@@ -12,12 +15,16 @@ class ClientError(Exception):
 
 
 class Moody(AbstractFileSystem):
-    """A real file system that fails as many times as it was told to: with the number of an OSError, or with an error."""
+    """A real file system that fails as many times as it was told to: with the number of an OSError, or with an error.
+
+    `calls` are the requests, `received` the bytes of each that read.
+    """
 
     protocol = "moody"
     root_marker = "/"
     failures: ClassVar[list[int | Exception]] = []
     calls: ClassVar[list[str]] = []
+    received: ClassVar[list[int]] = []
     local = LocalFileSystem()
 
     def _maybe_fail(self, call):
@@ -28,7 +35,9 @@ class Moody(AbstractFileSystem):
 
     def cat_file(self, path, **options):
         self._maybe_fail("cat")
-        return self.local.cat_file(self._strip_protocol(path))
+        content = self.local.cat_file(self._strip_protocol(path))
+        self.received.append(len(content))
+        return content
 
     def info(self, path, **options):
         self._maybe_fail("info")
@@ -68,7 +77,18 @@ class MoodyFile:
     def read(self, size=-1):
         data = self._file.read(size)
         self._fs._maybe_fail("read")
+        self._fs.received.append(len(data))
         return data
 
     def __getattr__(self, name):
         return getattr(self._file, name)
+
+
+@pytest.fixture
+def moody(tmp_path, monkeypatch):
+    """The URL of a file that does not exist yet, on such a file system."""
+    register_implementation("moody", Moody, clobber=True)
+    for name in ("failures", "calls", "received"):
+        monkeypatch.setattr(Moody, name, [])
+    monkeypatch.setattr(storage, "PAUSES", (0.0, 0.0))
+    return f"moody://{tmp_path}/file"

@@ -48,7 +48,7 @@ def test_scoring_keeps_it_as_a_failure_of_stage_target(config):
         device=torch.device("cpu"),
         precision="fp32",
         batch_size=16,
-        embeddings=False,
+        vectors=False,
         decode_threads=1,
         forward_flops=forward_flops(model).per_example,
     )

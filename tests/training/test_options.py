@@ -24,7 +24,10 @@ BEFORE = """
  "checkpoint_every": null, "evaluate": true, "cache_bytes": 2147483648, "shuffle_bytes": 500000, "out": "runs",
  "name": null}
 """
-SINCE = "layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate grad_checkpointing".split()
+SINCE = """
+keep keep_by replay distill distill_temperature layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate
+grad_checkpointing keep_every evaluate_every score_precision report_to
+""".split()
 NOW = dict(dataset="digits", learner="learner", online="scorer", reference_scores="scores", steps=3, batch_size=16)
 
 
@@ -34,7 +37,7 @@ def uniform(**changes):
 
 def test_the_config_of_an_earlier_version_reads():
     options = RunOptions.from_dict(json.loads(BEFORE))
-    assert options == RunOptions.of(**NOW, policy="learnability", host_bytes=500_000)
+    assert options == RunOptions.of(**NOW, policy="learnability", host_bytes=500_000, selections_every=1)
     assert set(json.loads(BEFORE)) - set(options.to_dict()) == {"shuffle_bytes"}
     since = {"host_bytes", "lanes", "max_bad_shards", "trust_table", *SINCE}
     assert set(options.to_dict()) - set(json.loads(BEFORE)) == since

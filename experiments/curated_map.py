@@ -1,0 +1,321 @@
+"""Where choosing wins: arms x numbers of curated examples, each a complete run at one budget, on CIFAR-10N.
+
+    python experiments/curated_map.py FOLDER RESULTS.jsonl     # about a minute a run on one AVX2 core; --list names the runs
+    python experiments/curated_map.py --table RESULTS.jsonl    # the tables of docs/findings-tables.md
+
+One process, one run after another, in the order of `planned`: stop it whenever, start it again, and it continues with
+what is missing. FOLDER gets a curate.toml, the data, the references, the score tables and the runs; RESULTS one JSON
+line for each finished run.
+
+The bulk are 20,000 images of CIFAR-10N under one person's label each, 40 % of them wrong: a uniform run sees each about
+once. 4,000 more of them are the validation split, by which rates are chosen. The curated examples are other images under
+their clean label. The test is on 5,000 clean test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from curate.datasets.preparers import prepare
+from curate.datasets.preparers.writer import write_shards
+from curate.datasets.readers import Example, read_shard
+from curate.datasets.shards import list_shards
+from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
+from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.reports.interval import t_95
+from curate.scoring.loading import find_model
+from curate.training import RunOptions, train
+from curate.training.evaluate import evaluate_by_name
+from findings_settings import conv
+
+BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL = 0.4e12, 2e-3, 5e-3, 0.8, 0.7
+REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
+SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
+RATES = (1e-3, 4e-3)
+RATES_AT = 1000
+LAST_TENTH = 0.1
+NEVER = 1_000_000
+# `mixed-quarter`: so many curated examples beside 20,000 of the bulk, by copies where there are fewer.
+QUARTER = 6_667
+MODELS = {
+    "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),  # 6.9 MFLOPs a forward pass
+    "reference": conv(4, 8, 16, 32, layers=(0, 0, 0)),  # 1/11 of it
+    "online": {**conv(4, 8, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},  # 1/50 of it
+}
+CHOOSING = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm trains on: `data` of `bulk`, `curated`, `mixed` and `mixed-quarter`; with the `reference` made of the
+    curated examples (of the bulk itself where there are none); what it `changes` in the run. `counted`: whether the number
+    of curated examples matters; `needs_curated`: whether it needs any. `last`: on what the last tenth is spent."""
+
+    data: str
+    changes: dict[str, Any]
+    reference: bool = False
+    counted: bool = True
+    needs_curated: bool = True
+    last: str = ""
+
+
+def choosing(policy: str, data: str = "bulk", *, needs_curated: bool = False, **changes: Any) -> Arm:
+    return Arm(data, {"policy": policy, **changes}, reference=True, needs_curated=needs_curated)
+
+
+# The main arms come first: they are run for every number of curated examples before the others are.
+MAIN = {
+    "bulk, uniform": Arm("bulk", {}, counted=False, needs_curated=False),
+    "curated only, uniform": Arm("curated", {}),
+    "bulk + curated, mixed": Arm("mixed", {}),
+    "bulk, learnability": choosing("learnability", **CHOOSING),
+    "bulk, filter 50 %": choosing("filter", keep=0.5),
+    "bulk, distilled from the reference": choosing("uniform", distill=DISTILL),
+}
+OTHERS = {
+    "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
+    "bulk, curated in the last tenth": Arm("bulk", {}, last="curated"),
+    "bulk + curated, a quarter of all drawn": Arm("mixed-quarter", {}),
+    "bulk + curated, learnability": choosing("learnability", "mixed", needs_curated=True, **CHOOSING),
+    "bulk, filter 25 %": choosing("filter", keep=0.25),
+}
+ARMS = {**MAIN, **OTHERS}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the map."""
+
+    arm: str
+    curated: int
+    seed: int = 0
+    lr: float = LR
+
+    @property
+    def name(self) -> str:
+        arm = self.arm.replace(",", "").replace("+", "and").replace(" %", "").replace(" ", "-")
+        return f"{arm}-{self.curated}-lr{self.lr:g}-seed{self.seed}"
+
+
+def planned() -> Iterator[Cell]:
+    """All cells, in the order in which they are run: seed 0, then the rates at one size, then more seeds."""
+    for seed in range(SEEDS):
+        for arms in (MAIN, OTHERS):
+            yield from (Cell(arm, 0, seed) for arm, what in arms.items() if not what.counted)
+            for curated in SIZES:
+                yield from (
+                    Cell(name, curated, seed)
+                    for name, arm in arms.items()
+                    if arm.counted and (curated or not arm.needs_curated)
+                )
+        if not seed:
+            for lr in RATES:
+                yield from (Cell(name, RATES_AT if arm.counted else 0, seed, lr) for name, arm in ARMS.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER RESULTS")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(tables(read_results(arguments.paths[-1])))
+        return
+    if arguments.list or len(arguments.paths) != 2:
+        print(*(cell.name for cell in planned()), sep="\n")
+        return
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    folder, results = (path.resolve() for path in arguments.paths)
+    set_up(folder)
+    done = {line["name"] for line in read_results(results)}
+    for cell in planned():
+        if cell.name in done:
+            continue
+        found = run(folder, cell)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        print(f"{cell.name}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Top-1 by arm and number of curated examples at the rate of all; and of every rate that was tried, with validation."""
+    sizes = sorted({line["curated"] for line in results})
+    lines = [f"| arm | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for name, arm in ARMS.items():
+        found = [
+            [line for line in results if (line["arm"], line["curated"], line["lr"]) == (name, n, LR)] for n in sizes
+        ]
+        shown = [cell([line["top1"] for line in some]) for some in found]
+        if not arm.counted:  # it is the same for all sizes
+            shown = [shown[0]] * len(sizes)
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    searched = [line for line in results if any(other["lr"] != LR and other["arm"] == line["arm"] for other in results)]
+    at = [
+        line for line in searched if line["curated"] in (0, RATES_AT) and not line["seed"] and line["validation_top1"]
+    ]
+    if at:
+        lines += ["", "| arm | rate | validation (noisy labels) | test |", "|---" * 4 + "|"]
+    for line in sorted(at, key=lambda line: (list(ARMS).index(line["arm"]), line["curated"], line["lr"])):
+        lines.append(f"| {line['arm']} | {line['lr']:g} | {line['validation_top1']:.1%} | {line['top1']:.1%} |")
+    return "\n".join(lines)
+
+
+def cell(top1: list[float]) -> str:
+    """A mean over seeds; from two seeds on with half of its 90 % interval, by Student's t."""
+    if len(top1) < 2:
+        return "".join(f"{100 * value:.1f}" for value in top1)
+    half = t_95(len(top1) - 1) * statistics.stdev(top1) / math.sqrt(len(top1))
+    return f"{100 * statistics.fmean(top1):.1f} ± {100 * half:.1f} (n = {len(top1)})"
+
+
+def set_up(folder: Path) -> None:
+    """The data and models. `bulk` trains on 20 of the 40 shards; `validation` tests on the last four."""
+    toml = folder / "curate.toml"
+    prepare("cifar10n", folder / "data", toml, report=print)
+    for name, entry in MODELS.items():
+        add_model(toml, name, entry)
+    entry = load_config(toml).datasets["cifar10n"]
+    held_out, test = ("data/cifar10n/train/{00036..00039}.tar", "data/cifar10n/test/{00000..00004}.tar")
+    add_dataset(toml, "bulk", {**entry, "train": "data/cifar10n/train/{00000..00019}.tar", "test": test})
+    add_dataset(toml, "validation", {**entry, "train": test, "test": held_out})
+
+
+def dataset_of(folder: Path, kind: str, curated: int) -> str:
+    """The data set of a kind with so many curated examples, made where it is not there."""
+    name = kind if kind == "bulk" else f"{kind}-{curated}"
+    toml = folder / "curate.toml"
+    config = load_config(toml)
+    if name in config.datasets:
+        return name
+    copies = QUARTER if kind == "mixed-quarter" else curated
+    counts, _ = write_shards(folder / "data" / name, copied(curated_examples(folder, curated), copies))
+    train_on = [f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"]
+    bulk = config.datasets["bulk"]
+    entry = {**bulk, "train": train_on if kind == "curated" else [bulk["train"], *train_on]}
+    entry.pop("analysis", None)
+    add_dataset(toml, name, entry)
+    return name
+
+
+def curated_examples(folder: Path, count: int) -> list[Example]:
+    """The first `count` curated examples, a tenth of them of each class."""
+    spec = find_dataset("cifar10n-curated", load_config(folder / "curate.toml"))
+    found: dict[Any, list[Example]] = {}
+    for shard in list_shards(spec):
+        for example in read_shard(spec, shard):
+            assert isinstance(example, Example)
+            found.setdefault(example.target, []).append(example)
+    return [example for row in zip(*found.values(), strict=True) for example in row][:count]
+
+
+def copied(examples: list[Example], count: int) -> Iterator[dict[str, Any]]:
+    """The examples, again and again under other keys until there are `count`: uniform draws them as often as their share."""
+    for i in range(count):
+        example, copy = examples[i % len(examples)], i // len(examples)
+        key = f"{example.key}-copy{copy}" if copy else example.key
+        yield {"__key__": key, "png": example.image, "cls": str(example.target).encode()}
+
+
+@cache
+def score_table(folder: Path, curated: int, dataset: str) -> str:
+    """Train the reference on the curated examples, or on the bulk where there are none, and score a data set with it."""
+    name = f"reference-{curated}"
+    options = RunOptions.of(
+        dataset=dataset_of(folder, "curated", curated) if curated else "bulk",
+        learner="reference",
+        examples=REFERENCE_EXAMPLES,
+        lr=REFERENCE_LR,
+        seed=100,
+        checkpoint_every=NEVER,
+        evaluate=False,
+        out=str(folder / "references"),
+        name=name,
+    )
+    config = load_config(folder / "curate.toml")
+    train(options, config=config, resume=True, report=quiet)
+    spec = find_dataset(dataset, config)
+    model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
+    in_this_process = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+    scoring = ScoreOptions(
+        dataset=spec, reference=model, out=str(folder / "tables"), logits=True, runner_options=in_this_process
+    )
+    return score_reference(scoring, quiet).folder
+
+
+def run(folder: Path, cell: Cell) -> dict[str, Any]:
+    """Train a cell, in two parts where its last tenth is another data set, and measure it on test and validation."""
+    arm = ARMS[cell.arm]
+    dataset = dataset_of(folder, arm.data, cell.curated)
+    changes = dict(arm.changes)
+    if arm.reference:
+        changes["reference_scores"] = score_table(folder, cell.curated, dataset)
+    options = RunOptions.of(
+        dataset=dataset,
+        learner="learner",
+        budget_flops=BUDGET,
+        seed=cell.seed,
+        lr=cell.lr,
+        selections_every=NEVER,
+        checkpoint_every=NEVER,
+        log_every=NEVER,
+        out=str(folder / "runs"),
+        name=cell.name,
+        **changes,
+    )
+    parts = [options]
+    if arm.last:
+        first = options.but(budget_flops=(1 - LAST_TENTH) * BUDGET, name=f"{cell.name}-first", evaluate=False)
+        rest = options.but(
+            dataset=dataset_of(folder, arm.last, cell.curated),
+            learner=str(folder / "runs" / f"{cell.name}-first"),
+            budget_flops=LAST_TENTH * BUDGET,
+        )
+        parts = [first, rest]
+    config = load_config(folder / "curate.toml")
+    summaries = [train(part, config=config, resume=True, report=quiet) for part in parts]
+    last = summaries[-1]
+    regimes = {name: sum_known([s["regimes"][name] for s in summaries]) for name in last["regimes"]}
+    return {
+        "name": cell.name,
+        "arm": cell.arm,
+        "curated": cell.curated,
+        "seed": cell.seed,
+        "lr": cell.lr,
+        "top1": last["quality"]["top1"],
+        "validation_top1": validation(folder, cell) if cell.lr != LR or cell.curated in (0, RATES_AT) else None,
+        "steps": sum(s["steps"] for s in summaries),
+        "regimes": regimes,
+        "seconds": sum(s["seconds"]["total"] - s["seconds"]["evaluate"] for s in summaries),
+    }
+
+
+def validation(folder: Path, cell: Cell) -> float:
+    config = load_config(folder / "curate.toml")
+    return evaluate_by_name(str(folder / "runs" / cell.name), "validation", config)["top1"]
+
+
+def sum_known(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def quiet(line: str) -> None:
+    """Prints nothing."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""`curate status` of a run folder: how far it is, how fast, and its quality so far. Reads only the run's files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import RunError
+from ..units import format_flops, percent
+from .status import ago, check_format
+
+RATES = ("samples_per_second", "mfu", "data_share")
+SPENT = ("learner_train", "online_score", "online_train")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """`step` and what follows are of the newest line of metrics, 0 and None before the first. `quality` has the measures of
+    every evaluation by step. `idle` is how many seconds ago the run last wrote metrics."""
+
+    folder: str
+    policy: str
+    finished: bool
+    step: int
+    steps: int | None
+    loss: float | None
+    spent: float
+    rates: dict[str, float | None]
+    seconds: dict[str, float]
+    quality: dict[int, dict[str, float]]
+    idle: float | None
+
+
+def is_run(path: str) -> bool:
+    return Path(path, "config.json").is_file()
+
+
+def run_status(path: str, now: float | None = None) -> RunStatus:
+    """Raises RunError where the folder's config.json is damaged. What is not written yet is None or empty."""
+    folder = Path(path)
+    config = _document(folder / "config.json")
+    if not config:
+        raise RunError(f"{folder / 'config.json'}: is damaged; restore it, or delete the run's folder")
+    summary, manifest = _document(folder / "summary.json"), _document(folder / "manifest.json")
+    metrics = folder / "metrics.jsonl"
+    lines = _lines(metrics)
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if "loss" in line), {})
+    quality = {int(line["step"]): line["quality"] for line in lines if line.get("quality")}
+    if summary.get("quality"):
+        quality[int(summary["steps"])] = summary["quality"]
+    seconds = summary.get("seconds") or last.get("seconds") or {}
+    flops = last.get("flops") or {}
+    return RunStatus(
+        folder=path,
+        policy=str(config.get("policy")),
+        finished=bool(summary),
+        step=int(last.get("step", 0)),
+        steps=summary.get("steps") or (manifest.get("began") or {}).get("steps") or config.get("steps"),
+        loss=last.get("loss"),
+        spent=sum(flops.get(line) or 0.0 for line in SPENT),
+        rates={name: last.get(name) for name in RATES},
+        seconds={stage: value for stage, value in seconds.items() if stage not in ("total", "wall")},
+        quality=quality,
+        idle=max(0.0, (time.time() if now is None else now) - metrics.stat().st_mtime) if lines else None,
+    )
+
+
+def write_run_status(status: RunStatus, format: str = "table", file: IO[str] | None = None) -> None:
+    """Print it for people, or as JSON. Raises SpecError for an unknown format."""
+    check_format(format)
+    file = file or sys.stdout
+    if format == "json":
+        file.write(json.dumps(asdict(status), indent=2) + "\n")
+        return
+    console = Console(file=file, highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(status.folder)}[/bold]")
+    of = f" of {status.steps:,} ({percent(status.step / status.steps)})" if status.steps else ""
+    loss = "" if status.loss is None else f", loss {status.loss:.4g}"
+    state = "finished" if status.finished else "not finished"
+    console.print(
+        f"{escape(status.policy)}, step {status.step:,}{of}, {format_flops(status.spent)} spent{loss}; {state}"
+    )
+    told = _rates(status.rates)
+    if told:
+        console.print(f"at the newest line: {told}")
+    whole = sum(status.seconds.values())
+    if whole > 0:
+        stages = sorted(status.seconds.items(), key=lambda item: -item[1])
+        console.print(f"{whole:,.1f} s: " + ", ".join(f"{stage} {percent(value / whole)}" for stage, value in stages))
+    for step, measures in sorted(status.quality.items()):
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in measures.items() if not k.startswith("test_"))
+        console.print(f"after step {step:,}: {shown}")
+    if status.idle is not None and not status.finished:
+        console.print(f"last line of metrics {ago(status.idle)} ago")
+
+
+def _rates(rates: Mapping[str, float | None]) -> str:
+    samples, mfu, share = (rates.get(name) for name in RATES)
+    parts = [] if samples is None else [f"{samples:,.0f} examples/s trained"]
+    parts += [] if mfu is None else [f"mfu {percent(mfu)}"]
+    parts += [] if share is None else [f"{percent(share)} of the time spent waiting for data"]
+    return ", ".join(parts)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing, incomplete or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics that are whole."""
+    found = []
+    try:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(content, dict) and isinstance(content.get("step"), int):
+                found.append(content)
+    except OSError:
+        return []
+    return found

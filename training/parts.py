@@ -1,0 +1,286 @@
+"""The parts of a run, made from its options and models: what it costs, its streams, who chooses, the loop's job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..datasets.shards import Shard
+from ..ledger import Ledger, StepCost
+from ..scoring.flops import forward_flops, step_cost
+from ..scoring.models import Model
+from ..scoring.selector import Selector
+from ..scoring.settings import ContrastiveLoss
+from . import frozen, startup
+from .finish import quality_of
+from .hardware import device_peak
+from .keeping import Keeping
+from .loop import TrainingJob
+from .memory import Needs
+from .pace import Pace
+from .replay import ReplayScorer
+from .run_models import RunModels
+from .scorer import ONLINE, REFERENCE, RunScorer
+from .setup import Setup
+from .sub import SubBatches, refuse_misfits
+from .superbatch import SuperBatches
+from .timing import Stages
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """FLOPs: of a `step`, of one example scored by the reference, and what the budget was `charged` before step 1.
+
+    `made_in_run` is the reference, where it scores during the run what the table lacks.
+    """
+
+    step: StepCost
+    uncounted: list[str]
+    ledger: Ledger
+    steps: int
+    reference: float
+    made_in_run: Model | None
+    charged: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the options left open."""
+
+    scale: float
+    augment: str
+    warmup: int
+    joint_loss: ContrastiveLoss
+
+    def to_dict(self, models: RunModels) -> dict[str, Any]:
+        """As manifest.json has it."""
+        return {
+            **{f"{name} lr": trainee.lr for name, trainee in models.trainees.items()},
+            **{
+                "augment": self.augment,
+                "warmup": self.warmup,
+                "score scale": self.scale,
+                "joint loss": self.joint_loss,
+            },
+        }
+
+
+def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> RunCost:
+    """What a step costs, and how many the budget buys. Raises BudgetError where it is not even one."""
+    options = setup.options
+    step, uncounted = step_cost(
+        models.learner.model,
+        models.online.model if models.online else None,
+        models.scorer,
+        sub_batch=options.optimization.batch_size,
+        super_batch=options.super_batch_size,
+        label_smoothing=options.optimization.label_smoothing,
+        accumulate=options.optimization.accumulate,
+        choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
+    )
+    ledger = startup.reference_ledger(models.table)
+    reference = forward_flops(models.reference).per_example if models.reference else 0.0
+    made_in_run = models.reference if options.selection.on_missing == "score" else None
+    share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
+    charged = startup.charged_to(options, ledger, models.table)
+    steps = startup.steps_of(options, step, charged, share * options.super_batch_size * reference)
+    if setup.recorded is not None:
+        step = replace(step, choices=setup.recorded.flops_per_step)
+        steps = min(steps, setup.recorded.steps)
+    if models.rescored:
+        ledger.add_outside("verification", reference * models.rescored)
+    return RunCost(step, uncounted, ledger, steps, reference, made_in_run, charged)
+
+
+def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps: int) -> Resolved:
+    """Settings that follow from the task, the policy and the number of steps where the user gave none."""
+    options, task = setup.options, models.learner.model.task
+    scale = options.selection.score_scale
+    if scale is None:
+        scale = 1.0 if options.selection.joint else task.score_scale
+    augment = options.optimization.augment or task.augment
+    return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss)
+
+
+def manifest_of(
+    setup: Setup,
+    models: RunModels,
+    cost: RunCost,
+    resolved: Resolved,
+    weights: dict[str, str],
+    test_shards: Sequence[Shard] | None,
+) -> dict[str, Any]:
+    """The content of manifest.json. `weights` are the digests of the weights before step 1, by model."""
+    table, shards = models.table, setup.shards
+    frozen_now = {
+        "train": frozen.shards_of(shards),
+        "test": frozen.shards_of(test_shards) if test_shards is not None else None,
+        "weights": weights,
+        "score_table": frozen.table_of(table, shards) if table is not None else None,
+        "steps": cost.steps,
+        "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
+    }
+    return startup.manifest_of(
+        setup.dataset,
+        shards,
+        models.trained,
+        table,
+        setup.device,
+        setup.precision,
+        cost.step,
+        cost.uncounted,
+        frozen_now,
+    )
+
+
+def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
+    """The stream of super-batches, in the views of all models that see them."""
+    options = setup.options
+    seen = {**models.trained, ONLINE: models.scorer, REFERENCE: cost.made_in_run}
+    return SuperBatches(
+        setup.dataset,
+        options.super_batch_size,
+        views={name: model.geometry for name, model in seen.items() if model},
+        tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
+        scores=models.table,
+        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
+        embeddings=options.selection.joint,
+        logits=options.optimization.distill > 0,
+        on_missing=options.selection.on_missing,
+        seed=options.seed if setup.recorded is None else setup.recorded.seed,
+        lanes=setup.lanes,
+        max_failures=options.data.max_failures,
+        max_bad_shards=options.data.max_bad_shards,
+        host_bytes=options.data.host_bytes,
+        cache_bytes=options.data.cache_bytes,
+        shards=setup.shards,
+        verify=False,  # open_reference did
+        group=setup.group,
+        waiting=setup.stop.released,
+    )
+
+
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer:
+    """Who scores super-batches, within the budget."""
+    if setup.recorded is not None:
+        return ReplayScorer(setup.recorded)
+    options, table = setup.options, models.table
+    budget = options.budget.budget_flops
+    return RunScorer(
+        policy=options.selection.chosen_policy,
+        model=models.scorer,
+        forward=models.forward,
+        reference=cost.made_in_run,
+        reference_cost=cost.reference,
+        ledger=cost.ledger,
+        precision=setup.score_precision,
+        micro_batch=options.optimization.micro_batch,
+        reference_scale=(table.manifest.get("scale") if table else None) or 1.0,
+        reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
+        budget=None if budget is None else budget - cost.charged,
+        step_flops=cost.step.total,
+    )
+
+
+def selector_of(setup: Setup, resolved: Resolved) -> Selector:
+    """Who chooses by the scores."""
+    selection = setup.options.selection
+    if setup.recorded is not None:
+        return Selector(selection.chosen_policy, setup.options.optimization.batch_size, sampler="topk")
+    return Selector(
+        selection.policy,
+        setup.options.optimization.batch_size,
+        sampler=selection.sampler,
+        temperature=selection.temperature,
+        scale=resolved.scale,
+        chunks=selection.chunks,
+        joint_loss=resolved.joint_loss,
+        seed=startup.stream_seed(setup.options.seed, "select"),
+    )
+
+
+def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
+    """All that the loop works with."""
+    options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
+    peak = device_peak(setup.device, setup.precision)
+    scorer = scorer_of(setup, models, cost)
+    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    return TrainingJob(
+        run=setup.run,
+        subs=SubBatches(
+            batches_of(setup, models, cost),
+            selector_of(setup, resolved),
+            scorer=scorer,
+            device=setup.device,
+            timing=timing,
+            check=partial(refuse_misfits, checked),
+            charge=scorer.charge,
+        ),
+        learner=models.learner,
+        online=models.online,
+        steps=cost.steps,
+        warmup=resolved.warmup,
+        augment=resolved.augment,
+        augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
+        cost=cost.step,
+        ledger=cost.ledger,
+        records=setup.records,
+        pace=Pace(
+            cost.steps,
+            options.optimization.batch_size,
+            log_every=options.records.log_every,
+            checkpoint_every=options.records.checkpoint_every,
+            report=setup.records,
+        ),
+        timing=timing,
+        stop=setup.stop,
+        keeping=_keeping_of(setup, models, cost),
+        peak=None if peak is None else peak * setup.group.size,
+    )
+
+
+def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
+    """What is measured and kept on the way."""
+    options, learner = setup.options, models.learner
+
+    def measure() -> dict[str, float]:
+        return quality_of(
+            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
+        )
+
+    return Keeping(
+        setup.run,
+        learner,
+        setup.records,
+        measure,
+        quality=learner.model.task.quality,
+        steps=cost.steps,
+        evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
+        keep_every=options.records.keep_every,
+        group=setup.group,
+    )
+
+
+def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -> Needs:
+    """What the run computes at a step on one rank, for the estimate of its memory."""
+    options, ranks, batches = setup.options, setup.group.size, subs.batches
+    return Needs(
+        learner=models.learner,
+        online=models.online,
+        scoring=[model for model in (models.scorer, cost.made_in_run) if model],
+        views=batches.views.values(),
+        ahead=subs.views_ahead,
+        sub_batch=-(-options.optimization.batch_size // ranks),
+        super_batch=-(-batches.size * -(-batches.lanes // ranks) // batches.lanes),
+        micro_batch=options.optimization.micro_batch,
+        accumulate=options.optimization.accumulate,
+        grad_checkpointing=options.optimization.grad_checkpointing,
+        score_precision=setup.score_precision,
+        device=setup.device,
+        joint=options.selection.joint,
+    )

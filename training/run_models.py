@@ -1,0 +1,91 @@
+"""The models of a run: the learner, the online model, and who scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..scoring.coarse import coarsened
+from ..scoring.loading import find_model, load_model
+from ..scoring.models import Model
+from ..scoring.tables.lookup import ScoreTable, open_scores
+from . import startup
+from .reference import Reference, note_geometry, note_views, open_reference
+from .setup import Setup
+from .trainee import Trainee
+
+
+@dataclass(frozen=True)
+class RunModels:
+    """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores."""
+
+    learner: Trainee
+    online: Trainee | None
+    scorer: Model | None
+    forward: Any
+    table: ScoreTable | None
+    reference: Model | None
+    rescored: int
+
+    @property
+    def trainees(self) -> dict[str, Trainee]:
+        return {"learner": self.learner} | ({"online": self.online} if self.online else {})
+
+    @property
+    def trained(self) -> dict[str, Model]:
+        return {name: trainee.model for name, trainee in self.trainees.items()}
+
+    def join(self, b: int) -> None:
+        """Let all ranks step together, on b examples at a time. A collective."""
+        group = self.learner.group
+        for trainee in self.trainees.values():
+            trainee.join(b // group.size)
+
+
+def build_models(setup: Setup) -> RunModels:
+    """Build all, with the reference's table checked. Raises ModelError, TableError and SpecError where one does not fit."""
+    options, device, log = setup.options, setup.device, setup.records.log
+    policy = options.selection.chosen_policy
+
+    def build(name: str, seed: int) -> Model:
+        dataset = setup.dataset
+        spec = find_model(name, task=dataset.task, num_classes=dataset.num_classes, config=setup.config)
+        return load_model(spec, seed=seed)
+
+    learner = build(options.learner, options.seed)
+    online = None
+    if options.selection.online and policy.online in ("model", "either"):
+        online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
+    opened = open_reference(
+        *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
+        verify=setup.group.is_first,
+    )
+    if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
+        opened = Reference(open_scores(options.selection.reference_scores), None, 0)
+    startup.check_policy(options, learner, opened.table)
+    compiled = options.optimization.compile
+    settings: dict[str, Any] = {
+        **options.optimization.stepping,
+        "compiled": compiled if compiled is not None else device.type == "cuda",
+        "device": device,
+        "precision": setup.precision,
+        "group": setup.group,
+    }
+    lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
+    online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
+    learner_trainee = Trainee(learner, lr=lr, **options.optimization.of_the_learner, **settings)
+    online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
+
+    asked = None if policy.online == "none" else online_trainee or learner_trainee
+    scorer, forward = (asked.model, asked.forward) if asked else (None, None)
+    coarse = startup.coarse_of(options.selection, opened.table)
+    if asked:
+        asked.scores = True
+    if asked and coarse:
+        scorer = coarsened(asked.model, coarse)
+        forward = torch.compile(scorer.module) if asked.compiled else scorer.module
+    note_geometry(opened.table, scorer, log)
+    note_views(learner, online, log)
+    return RunModels(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)

@@ -1,0 +1,43 @@
+"""What the parts of a run are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..datasets.shards import Shard
+from ..datasets.spec import Config, DatasetSpec
+from ..scoring.settings import Precision
+from .group import Group
+from .options import RunOptions
+from .records import RunRecords
+from .replay import RecordedRun
+from .signals import Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run's options with what they name: the data set and its shards, the run's folder, the device.
+
+    `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
+    many it began with, or the user's.
+    """
+
+    options: RunOptions
+    config: Config
+    dataset: DatasetSpec
+    shards: Sequence[Shard]
+    run: Path
+    records: RunRecords
+    device: torch.device
+    precision: Precision
+    score_precision: Precision
+    stop: Stop
+    recorded: RecordedRun | None = None
+    group: Group
+    began: Mapping[str, Any]
+    lanes: int | None
