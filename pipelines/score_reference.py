@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import DirectOptions
 
 from .. import errors
 from ..datasets.landed import landed_shards
+from ..datasets.notices import shared_by_processes
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
@@ -169,8 +170,9 @@ def _run(
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
         if not options.follow:
-            result = pipeline.run()
-            result.wait_until_finish()
+            with shared_by_processes():
+                result = pipeline.run()
+                result.wait_until_finish()
         else:
             with children_ignore_interrupts():
                 result = pipeline.run()
