@@ -96,6 +96,8 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         report(f"{without_secrets(folder)}: {len(done):,} shards done, {len(todo):,} to do")
         precision = _precision(folder, before if done else None, options)
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
+        # A table that an older version began is finished without the images' places.
+        manifest["places"] = bool((before or {}).get("places")) if done else True
         source = (before or {}).get("source") if done else None
         manifest["source"] = source_of(folder, options.dataset, shards, source)
         stage_seconds: dict[str, float] = {}
@@ -144,6 +146,7 @@ def _run(
         fingerprint=fingerprint,
         folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may run in another folder
         vectors=options.embeddings or options.logits,
+        places=manifest["places"],
         batch_size=options.batch_size,
         precision=precision,
         max_failures=options.max_failures,
