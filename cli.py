@@ -11,7 +11,7 @@ import typer
 
 from . import __version__
 from .command import CONFIG_HELP, reference_page, report, takes, without
-from .entry import alone, run_command, run_process
+from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
 from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
@@ -42,6 +42,7 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    skip_teardown()
     run_process(app)
 
 
