@@ -33,6 +33,8 @@ CHANGES = {
     "evaluate": True,
     "checkpoint_every": 3,
     "augment": "crop-flip",
+    "evaluate_every": 5,
+    "keep_every": 4,
 }
 
 
@@ -71,7 +73,9 @@ def assert_like_one(folder, name):
     assert ours["quality"] == pytest.approx(theirs["quality"], abs=0.05)
     metrics = [(folder / f"runs/{run}/metrics.jsonl").read_text().splitlines() for run in (name, "one")]
     for line, expected in zip(*(list(map(json.loads, lines)) for lines in metrics), strict=True):
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert line.keys() >= expected.keys() and line["step"] == expected["step"]
+        if "loss" in expected:
+            assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert line["flops"] == expected["flops"] and line["examples"] == expected["examples"]
 
 
