@@ -22,7 +22,17 @@ from measuring import Benchmark, Figure, surroundings
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("score_throughput", "score_cpu", "against_webdataset", "train_step", "join", "joint", "memory", "precision")
+NAMES = (
+    "score_throughput",
+    "score_cpu",
+    "against_webdataset",
+    "train_step",
+    "join",
+    "joint",
+    "memory",
+    "precision",
+    "data_path",
+)
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
 MORE_NAMES = (
     "against_commit",

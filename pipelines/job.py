@@ -44,6 +44,7 @@ class ScoringJob:
     fingerprint: str
     folder: str
     vectors: bool
+    places: bool
     batch_size: int
     precision: Precision
     max_failures: float
@@ -101,6 +102,7 @@ class ScoreShard(beam.DoFn):
             precision=job.precision,
             batch_size=job.batch_size,
             vectors=job.vectors,
+            places=job.places,
             decode_threads=self._threads,
             forward_flops=job.forward_flops,
             kept=self._kept,

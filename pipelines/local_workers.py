@@ -10,6 +10,7 @@ import itertools
 import os
 import shlex
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -26,7 +27,7 @@ from apache_beam.runners.portability.local_job_service import BeamFnLoggingServi
 from apache_beam.utils import thread_pool_executor
 from google.protobuf import json_format, text_format
 
-from ..errors import WorkerError
+from ..errors import StoppedError, WorkerError
 
 _WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as tracebacks name it
 
@@ -139,7 +140,8 @@ class LocalWorker(GrpcWorkerHandler):
 
     def close(self) -> None:
         self._closing = True
-        if self.control_conn.waiting():  # somebody pressed Ctrl-C
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt | StoppedError)
+        if interrupted or self.control_conn.waiting():  # also one that still starts, and waits for nothing yet
             self.kill()
         self.control_conn.close()
         with suppress(grpc.RpcError):

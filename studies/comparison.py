@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..datasets.notices import in_one_line, shared_by_processes
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
@@ -222,7 +223,8 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working folder must not replace the library's in these
     try:
-        yield pool
+        with shared_by_processes():
+            yield pool
     except (KeyboardInterrupt, StoppedError) as e:
         # Every run has its checkpoints; waiting for those that go on could take hours. A signal gives them a step's time.
         for process in list((pool._processes or {}).values()):
@@ -254,6 +256,7 @@ def _keep_to(shares: Any, threads: int) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
+    in_one_line()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     share, gpu = shares.get()
     if gpu is not None:

@@ -51,8 +51,7 @@ def finish(
                 quality = quality_of(options, learner, dataset, ledger.outside, device, precision, group)
             except BaseException as e:
                 error = e
-    with group.together():
-        best = job.keeping.finish(steps, quality) if group.is_first else None
+    best = job.keeping.finish(steps, quality)
     policy, seconds = job.subs.selector.policy, job.timing.state_dict()
     batches = job.subs.batches.state_dict()
     summary = {

@@ -345,6 +345,8 @@ class RunOptions(Options):
     records: RecordOptions = field(default_factory=RecordOptions)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

@@ -18,21 +18,14 @@ import pyarrow.parquet as pq
 import torch
 
 from ..errors import RunError, SpecError
-from ..options import flag
+from ..options import flag, options_of
 from ..scoring.losses import Losses
 from .batch import SuperBatch
-from .options import DataOptions, OptimizationOptions, RunOptions, SelectionOptions
+from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
-# What the order of examples follows from, and where the options have it. The seed has no default to tell it from.
-STREAM = {
-    "batch_size": OptimizationOptions,
-    "filter_ratio": SelectionOptions,
-    "on_missing": SelectionOptions,
-    "reference_scores": SelectionOptions,
-    "lanes": DataOptions,
-    "host_bytes": DataOptions,
-}
+# What the order of examples follows from beside the seed, which has no default to tell it from.
+STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes")
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,8 @@ class RecordedRun:
         """
         given = options.to_dict()
         taken = {}
-        for name, concern in STREAM.items():
-            default = concern.__dataclass_fields__[name].default
+        for name in STREAM:
+            default = options_of(RunOptions)[name].default
             theirs = self.config.get(name, default)
             if given[name] not in (default, theirs):
                 raise SpecError(
@@ -114,13 +107,12 @@ class RecordedRun:
         if first == end:
             raise RunError(f"{file}: lacks step {step:,}; restore it")
         rows = table.slice(first, end - first)
-        losses = [
+        online, reference = (
             None if rows[name].null_count else rows[name].to_numpy().astype(np.float32)
             for name in ("online_loss", "reference_loss")
-        ]
-        return Record(
-            rows["shard"].to_pylist(), rows["key"].to_pylist(), *losses, rows["selected"].to_numpy(zero_copy_only=False)
         )
+        selected = rows["selected"].to_numpy(zero_copy_only=False)
+        return Record(rows["shard"].to_pylist(), rows["key"].to_pylist(), online, reference, selected)
 
     @property
     def flops_per_step(self) -> float:

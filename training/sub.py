@@ -136,9 +136,7 @@ class SubBatches:
                 batch, selection, failures = made(batch, selection)
                 self.batches.count_chosen(failures)
                 sub = sub_batch(batch, selection)
-            if self.online is not None:
-                with self.timing("train"):
-                    self.online.step(sub)
+            self._step_online(sub)
             yield sub
 
     @property
@@ -172,10 +170,17 @@ class SubBatches:
             with self.timing("data"):
                 sub, failures, state = next(source)
                 self.batches.count_chosen(failures)
+            self.charge(sub.drawn)
             with self.timing("select"):
                 self.selector.generator.set_state(state)
                 sub = sub if self.device is None else sub.to(self.device)
+            self._step_online(sub)
             yield sub
+
+    def _step_online(self, sub: SubBatch) -> None:
+        if self.online is not None:
+            with self.timing("train"):
+                self.online.step(sub)
 
     def _known(self, batch: SuperBatch) -> Losses:
         if not self.selector.policy.selects:

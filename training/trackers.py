@@ -138,11 +138,8 @@ class Trackers:
                 ) from e
 
     def metric(self, line: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl, with the totals of its regimes."""
-        flops = {name: line["flops"].get(name) for name in LINES}
-        regimes = Ledger(**{k: v for k, v in flops.items() if v is not None or k == "reference_train"}).regimes()
-        values = dict(_flat({**line, "regimes": regimes}))
-        self._each(lambda tracker: tracker.values(int(line["step"]), values))
+        """A line of metrics.jsonl, with the totals of its regimes where it has the ledger's."""
+        self._each(lambda tracker: tracker.values(int(line["step"]), dict(_flat({**line, **_regimes(line)}))))
 
     def summary(self, step: int, summary: Mapping[str, Any]) -> None:
         """The quality of a finished run, and its totals."""
@@ -201,6 +198,12 @@ def grid(images_NHWC: np.ndarray) -> np.ndarray:
         top, left = i // columns * (H + 2), i % columns * (W + 2)
         sheet[top : top + H, left : left + W] = image
     return sheet
+
+
+def _regimes(line: Mapping[str, Any]) -> dict[str, Any]:
+    flops = line.get("flops") or {}
+    known = {name: flops.get(name) for name in LINES if flops.get(name) is not None or name == "reference_train"}
+    return {"regimes": Ledger(**known).regimes()} if flops else {}
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
