@@ -109,7 +109,7 @@ def _in_two_passes(
         with nullcontext() if last else unshared():
             with computing():
                 outputs = _tensors(model.task.forward(run, images(part), targets[part]))
-            gradients = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None]
+            gradients: list[torch.Tensor | None] = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None]
             gradients += [leaf.grad for leaf in leaves[2:]] if last else []
             pairs = [(o, g) for o, g in zip(outputs, gradients, strict=False) if o.requires_grad and g is not None]
             with backward():

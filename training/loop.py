@@ -112,9 +112,8 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                     _check_finite(job, step, losses)
                     unlogged, line = None, _line(job, rates, step, sub, share, losses)
                 trouble = _record(job, step, sub, line)
-            saves = job.pace.saves(step) and group.is_first
-            skips = not said.issuperset(batches.skipped_shards)
-            saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
+            wants = job.pace.saves(step) and group.is_first, not said.issuperset(batches.skipped_shards)
+            saves, skips, signal = group.agree(trouble, *wants, job.stop.asked or 0)
             if skips:
                 _say_skipped(job, said)
             if saves:

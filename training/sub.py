@@ -45,8 +45,10 @@ class SubBatch(SuperBatch):
     def to(self, device: torch.device | str) -> SubBatch:
         """The same examples, the selection and the super-batch with all tensors on a device."""
         found = {f.name: getattr(self.selection, f.name) for f in fields(self.selection)}
-        selection = Selection(**{name: None if value is None else value.to(device) for name, value in found.items()})
-        return replace(super().to(device), selection=selection, drawn=self.drawn.to(device))  # type: ignore[return-value]
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in found.items()}
+        here: Any = super().to(device)
+        changed: SubBatch = replace(here, selection=Selection(**moved), drawn=self.drawn.to(device))
+        return changed
 
 
 class Scorer(Protocol):
