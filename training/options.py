@@ -378,13 +378,11 @@ class RunOptions(Options):
 
         An option that it does not know, since it is older, had its default. Of URLs it holds no secrets, which may change.
         """
-        now = {
-            name: without_secrets(value) if isinstance(value, str) else value
-            for name, value in json.loads(json.dumps(self.to_dict())).items()
-        }
-        known = {o.name: o.default for o in options_of(type(self)).values() if o.default is not MISSING} | _renamed(
-            before
-        )
+        defaults = {o.name: o.default for o in options_of(type(self)).values() if o.default is not MISSING}
+        # As JSON has them, such as a tuple as a list.
+        written, plain = json.loads(json.dumps([self.to_dict(), {**defaults, "policy": str(defaults["policy"])}]))
+        now = {name: without_secrets(v) if isinstance(v, str) else v for name, v in written.items()}
+        known = plain | _renamed(before)
         return [f"{k} = {known.get(k)}, now {now[k]}" for k in now if k not in free and now[k] != known.get(k)]
 
 
