@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -49,7 +49,9 @@ class ImageReader:
         shard = self._shards.get(name)
         if shard is None:
             raise JoinError(f"shard '{name}': data set '{self._dataset.name}' has no such shard")
-        places = self._places(name) if self._dataset.format != "folder" else dict.fromkeys(keys)
+        places: Mapping[str, Place] = dict.fromkeys(keys)
+        if self._dataset.format != "folder":
+            places = self._places(name)
         for key in keys:
             if key not in places:
                 raise JoinError(f"shard '{name}', key '{key}': expected a score, found none in {self._table.folder}")
