@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Which engines, as pytest's -k has it: make test-engines ENGINES='prism or dask'
 ENGINES ?=
 
-.PHONY: demo test test-engines test-examples test-faults fuzz lint bench docs format clean
+.PHONY: demo test test-engines test-examples test-faults fuzz lint bench bench-gpu docs format clean
 
 demo: .venv/installed
 	$(BIN)/curate demo
@@ -46,6 +46,9 @@ docs: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+bench-gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "curate needs Python 3.11 or newer; give make PYTHON=/path/to/python3"; exit 1; }

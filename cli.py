@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import MISSING, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +11,9 @@ import typer
 
 from . import __version__
 from .command import CONFIG_HELP, reference_page, report, takes, without
-from .entry import run_command, run_process
+from .entry import alone, run_command, run_process
 from .errors import SpecError
+from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
@@ -33,20 +33,6 @@ cli = typer.Typer(
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
-RUN = options_of(RunOptions)
-BUDGET = [option.name for option in RUN.values() if option.concern == "budget"]
-# A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
-    "budget_flops": replace(
-        RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
-    ),
-    "selections_every": replace(RUN["selections_every"], default=5),
-}
-PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every", "report_to") | {
-    "reference": replace(RUN["reference"], help=PLANNED)
-}
-PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}
 
 
 def app() -> None:
@@ -114,6 +100,7 @@ def score_reference(
     from .pipelines.score_reference import score_reference as run_scoring
     from .scoring.loading import find_model
 
+    alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
@@ -167,28 +154,31 @@ def train(
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.
 
-    Give exactly one of --budget-flops, --examples and --steps.
+    Give exactly one of --budget-flops, --examples and --steps. Started by torchrun or srun, several processes share one run:
+    all options are those of the whole run, so --batch-size counts the examples of all GPUs.
 
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
     from .datasets.spec import load_config
     from .training import train as run_training
+    from .training.group import Group
 
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
-        raise SpecError(
-            "train runs in one process so far, and WORLD_SIZE says that there are several; start it without torchrun, or "
-            "use curate.SuperBatches(..., group=curate.Group.from_env()) in a loop of your own"
-        )
-    if train_num_samples is not None:
-        if given["examples"] is not None:
-            raise SpecError("--train-num-samples and --examples are both given; drop one")
-        if epochs < 1:
-            raise SpecError(f"--epochs is {epochs}, expected at least 1")
-        given["examples"] = epochs * train_num_samples
-    options = RunOptions.of(**given)
-    summary = run_training(options, config=load_config(config), resume=resume, report=report)
-    typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    group = Group.from_env()
+    try:
+        with group.together():
+            if train_num_samples is not None:
+                if given["examples"] is not None:
+                    raise SpecError("--train-num-samples and --examples are both given; drop one")
+                if epochs < 1:
+                    raise SpecError(f"--epochs is {epochs}, expected at least 1")
+                given["examples"] = epochs * train_num_samples
+            options, known = RunOptions.of(**given), load_config(config)
+        summary = run_training(options, config=known, resume=resume, report=report, group=group)
+    finally:
+        group.close()
+    if group.is_first:
+        typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
 
 
 @cli.command()
@@ -207,7 +197,7 @@ def plan(
 ) -> None:
     """Say what selection would cost, and what it must save, before anything is spent.
 
-    With --probe, short complete runs of uniform and learnability, in pairs, also say what it is likely to save. The
+    With --probe, short complete runs of uniform and of --policies, in pairs, also say what it is likely to save. The
     options of these runs are those of train.
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
@@ -218,6 +208,7 @@ def plan(
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
+    alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
     if measure and options.learner is None:
@@ -249,6 +240,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     from .reports.comparison import write_folder
     from .studies.comparison import compare_runs
 
+    alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
     compared = compare_runs(options, config=known, report=report)

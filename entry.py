@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +13,7 @@ import typer
 
 from . import threads
 from .datasets.notices import in_one_line
-from .errors import CurateError, StoppedError
+from .errors import CurateError, SpecError, StoppedError
 from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .training.signals import handled_by
 from .units import Report
@@ -36,7 +37,8 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
             code = _code_of(cli)
         sys.stdout.flush()
     except CurateError as e:
-        report(f"curate: {e}")
+        if e.reported_by is None:
+            report(f"curate: {e}")
         code = 1
     except BrokenPipeError:
         if not nobody_reads(sys.stdout) and not nobody_reads(sys.stderr):
@@ -48,7 +50,8 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
         report(f"curate: {e.filename or 'a file'}: the disk is full; free space, then run the same command again")
         code = 1
     except StoppedError as e:
-        report(f"curate: {e}; run the same command again to resume (train: add --resume)")
+        if e.reported_by is None:
+            report(f"curate: {e}; run the same command again to resume (train: add --resume)")
         code = e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -96,3 +99,11 @@ def _code_of(cli: Callable[..., Any]) -> int:
 
 def _end(signal: int, frame: Any) -> None:
     raise StoppedError(signal)
+
+
+def alone(command: str) -> None:
+    """Raises SpecError where torchrun or srun started several processes, which would all do the same."""
+    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
+        raise SpecError(
+            f"{command} runs in one process, and several were started; start it without torchrun or srun -n"
+        )

@@ -66,8 +66,10 @@ def printable(text: str) -> str:
 class CurateError(Exception):
     """Base of all: the message says what was found, where, and what to do about it, in one printable line.
 
-    Secrets in URLs are left out.
+    Secrets in URLs are left out. `reported_by` is the rank that prints it, where that is another process of the run.
     """
+
+    reported_by: int | None = None
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(without_secrets(" ".join(message.splitlines()))))
@@ -147,6 +149,8 @@ class QueryError(CurateError):
 
 class StoppedError(BaseException):
     """A signal asked the process to end: the machine is taken back, or the terminal is gone. No error, as Ctrl-C is none."""
+
+    reported_by: int | None = None
 
     def __init__(self, signal: int, message: str = "") -> None:
         super().__init__(signal, message)

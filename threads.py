@@ -10,7 +10,15 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """The cores that this process may use: at least 1, by its affinity and by the limit of its container (cgroup)."""
+    """The cores that this process may use: at least 1, by its affinity and by the limit of its container (cgroup).
+
+    Processes that torchrun started on this machine for one run have equal shares of them.
+    """
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, _cores() // max(1, int(sharing) if sharing.isdigit() else 1))
+
+
+def _cores() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cgroup_limit()
     return allowed if limit is None else max(1, min(allowed, int(limit)))

@@ -60,11 +60,11 @@ def main() -> None:
             write_readme()
 
 
-def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float) -> None:
+def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float, command: str = "") -> None:
     threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     content = {
         "benchmark": benchmark.name,
-        "command": f"{threads}python benchmarks/run.py {benchmark.name}",
+        "command": threads + (command or f"python benchmarks/run.py {benchmark.name}"),
         "goal": benchmark.goal,
         **about,
         "setting": benchmark.setting,

@@ -28,9 +28,11 @@ from curate.scoring.models import Model, ModelSpec
 from curate.scoring.policies import UNIFORM
 from curate.scoring.selector import Selector
 from curate.training import checkpoint
+from curate.training.keeping import Keeping
 from curate.training.loop import TrainingJob, train_loop
 from curate.training.pace import CHECKPOINT_SECONDS, Pace
 from curate.training.records import RunRecords
+from curate.training.signals import Stop
 from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from curate.training.timing import Stages
@@ -90,11 +92,11 @@ def our_step(work: Path, data: SuperBatches) -> float:
     run = work / "runs" / "step"
     shutil.rmtree(run, ignore_errors=True)
     device = best_device()
-    timing = Stages()
+    timing, learner, records = Stages(device), new_trainee(), RunRecords(run, lambda line: None)
     job = TrainingJob(
         run=run,
         subs=SubBatches(data, Selector(UNIFORM, BATCH_SIZE), device=device, timing=timing),
-        learner=new_trainee(),
+        learner=learner,
         online=None,
         steps=STEPS,
         warmup=round(0.05 * STEPS),
@@ -102,9 +104,11 @@ def our_step(work: Path, data: SuperBatches) -> float:
         augmenting=torch.Generator(),
         cost=StepCost(learner_train=1.0),
         ledger=Ledger(),
-        records=RunRecords(run, lambda line: None),
+        records=records,
         pace=Pace(STEPS, BATCH_SIZE, log_every=20, checkpoint_every=None, report=lambda line: None),
         timing=timing,
+        stop=Stop(),
+        keeping=Keeping(run, learner, records, dict, quality="top1", steps=STEPS),
     )
     done = []
     train_loop(job, after_step=lambda step: done.append(time.perf_counter()))

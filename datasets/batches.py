@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -44,14 +44,18 @@ def decode_threads() -> int:
 def decoded_batches(
     records: Iterable[Example | Failure], geometry: Geometry, batch_size: int, threads: int | None = None
 ) -> Iterator[DecodedBatch]:
-    """Decode a shard's records, `batch_size` at a time, in order. Bad images become failures of stage `decode`."""
-    with ThreadPoolExecutor(threads or decode_threads()) as pool:
-        chunks = batched_with_seconds(records, batch_size)
+    """Decode a shard's records, `batch_size` at a time, in order. Bad images become failures of stage `decode`.
+
+    A thread reads the next batch meanwhile.
+    """
+    threads = threads or decode_threads()
+    chunks = prefetch(batched_with_seconds(records, batch_size), depth=1)
+    with closing(chunks), ThreadPoolExecutor(threads) as pool:
         for chunk, read_seconds in chunks:
             started = time.perf_counter()
             failures = [r for r in chunk if isinstance(r, Failure)]
             examples = [r for r in chunk if isinstance(r, Example)]
-            decoded = decode_all(examples, geometry, pool)
+            decoded = decode_all(examples, geometry, pool, threads)
             kept = [(e, p) for e, p in zip(examples, decoded, strict=True) if isinstance(p, np.ndarray)]
             failures += [p for p in decoded if isinstance(p, Failure)]
             pixels = (
@@ -63,10 +67,13 @@ def decoded_batches(
             yield DecodedBatch([e for e, _ in kept], pixels, failures, seconds)
 
 
-def decode_all(examples: Sequence[Example], view: View, pool: Executor) -> list[Any]:
-    """What the view makes of every example (pixels uint8 [size, size, 3] for a geometry), or the Failure, in order."""
-    # Handing over a single image would cost more than decoding a small one.
-    parts = list(batched(examples, 32))
+def decode_all(examples: Sequence[Example], view: View, pool: Executor, threads: int | None = None) -> list[Any]:
+    """What the view makes of every example (pixels uint8 [size, size, 3] for a geometry), or the Failure, in order.
+
+    `threads` are those of the pool; by default as many as `decode_threads`.
+    """
+    # Every thread gets a part. Handing over a single image would cost more than decoding a small one.
+    parts = list(batched(examples, max(8, -(-len(examples) // (threads or decode_threads())))))
     return [seen for part in pool.map(lambda p: [_look_at(e, view) for e in p], parts) for seen in part]
 
 

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,12 +31,13 @@ from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.reports.interval import t_95
 from curate.scoring.loading import find_model
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings_settings import conv
 
-BUDGET, LR, ONLINE_LR, FILTER_RATIO = 0.4e12, 2e-3, 5e-3, 0.8
+BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL = 0.4e12, 2e-3, 5e-3, 0.8, 0.7
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
 RATES = (1e-3, 4e-3)
@@ -76,12 +79,14 @@ MAIN = {
     "bulk + curated, mixed": Arm("mixed", {}),
     "bulk, learnability": choosing("learnability", **CHOOSING),
     "bulk, filter 50 %": choosing("filter", keep=0.5),
+    "bulk, distilled from the reference": choosing("uniform", distill=DISTILL),
 }
 OTHERS = {
     "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
     "bulk, curated in the last tenth": Arm("bulk", {}, last="curated"),
     "bulk + curated, a quarter of all drawn": Arm("mixed-quarter", {}),
     "bulk + curated, learnability": choosing("learnability", "mixed", needs_curated=True, **CHOOSING),
+    "bulk, filter 25 %": choosing("filter", keep=0.25),
 }
 ARMS = {**MAIN, **OTHERS}
 
@@ -121,7 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER RESULTS")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(tables(read_results(arguments.paths[-1])))
+        return
     if arguments.list or len(arguments.paths) != 2:
         print(*(cell.name for cell in planned()), sep="\n")
         return
@@ -140,6 +149,37 @@ def main() -> None:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Top-1 by arm and number of curated examples at the rate of all; and of every rate that was tried, with validation."""
+    sizes = sorted({line["curated"] for line in results})
+    lines = [f"| arm | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for name, arm in ARMS.items():
+        found = [
+            [line for line in results if (line["arm"], line["curated"], line["lr"]) == (name, n, LR)] for n in sizes
+        ]
+        shown = [cell([line["top1"] for line in some]) for some in found]
+        if not arm.counted:  # it is the same for all sizes
+            shown = [shown[0]] * len(sizes)
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    searched = [line for line in results if any(other["lr"] != LR and other["arm"] == line["arm"] for other in results)]
+    at = [
+        line for line in searched if line["curated"] in (0, RATES_AT) and not line["seed"] and line["validation_top1"]
+    ]
+    if at:
+        lines += ["", "| arm | rate | validation (noisy labels) | test |", "|---" * 4 + "|"]
+    for line in sorted(at, key=lambda line: (list(ARMS).index(line["arm"]), line["curated"], line["lr"])):
+        lines.append(f"| {line['arm']} | {line['lr']:g} | {line['validation_top1']:.1%} | {line['top1']:.1%} |")
+    return "\n".join(lines)
+
+
+def cell(top1: list[float]) -> str:
+    """A mean over seeds; from two seeds on with half of its 90 % interval, by Student's t."""
+    if len(top1) < 2:
+        return "".join(f"{100 * value:.1f}" for value in top1)
+    half = t_95(len(top1) - 1) * statistics.stdev(top1) / math.sqrt(len(top1))
+    return f"{100 * statistics.fmean(top1):.1f} ± {100 * half:.1f} (n = {len(top1)})"
 
 
 def set_up(folder: Path) -> None:
@@ -210,7 +250,9 @@ def score_table(folder: Path, curated: int, dataset: str) -> str:
     spec = find_dataset(dataset, config)
     model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
     in_this_process = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-    scoring = ScoreOptions(dataset=spec, reference=model, out=str(folder / "scores"), runner_options=in_this_process)
+    scoring = ScoreOptions(
+        dataset=spec, reference=model, out=str(folder / "tables"), logits=True, runner_options=in_this_process
+    )
     return score_reference(scoring, quiet).folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,16 @@ from ..scoring.forward import best_device
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.settings import Precision
-from ..scoring.shard import score_shard
+from ..scoring.shard import StartedShard, bytes_ahead
 from ..scoring.tables.read import shard_counts
 from ..scoring.tables.schema import ENDING
 from ..scoring.tables.write import clear_error, commit_shard, note_error
 from .finish import check_size, too_many_message
 
 STAGES = ("read", "decode", "forward", "write")
+# Shards that a worker has started: one in the forward pass, the others being read and decoded, as far as a machine's workers
+# together hold no more decoded images than this.
+MOST_STARTED, BYTES_AHEAD = 3, 2 << 30
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class ScoreShard(beam.DoFn):
         self._device = best_device()
         self._model = self._shared.acquire(self._load)
         self._kept = self._model.task.kept(self._model)
+        each = bytes_ahead(self._model, self._job.batch_size) * self._job.processes
+        self._most = min(MOST_STARTED, max(1, BYTES_AHEAD // each))
+        self._started: deque[tuple[Shard, StartedShard]] = deque()
         self._judged = self._failed = 0
 
     def _load(self) -> Model:
@@ -72,28 +79,60 @@ class ScoreShard(beam.DoFn):
             raise ModelError(f"'{self._job.reference.name}' changed during the job; run the same command again")
         return model.to(self._device)
 
+    def start_bundle(self) -> None:
+        self._close()  # what a bundle that failed left behind
+
     def process(self, shard: Shard) -> None:
+        """Start a shard, and finish the oldest one where enough are started: the others are read and decoded meanwhile."""
         job = self._job
+        if any(started.name == shard.name for started, _ in self._started):
+            self._finish_down_to(0)
         if exists(join_url(job.folder, shard.name + ENDING)):  # a retried bundle, or a file that was written to again
             check_size(job.folder, shard, shard_counts(job.folder, shard.name).shard_size)
             return
+        scoring = StartedShard(
+            job.dataset,
+            shard,
+            self._model,
+            device=self._device,
+            precision=job.precision,
+            batch_size=job.batch_size,
+            vectors=job.vectors,
+            decode_threads=self._threads,
+            forward_flops=job.forward_flops,
+            kept=self._kept,
+        )
+        self._started.append((shard, scoring))
+        self._finish_down_to(self._most - 1)
+
+    def finish_bundle(self) -> None:
+        self._finish_down_to(0)
+
+    def teardown(self) -> None:
+        self._close()
+
+    def _finish_down_to(self, left: int) -> None:
         try:
-            result = score_shard(
-                job.dataset,
-                shard,
-                self._model,
-                device=self._device,
-                precision=job.precision,
-                batch_size=job.batch_size,
-                vectors=job.vectors,
-                decode_threads=self._threads,
-                forward_flops=job.forward_flops,
-                kept=self._kept,
-            )
+            while len(self._started) > left:
+                self._finish(*self._started.popleft())
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        while self._started:
+            self._started.popleft()[1].close()
+
+    def _finish(self, shard: Shard, scoring: StartedShard) -> None:
+        job = self._job
+        try:
+            result = scoring.finish()
         except (ShardError, StorageError) as e:
             self._bad_shards.inc()
             note_error(job.folder, shard, str(e))
             return
+        finally:
+            scoring.close()
         started = time.perf_counter()
         commit_shard(job.folder, shard, result.scores, result.failures, {**job.meta, "flops": result.flops})
         clear_error(job.folder, shard.name)

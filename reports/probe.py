@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from .verdict import quality_name
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The saving in learner updates at `budget` FLOPs per run, and the FLOPs that all runs spent. `measure` names the quality."""
+    """The saving in learner updates at `budget` FLOPs per run, and the FLOPs that all runs spent. `measure` names the quality.
+
+    `others` have the quality and the saving of every policy that was probed beside `policy`.
+    """
 
     policy: str
     measure: str
@@ -28,6 +31,7 @@ class Probe:
     seeds: int
     quality: Mapping[str, Spread]
     saving: SeededSaving
+    others: Mapping[str, tuple[Spread, SeededSaving]] = field(default_factory=dict)
 
     @property
     def expected_saving(self) -> float | None:
@@ -42,7 +46,8 @@ def read_probe(folder: str, compared: Compared) -> Probe:
     """From the runs under `folder` that `compared` names. Raises RunError where a run's files are damaged."""
     found = read_points([Path(folder, "runs", name) for name in compared.runs], compared.quality)
     analysis = analyse(found, compared.quality, compared.budget_flops)
-    (row,) = analysis.savings
+    named = compared.headline_policy or analysis.savings[0].policy
+    row = next(row for row in analysis.savings if row.policy == named)
     uniform = analysis.rung(BASELINE, row.budget_flops)
     assert uniform is not None, "the probe ran uniform at every budget of the policy"
     return Probe(
@@ -53,6 +58,7 @@ def read_probe(folder: str, compared: Compared) -> Probe:
         seeds=len(analysis.seeds),
         quality={BASELINE: uniform.quality, row.policy: row.quality},
         saving=row.learner_updates,
+        others={r.policy: (r.quality, r.learner_updates) for r in analysis.savings if r is not row},
     )
 
 
@@ -64,6 +70,10 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
         f"{percent(probe.spent / plan['budget'])} of it spent: {quality_name(probe.measure)} "
         f"{accuracy(quality[probe.policy].mean)} with {probe.policy}, {accuracy(quality[BASELINE].mean)} with {BASELINE};",
         f"{saving.spoken('fewer', 'more')} learner updates to the same quality ({saving.between}).",
+        *(
+            f"{name} at the same FLOPs: {accuracy(reached.mean)}; {other.spoken('fewer', 'more')} ({other.between})."
+            for name, (reached, other) in probe.others.items()
+        ),
     ]
     if not saving.gained:
         return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]

@@ -13,6 +13,7 @@ from ..datasets.shards import list_shards
 from ..datasets.spec import DatasetSpec
 from ..errors import ModelError, SpecError
 from .models import Model
+from .ranks import ALONE, Ranks
 
 # A held-out part of a large train split is as good as this many of its examples.
 MOST_HELD_OUT = 10_000
@@ -20,13 +21,16 @@ RECALL_AT = (1, 5, 10)
 BLOCK = 1024
 
 
-def split_batches(model: Model, dataset: DatasetSpec, batch_size: int) -> Iterator[DecodedBatch]:
-    """The test split, decoded for this model. Raises SpecError where the data set has none."""
+def split_batches(model: Model, dataset: DatasetSpec, batch_size: int, ranks: Ranks = ALONE) -> Iterator[DecodedBatch]:
+    """The test split, decoded for this model; of several ranks, each is given every so many-th batch. Raises SpecError where
+    the data set has none."""
     records: Iterable[Example | Failure] = (
         record for shard in list_shards(dataset, "test") for record in read_shard(dataset, shard)
     )
     if dataset.hold_out:
         records = islice(records, MOST_HELD_OUT)
+    if ranks.size > 1:
+        records = (r for i, r in enumerate(records) if i // batch_size % ranks.size == ranks.rank)
     return prefetch(decoded_batches(records, model.geometry, batch_size))
 
 

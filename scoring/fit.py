@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import CurateError, ModelError
+from .gradients import add_gradients
 from .models import Model
 
 
@@ -68,6 +69,14 @@ def check_fit(model: Model, *, trains: bool = True) -> int:
         except ValueError as e:
             raise ModelError(f"model '{name}': {e}") from None
     return found
+
+
+def some_unused(model: Model) -> bool:
+    """Whether a training step gives some parameters no gradient, such as those of a head that nothing reads."""
+    module, (images, targets) = on_meta(model.module).float().train(), meta_inputs(model, 2)
+    meta = Model(model.spec, model.task, module, model.preprocessing, model.tokenizer)
+    add_gradients(meta, module, model.task.training_loss(model), images.__getitem__, targets)
+    return any(p.requires_grad and p.grad is None for p in module.parameters())
 
 
 def first_line(error: Exception) -> str:

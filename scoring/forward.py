@@ -33,9 +33,10 @@ def score_batch(
     """
     run = forward if forward is not None else model.module
     parts = []
-    step = micro_batch or len(pixels_BHWC)
+    B = max(1, len(pixels_BHWC))  # a pass over no rows gives outputs of no rows
+    step = micro_batch or B
     with evaluating(model.module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
-        for start in range(0, len(pixels_BHWC), step):
+        for start in range(0, B, step):
             part = slice(start, start + step)
             inferred = model.task.infer(run, model.normalize(pixels_BHWC[part]), targets[part])
             scored = model.task.scored(inferred, targets[part])

@@ -31,28 +31,40 @@ def add_gradients(
     accumulate: int = 1,
     recomputes: bool = False,
     computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    weight: float = 1.0,
+    unshared: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> torch.Tensor:
-    """Add the gradients of `loss`, a mean over the batch, to the parameters. Returns the detached loss.
+    """Add the gradients of `loss`, a mean over the batch, times `weight` to the parameters. Returns the detached loss, times
+    `weight` too.
 
     `run` is called as the module, within `computing()`. `images` gives the normalised images of some rows, so that those of
     one part alone are in memory. `targets` are a tensor, or rows of several. The batch is computed in `accumulate` parts,
     of which one part's activations are held. Loss and gradients are those of the whole batch; what a layer computes over a
     batch (BatchNorm) or draws at random (dropout), it computes and draws for each part. `recomputes` says that
     `checkpoint_activations` is on.
+
+    Where several ranks have a part of one batch each, all parts but the last are computed within `unshared()`.
     """
     parts = _parts(len(targets), accumulate)
-    backward = partial(_still_statistics, model.module) if recomputes else nullcontext
-    if len(parts) > 1 and model.task.compares:
-        return _in_two_passes(model, run, loss, images, targets, parts, computing, backward)
+    backward = partial(still_statistics, model.module) if recomputes else nullcontext
+    if accumulate > 1 and model.task.compares:  # also where this rank has a single row: all ranks do the same
+
+        def whole(output: Any, all_targets: torch.Tensor) -> torch.Tensor:
+            value = loss(output, all_targets)
+            return value if weight == 1 else value * weight
+
+        return _in_two_passes(model, run, whole, images, targets, parts, computing, backward, unshared)
     total = None
     for part in parts:
-        with computing():
-            output = model.task.forward(run, images(part), targets[part])
-        value = loss(output, targets[part])
-        if len(parts) > 1:
-            value = value * (len(targets[part]) / len(targets))
-        with backward():
-            value.backward()
+        with unshared() if part is not parts[-1] else nullcontext():
+            with computing():
+                output = model.task.forward(run, images(part), targets[part])
+            value = loss(output, targets[part])
+            share = weight * len(targets[part]) / len(targets)
+            if share != 1:
+                value = value * share
+            with backward():
+                value.backward()
         total = value.detach() if total is None else total + value.detach()
         del output, value  # else they are held while the next part is computed
     assert total is not None
@@ -68,6 +80,7 @@ def _in_two_passes(
     parts: list[slice],
     computing: Callable[[], AbstractContextManager[Any]],
     backward: Callable[[], AbstractContextManager[Any]],
+    unshared: Callable[[], AbstractContextManager[Any]],
 ) -> torch.Tensor:
     """GradCache (Gao et al., arXiv 2101.06983): a loss that compares all pairs of the batch needs all of their embeddings.
 
@@ -77,7 +90,7 @@ def _in_two_passes(
     device = targets.device
     made: list[list[torch.Tensor]] = []
     states = []
-    with torch.no_grad(), _still_statistics(model.module):
+    with torch.no_grad(), still_statistics(model.module):
         for part in parts:
             states.append(_random_state(device))
             with computing():
@@ -89,17 +102,18 @@ def _in_two_passes(
     value = loss(leaves, targets)
     value.backward()
 
-    shared = [leaf.grad for leaf in leaves[2:]]
     after = _random_state(device)
     for part, state in zip(parts, states, strict=True):
+        last = part is parts[-1]
         _set_random_state(device, state)
-        with computing():
-            outputs = _tensors(model.task.forward(run, images(part), targets[part]))
-        gradients = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None] + shared
-        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=False) if o.requires_grad and g is not None]
-        with backward():
-            torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-        shared = []
+        with nullcontext() if last else unshared():
+            with computing():
+                outputs = _tensors(model.task.forward(run, images(part), targets[part]))
+            gradients = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None]
+            gradients += [leaf.grad for leaf in leaves[2:]] if last else []
+            pairs = [(o, g) for o, g in zip(outputs, gradients, strict=False) if o.requires_grad and g is not None]
+            with backward():
+                torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
         del outputs, gradients, pairs
     _set_random_state(device, after)
     return value.detach()
@@ -154,7 +168,7 @@ def checkpoint_activations(model: Model) -> None:
 
 
 @contextmanager
-def _still_statistics(module: nn.Module) -> Iterator[None]:
+def still_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm's running statistics stay as they are, since these examples are counted in another pass."""
     layers = [layer for layer in batch_norms(module) if layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]

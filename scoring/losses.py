@@ -89,13 +89,23 @@ def negative_dot_product(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch
     return -dot_product_similarity(image_BD, text_BD)
 
 
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """float32 of any narrower type."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def caption_hashes(tokens_BL: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the same for captions of the same tokens. A 64-bit sum with odd weights."""
+    L = tokens_BL.shape[1]
+    generator = torch.Generator().manual_seed(L)
+    weights_L = torch.randint(-(2**62), 2**62, (L,), generator=generator).to(tokens_BL.device) * 2 + 1
+    return (tokens_BL * weights_L).sum(1)
+
+
 def identical_captions(tokens_BL: torch.Tensor) -> torch.Tensor:
     """bool [B, B]: pairs of different examples whose captions have the same tokens.
 
-    Rows are compared by a 64-bit sum with odd weights, so that no [B, B, L] tensor is needed.
+    Rows are compared by their hashes, so that no [B, B, L] tensor is needed.
     """
-    B, L = tokens_BL.shape
-    generator = torch.Generator().manual_seed(L)
-    weights_L = torch.randint(-(2**62), 2**62, (L,), generator=generator).to(tokens_BL.device) * 2 + 1
-    hash_B = (tokens_BL * weights_L).sum(1)
-    return (hash_B[:, None] == hash_B) & ~torch.eye(B, dtype=torch.bool, device=tokens_BL.device)
+    hash_B = caption_hashes(tokens_BL)
+    return (hash_B[:, None] == hash_B) & ~torch.eye(len(hash_B), dtype=torch.bool, device=tokens_BL.device)

@@ -20,6 +20,7 @@ from ..datasets.spec import DatasetSpec
 from ..datasets.targets import Target
 from ..lazy import lazily
 from .preprocessing import Preprocessing
+from .ranks import ALONE, Ranks
 from .settings import Precision
 
 # ITU-R 601: how bright people see red, green and blue.
@@ -58,9 +59,14 @@ class Scored:
 
 
 class ShardScorer(Protocol):
-    """Scores one shard, batch by batch. `flops` is the cost so far."""
+    """Scores one shard, batch by batch. `flops` is the cost so far.
+
+    Each batch is prepared, in a thread that reads ahead, before it is added; both happen in the order of the shard.
+    """
 
     flops: float
+
+    def prepare(self, batch: DecodedBatch) -> None: ...
 
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]: ...
 
@@ -127,8 +133,10 @@ class Task(Protocol):
         """The training pass: what `training_loss` takes."""
         ...
 
-    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-        """Loss of (output, targets), a mean over the batch."""
+    def training_loss(
+        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+    ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        """Loss of (output, targets), a mean over the batch, or over this rank's part of it."""
         ...
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
@@ -162,14 +170,22 @@ class Task(Protocol):
         """Their values."""
         ...
 
-    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
-        """The task's values for a line of metrics of a sub-batch."""
+    def step_metrics(self, targets: torch.Tensor, ranks: Ranks = ALONE) -> dict[str, Any]:
+        """The task's values for a line of metrics of a sub-batch. A collective where several ranks share it."""
         ...
 
     def evaluate(
-        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+        self,
+        model: Model,
+        dataset: DatasetSpec,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
-        """All measures that the test split allows, as shares in [0, 1]; `test_examples` is their n."""
+        """All measures that the test split allows, as shares in [0, 1]; `test_examples` is their n. Several ranks share the
+        batches, and each is given the result."""
         ...
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -15,13 +17,16 @@ from .forward import embed_images, score_embeddings
 from .models import Model, Scored
 from .settings import Precision
 
+# Tokenizers of Hugging Face refuse a second thread.
+_TOKENIZING = threading.Lock()
+
 
 @dataclass
 class PairScorer:
     """Takes a shard's batches one by one, then scores all their pairs at once.
 
     Identical images (by hash of their bytes) and identical captions are embedded once for each shard. Captions are sorted
-    by length, and each batch is cut to its longest one. Memory holds the shard's embeddings and captions.
+    by length, and each batch is cut to its longest one. Memory holds the shard's embeddings, captions and tokens.
     """
 
     model: Model
@@ -37,18 +42,32 @@ class PairScorer:
     _image_of: list[int] = field(default_factory=list)
     _captions: dict[str, int] = field(default_factory=dict)
     _caption_of: list[int] = field(default_factory=list)
+    _tokens: list[torch.Tensor] = field(default_factory=list)
+    _new_images: deque[list[int]] = field(default_factory=deque)
 
-    def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
-        """Embed the images that were not seen before, and keep the captions. Nothing is scored yet."""
-        new = []
+    def prepare(self, batch: DecodedBatch) -> None:
+        """Find which images of a batch are new, and tokenize its new captions."""
+        new_images, new_captions = [], []
         for i, example in enumerate(batch.examples):
             digest = hashlib.blake2b(example.image, digest_size=16).digest()
             if digest not in self._image_places:
                 self._image_places[digest] = len(self._image_places)
-                new.append(i)
+                new_images.append(i)
             self._image_of.append(self._image_places[digest])
-            self._caption_of.append(self._captions.setdefault(str(example.target), len(self._captions)))
-            self.examples.append(replace(example, image=b""))
+            caption = str(example.target)
+            if caption not in self._captions:
+                self._captions[caption] = len(self._captions)
+                new_captions.append(caption)
+            self._caption_of.append(self._captions[caption])
+        self._new_images.append(new_images)
+        if new_captions:
+            with _TOKENIZING:
+                self._tokens.append(self.model.tokenize(new_captions))
+
+    def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
+        """Embed the images that were not seen before. Nothing is scored yet."""
+        self.examples += [replace(example, image=b"") for example in batch.examples]
+        new = self._new_images.popleft()
         if new:
             pixels = torch.from_numpy(batch.pixels if len(new) == len(batch.pixels) else batch.pixels[new])
             self._images.append(embed_images(self.model, pixels.to(self.device, non_blocking=True), self.precision))
@@ -59,13 +78,12 @@ class PairScorer:
         """Losses, similarities and embeddings of all pairs, in the order in which they came."""
         if not self.examples:
             return ()
-        text_UD = self._embed_captions(list(self._captions))
+        text_UD = self._embed_captions(torch.cat(self._tokens))
         image_UD = torch.cat(self._images)
         image_of, caption_of = (torch.tensor(x, device=self.device) for x in (self._image_of, self._caption_of))
         return [(self.examples, score_embeddings(image_UD[image_of], text_UD[caption_of]))]
 
-    def _embed_captions(self, captions: list[str]) -> torch.Tensor:
-        tokens_UL = torch.cat([self.model.tokenize(list(part)) for part in _parts(captions, 4096)])
+    def _embed_captions(self, tokens_UL: torch.Tensor) -> torch.Tensor:
         lengths_U = self.encoder.lengths(tokens_UL)
         order_U = lengths_U.argsort(stable=True)
         embedded: list[torch.Tensor] = []
@@ -74,7 +92,3 @@ class PairScorer:
             self.flops += len(places) * self.encoder.flops(int(lengths_U[places].max()))
         text_UD = torch.cat(embedded)
         return text_UD[order_U.argsort().to(self.device)]
-
-
-def _parts(items: list[str], size: int) -> Iterable[list[str]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

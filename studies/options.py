@@ -176,6 +176,8 @@ class ProbeOptions:
     plan: PlanOptions
     probe: Share
     """Measure the saving by short complete runs, each of which spends this share of the budget, such as 1%."""
+    policies: Policies = (LEARNABILITY.name,)
+    """Probe these policies beside uniform, separated by commas, such as learnability,filter. The plan is about the first."""
     seeds: int = 2
     """Repeat every run of the probe with this many seeds: 0, 1, ..."""
     jobs: int = 1
@@ -195,10 +197,12 @@ class ProbeOptions:
         check_local(self, "out")
         if not 0 < self.probe <= 1:
             raise SpecError(f"--probe is {self.probe:g}, expected a share of the budget above 0, such as 1%")
+        if not self.policies or BASELINE in map(str, self.policies):
+            raise SpecError(f"--policies are those to probe beside {BASELINE}, which always runs; name others")
 
     @property
     def comparison(self) -> CompareOptions:
-        """Uniform at half, once and twice the probe's budget; learnability at once."""
+        """Uniform at half, once and twice the probe's budget; the other policies at once."""
         plan = self.plan
         assert plan.learner and plan.dataset and plan.budget_flops
         base = RunOptions(
@@ -212,7 +216,8 @@ class ProbeOptions:
         )
         return CompareOptions(
             base=base,
-            policies=(BASELINE, LEARNABILITY.name),
+            policies=(BASELINE, *self.policies),
+            headline_policy=str(self.policies[0]),
             budgets=(1.0,),
             ladder=PROBE_LADDER,
             seeds=self.seeds,

@@ -1,4 +1,4 @@
-"""`curate plan --probe`: a few short, complete runs, uniform and learnability in pairs, before a budget is spent."""
+"""`curate plan --probe`: a few short, complete runs, uniform and other policies in pairs, before a budget is spent."""
 
 from __future__ import annotations
 

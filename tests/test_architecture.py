@@ -29,7 +29,11 @@ ALLOWED = {
     "command": BASE,
     "pages": {*BASE, "command", "datasets", "reports"},
     "entry": {*BASE, "streams", "datasets", "training"},
-    "cli": {*BASE, "command", "entry", "pages", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "offered": {*BASE, "command", "training", "studies"},
+    "cli": {
+        *BASE,
+        *("command", "entry", "offered", "pages", "datasets", "scoring", "pipelines", "training", "studies", "reports"),
+    },
 }
 
 

@@ -205,8 +205,41 @@ def test_a_policy_that_is_not_there(digits, tmp_path, monkeypatch, policy, told)
     assert not (tmp_path / "runs").exists()
 
 
-def test_train_under_torchrun_is_refused_rather_than_run_several_times(monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "--dataset", "digits", "--learner", "resnet18", "--budget-flops", "1TF"),
+        ("plan", "--ratio", "1/49"),
+        ("score-reference", "--dataset", "digits", "--reference", "resnet18"),
+    ],
+)
+def test_what_is_no_run_of_several_processes_is_refused_under_torchrun(monkeypatch, arguments):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = curate("train", "--dataset", "digits", "--learner", "resnet18", "--steps", 1)
+    done = curate(*arguments)
     assert done.code == 1
-    assert "one process" in done.error
+    assert f"{arguments[0]} runs in one process" in done.error
+
+
+def test_torchrun_trains_one_run_with_two_ranks(digits, tmp_path):
+    given = [
+        *("train", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--online", "scorer"),
+        *("--policy", "learnability", "--reference-scores", digits.scores, "--batch-size", 16, "--precision", "fp32"),
+        *("--budget-flops", "3GF", "--log-every", 1, "--out", tmp_path),
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "curate"]
+    done = subprocess.run(
+        [*torchrun, *map(str, given), "--name", "two"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{tmp_path}/two"]
+    assert done.stderr.count(f"{tmp_path}/two: done") == 1
+    assert curate(*given, "--name", "one").code == 0
+    two, one = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("two", "one"))
+    for same in ("steps", "ledger", "outside_the_ledger", "examples_scored", "counts"):
+        assert two[same] == one[same]
+    line = json.loads((tmp_path / "two/metrics.jsonl").read_text().splitlines()[-1])
+    assert line["rows_moved"] >= 0 and line["bytes_moved"] >= line["rows_moved"]

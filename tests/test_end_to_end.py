@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
 
 import duckdb
 import pytest
+from support import commands
 
 MODELS = """
 [models.learner]
@@ -23,9 +23,10 @@ preprocessing = { size = 8 }
 
 
 def curate(folder, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "curate", *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    with contextlib.chdir(folder):
+        done = commands.curate(*arguments)
+    assert done.code == 0, done.err
+    return done.out.strip()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_plain_duckdb_and_arrow_open_the_table(work):
 
 
 def test_scoring_again_does_nothing(work):
-    folder, table, _ = work
+    folder, table = work
     before = {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")}
     assert curate(folder, "score-reference", "--dataset", "digits", "--reference", "runs/reference") == table
     assert {p.name: p.stat().st_mtime_ns for p in (folder / table).glob("*.parquet")} == before

@@ -9,13 +9,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["findings", "pairs", "chart"])
+@pytest.mark.parametrize("script", ["findings", "pairs", "chart", "curated_map"])
 def test_experiments_start(script):
     done = subprocess.run(
         [sys.executable, f"experiments/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert f"python experiments/{script}.py" in done.stdout
+
+
+def test_the_map_in_the_findings_is_that_of_its_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import curated_map
+
+    results = curated_map.read_results(ROOT / "experiments" / "results" / "2026-11-26-map.jsonl")
+    assert len(results) > 10
+    assert {line["name"] for line in results} <= {cell.name for cell in curated_map.planned()}
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert curated_map.tables(results) in page, "python experiments/curated_map.py --table RESULTS.jsonl"
 
 
 def test_benchmarks_start():

@@ -1,6 +1,7 @@
 """Checkpoints that appear whole or not at all, and bring a run back bit for bit on the same device.
 
 A checkpoint is a folder `checkpoints/resume-STEP/`; the newest two are kept, so that a run survives one that is damaged.
+A run of several ranks has one checkpoint, which rank 0 writes and all load, in a group of any size.
 Rules of resuming: what was logged after the checkpoint's step is cut away; loader position, random states, optimizers and
 the ledger come back as they were; the schedule is the same function of the step.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..datasets.writing import remove_partials, whole_folder, write_errors
 from ..errors import DivergedError, RunError
 from ..scoring.loading import load_weights, save_weights
 from ..units import Report
+from .group import Group
 from .trainee import Trainee
 
 KEPT = 2
@@ -44,8 +46,10 @@ def save(
     trainees: dict[str, Trainee],
     generators: dict[str, torch.Generator],
     state: dict[str, Any],
+    ranks: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write the checkpoint of having done `step` steps. `state` must be JSON-able.
+    """Write the checkpoint of having done `step` steps. `state` must be JSON-able. `ranks` are the `random_state` of every
+    rank, where there are several.
 
     Raises DivergedError where a weight is not finite, and WriteError; the older checkpoints stay then.
     """
@@ -54,8 +58,8 @@ def save(
     tensors = {
         "optimizers": {name: trainee.optimizer.state_dict() for name, trainee in trainees.items()},
         "generators": {name: generator.get_state() for name, generator in generators.items()},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **random_state(alone=not ranks),
+        **({"ranks": list(ranks)} if ranks else {}),
     }
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
@@ -76,6 +80,14 @@ def save(
                 shutil.rmtree(other)
 
 
+def random_state(alone: bool) -> dict[str, Any]:
+    """Of this process's random numbers; of all GPUs, if it is `alone`, else of its own."""
+    cuda: list[torch.Tensor] = []
+    if torch.cuda.is_available():
+        cuda = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
 def refuse_diverged(run: Path, step: int, trainees: Mapping[str, Trainee]) -> None:
     """Raises DivergedError where a weight of a model is NaN or infinite."""
     for name, trainee in trainees.items():
@@ -89,16 +101,37 @@ def refuse_diverged(run: Path, step: int, trainees: Mapping[str, Trainee]) -> No
 
 
 def load(
-    run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator], report: Report
+    run: Path,
+    trainees: dict[str, Trainee],
+    generators: dict[str, torch.Generator],
+    report: Report,
+    group: Group | None = None,
 ) -> Resumed | None:
     """Bring back the newest checkpoint, or the one before where that is damaged. None where there is none yet.
 
-    Raises RunError where there are some and none of them loads.
+    In a group all ranks call it and load the same one. Raises RunError where there are some and none of them loads.
     """
+    group = group or Group()
+    with group.together():
+        found = _newest(run, trainees, generators, report, group) if group.is_first else None
+    folder = group.share(None if found is None else found[0])[0]
+    with group.together():
+        if folder is not None and not group.is_first:
+            if not folder.exists():
+                raise RunError(
+                    f"{folder}: rank {group.rank} cannot see this checkpoint; give an --out that all nodes share"
+                )
+            found = folder, _load(run, folder, trainees, generators, group)
+    return None if found is None else found[1]
+
+
+def _newest(
+    run: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator], report: Report, group: Group
+) -> tuple[Path, Resumed] | None:
     found = _checkpoints(run)[::-1]
     for folder in found:
         try:
-            return _load(run, folder, trainees, generators)
+            return folder, _load(run, folder, trainees, generators, group)
         except RunError:
             raise
         except Exception as e:  # json, pickle, zip files, safetensors and torch have errors of their own
@@ -111,7 +144,9 @@ def load(
     return None
 
 
-def _load(run: Path, folder: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator]) -> Resumed:
+def _load(
+    run: Path, folder: Path, trainees: dict[str, Trainee], generators: dict[str, torch.Generator], group: Group
+) -> Resumed:
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if "position" in state:
         raise RunError(
@@ -130,10 +165,23 @@ def _load(run: Path, folder: Path, trainees: dict[str, Trainee], generators: dic
         trainee.optimizer.load_state_dict(tensors["optimizers"][name])
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])
-    torch.set_rng_state(tensors["torch"])
-    if tensors["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(tensors["cuda"][: torch.cuda.device_count()])
+    _set_random_state(tensors, group, state["step"])
     return Resumed(state.pop("step"), state)
+
+
+def _set_random_state(tensors: dict[str, Any], group: Group, step: int) -> None:
+    """What the rank of this number had. One that there was not draws random numbers of its own."""
+    ranks = tensors.get("ranks") or [tensors]
+    if group.rank >= len(ranks):
+        torch.manual_seed(torch.initial_seed() + step)
+        return
+    own = ranks[group.rank]
+    torch.set_rng_state(own["torch"])
+    if own["cuda"] and torch.cuda.is_available():
+        if group.size > 1:
+            torch.cuda.set_rng_state(own["cuda"][0])
+        else:
+            torch.cuda.set_rng_state_all(own["cuda"][: torch.cuda.device_count()])
 
 
 def _checksum(path: Path) -> int:

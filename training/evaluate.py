@@ -16,6 +16,7 @@ from ..errors import FailuresError, ShardError, SpecError, StorageError
 from ..scoring.forward import best_device, best_precision
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
+from ..scoring.ranks import ALONE, Ranks
 from ..scoring.settings import Precision, check_precision
 
 # A test split up to this size is read before the first step as well as after the last.
@@ -24,15 +25,22 @@ DECODED = 16
 
 
 def evaluate(
-    model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int = 512
+    model: Model,
+    dataset: DatasetSpec,
+    *,
+    device: torch.device,
+    precision: Precision,
+    batch_size: int = 512,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """All measures that a data set's test split allows, as shares in [0, 1]; `test_examples` is their n, and
-    `test_failures`, where there are any, how many examples of the split could not be used.
+    `test_failures`, where there are any, how many examples of the split could not be used. Several `ranks` share
+    the work: all call it, and each is given the result.
 
     Raises SpecError where there is no test split or nothing in it decodes, ShardError and StorageError where it cannot be
     read.
     """
-    return model.task.evaluate(model, dataset, device=device, precision=precision, batch_size=batch_size)
+    return model.task.evaluate(model, dataset, device=device, precision=precision, batch_size=batch_size, ranks=ranks)
 
 
 def check_test_split(dataset: DatasetSpec, allowed: float) -> list[Shard]:

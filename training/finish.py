@@ -20,6 +20,7 @@ from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
 from . import checkpoint, folder
 from .evaluate import evaluate, refuse_few
+from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
 from .records import write_json
@@ -37,23 +38,21 @@ def finish(
     started: float,
 ) -> dict[str, Any]:
     """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
-    run, ledger, learner = job.run, job.ledger, job.learner.result
-    checkpoint.refuse_diverged(run, steps, job.trainees)
-    (run / "checkpoints").mkdir(exist_ok=True)
-    for name, trainee in job.trainees.items():
-        save_weights(trainee.result.module, run / "checkpoints" / f"{name}.safetensors")
-        if trainee.average is not None:
-            save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
+    run, ledger, learner, group = job.run, job.ledger, job.learner.result, job.group
+    with group.together():
+        if group.is_first:
+            _write_weights(job, steps)
     quality: dict[str, float] = {}
     error: BaseException | None = None
     with job.timing(EVALUATE):
         if options.records.evaluate and dataset.test:
             try:
-                quality = quality_of(options, learner, dataset, ledger.outside, device, precision)
+                quality = quality_of(options, learner, dataset, ledger.outside, device, precision, group)
             except BaseException as e:
                 error = e
     best = job.keeping.finish(steps, quality)
     policy, seconds = job.subs.selector.policy, job.timing.state_dict()
+    batches = job.subs.batches.state_dict()
     summary = {
         "run": run.name,
         "dataset": dataset.name,
@@ -74,19 +73,32 @@ def finish(
         "quality": quality,
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
-        "counts": job.subs.batches.counts,
-        "skipped_shards": job.subs.batches.skipped_shards,
+        "counts": dict(batches["counts"]),
+        "skipped_shards": dict(batches["skipped"]),
     }
-    write_json(run / "summary.json", summary)
-    checkpoint.remove_all(run)
-    job.records.finished(summary)
+    with group.together():
+        if group.is_first:
+            write_json(run / "summary.json", summary)
+            checkpoint.remove_all(run)
+            job.records.finished(summary)
     if error is not None:
         if isinstance(error, CurateError):
-            raise type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}") from error
+            lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")
+            raise group.alike(lost) from error
         raise error
     shown = _shown(quality) or "not evaluated (no test split)"
     job.records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown}")
     return summary
+
+
+def _write_weights(job: TrainingJob, steps: int) -> None:
+    run = job.run
+    checkpoint.refuse_diverged(run, steps, job.trainees)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    for name, trainee in job.trainees.items():
+        save_weights(trainee.result.module, run / "checkpoints" / f"{name}.safetensors")
+        if trainee.average is not None:
+            save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
 
 
 def quality_of(
@@ -96,9 +108,10 @@ def quality_of(
     outside: dict[str, float],
     device: torch.device,
     precision: Precision,
+    group: Group,
 ) -> dict[str, float]:
     """Quality on the test split; its cost is added to `outside`. Raises FailuresError where it is that of too few."""
-    quality = evaluate(learner, dataset, device=device, precision=precision)
+    quality = evaluate(learner, dataset, device=device, precision=precision, ranks=group)
     n, failures = int(quality["test_examples"]), int(quality.get("test_failures", 0))
     refuse_few(f"data set '{dataset.name}', test split", n, failures, options.data.max_failures)
     outside["evaluation"] = outside.get("evaluation", 0.0) + forward_flops(learner).per_example * n
@@ -110,17 +123,26 @@ def _shown(quality: Mapping[str, float]) -> str:
 
 
 def evaluate_again(
-    options: RunOptions, config: Config, dataset: DatasetSpec, run: Path, summary: dict[str, Any], report: Report
+    options: RunOptions,
+    config: Config,
+    dataset: DatasetSpec,
+    run: Path,
+    summary: dict[str, Any],
+    report: Report,
+    group: Group,
 ) -> dict[str, Any]:
     """The quality of a trained run whose evaluation failed, added to its summary."""
     device = best_device()
-    precision = folder.began_with(run).get("precision") or best_precision(device)
-    spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
-    learner = load_model(spec).to(device)
-    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision)
+    with group.together():
+        precision = folder.began_with(run).get("precision") or best_precision(device)
+        spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
+        learner = load_model(spec).to(device)
+    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
-    write_json(run / "summary.json", found)
-    report(f"{run}: evaluated, {_shown(quality)}")
+    with group.together():
+        if group.is_first:
+            write_json(run / "summary.json", found)
+            report(f"{run}: evaluated, {_shown(quality)}")
     return found
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import CurateError, RankError, SpecError
+from ..errors import CurateError, RankError, SpecError, StoppedError
 
 T = TypeVar("T")
 # How long a rank waits for the others: at the start one may load models and check a table.
@@ -138,27 +140,34 @@ class Group:
         error: BaseException | None = None
         try:
             yield
-        except Exception as e:
+        except (Exception, StoppedError) as e:
             error = e
         self.agree(error)
 
-    def agree(self, error: BaseException | None = None) -> None:
-        """Raise on all ranks what one of them met. Raises this rank's own error as it is."""
+    def agree(self, error: BaseException | None = None, *numbers: int) -> list[int]:
+        """Raise on all ranks what one of them met; else return the greatest of each of the numbers over all ranks.
+
+        Each rank raises its own error as it is. Where several met one, the first such rank is who reports it.
+        """
         if self.size == 1:
             if error is not None:
                 raise error
-            return
+            return list(numbers)
         with self._talking():
-            met = torch.tensor([self.size if error is None else self.rank])
+            met = torch.tensor([self.size if error is None else self.rank, *(-number for number in numbers)])
             dist.all_reduce(met, dist.ReduceOp.MIN)
-        first = int(met)
+        first, *greatest = met.tolist()
         if first == self.size:
-            return
-        told = self.share((type(error).__module__, type(error).__name__, str(error)) if error is not None else None)
+            return [-number for number in greatest]
+        told = self.share(_told(error))
         if error is not None:
-            raise error
-        kind, name, text = told[first] or ("", "", "")
-        raise _like(kind, name, text, first)
+            raise error if first == self.rank else _reported_by(first, error)
+        kind, name, text, signal = told[first] or ("", "", "", 0)
+        raise _like(kind, name, text, signal, first)
+
+    def alike(self, error: BaseException) -> BaseException:
+        """An error that all ranks meet at once, without a collective: rank 0 reports it."""
+        return error if self.is_first else _reported_by(0, error)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of tensors of one shape."""
@@ -170,10 +179,17 @@ class Group:
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrite the tensors with those of rank 0."""
-        if self.size > 1:
-            with self._talking():
-                for tensor in tensors:
-                    dist.broadcast(tensor, src=0)
+        if self.size == 1:
+            return
+        alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+        for tensor in tensors:
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        with self._talking(), torch.no_grad():
+            for some in alike.values():
+                together = torch.cat([tensor.reshape(-1) for tensor in some])
+                dist.broadcast(together, src=0)
+                for tensor, values in zip(some, together.split([t.numel() for t in some]), strict=True):
+                    tensor.copy_(values.view_as(tensor))
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
@@ -182,15 +198,38 @@ class Group:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as e:
-            raise RankError(
+            lost = RankError(
                 f"rank {self.rank} of {self.size} lost the others ({_first_line(e)}); the first error of another rank says "
                 "why; start all ranks again from the last saved state"
-            ) from e
+            )
+            raise self.alike(lost) from e
+
+    def divide(self, module: torch.nn.Module, *, some_unused: bool = False) -> torch.nn.Module:
+        """The module in DistributedDataParallel, which averages the ranks' gradients; as it is in a group of one. A
+        collective: all ranks begin with rank 0's weights.
+
+        Buffers are not kept alike (see `broadcast`). `some_unused` says that some parameters never have a gradient.
+        """
+        if self.size == 1:
+            return module
+        # Its advice on the layout of convolutions of 1 x 1, whose gradients are right.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        known = inspect.signature(DistributedDataParallel).parameters
+        still = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        with self._talking():
+            return DistributedDataParallel(
+                module, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **{still: False}
+            )
 
 
 def bare(module: torch.nn.Module) -> torch.nn.Module:
     """The module inside DistributedDataParallel; any other module as it is."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def unshared(module: torch.nn.Module) -> AbstractContextManager[None]:
+    """Within, backward passes add gradients on this rank alone. The next one after it averages the sum over ranks."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def _read(environment: dict[str, str]) -> Group:
@@ -229,11 +268,32 @@ def _bytes_of(rows: torch.Tensor) -> torch.Tensor:
     return rows.contiguous().view(-1).view(torch.uint8) if len(rows) else rows.new_empty(0, dtype=torch.uint8)
 
 
-def _like(module: str, name: str, text: str, rank: int) -> Exception:
+def _told(error: BaseException | None) -> tuple[str, str, str, int] | None:
+    """What others need to raise the same."""
+    if error is None:
+        return None
+    kind = type(error)
+    if isinstance(error, StoppedError):
+        return kind.__module__, kind.__name__, error.message, error.signal
+    return kind.__module__, kind.__name__, str(error), 0
+
+
+def _like(module: str, name: str, text: str, signal: int, rank: int) -> BaseException:
     """Another rank's error, of the same kind where it is one of ours."""
     kind = getattr(importlib.import_module(module), name, None) if module.endswith(".errors") else None
-    error: Exception = (
-        kind(text) if isinstance(kind, type) and issubclass(kind, CurateError) else RankError(f"{name}: {text}")
-    )
+    error: BaseException
+    if kind is StoppedError:
+        error = StoppedError(signal, text)
+    elif isinstance(kind, type) and issubclass(kind, CurateError):
+        error = CurateError.__new__(kind)
+        CurateError.__init__(error, text)
+    else:
+        error = RankError(f"{name}: {text}")
     error.rank = rank  # type: ignore[attr-defined]
+    return _reported_by(rank, error)
+
+
+def _reported_by(rank: int, error: BaseException) -> BaseException:
+    if isinstance(error, CurateError | StoppedError):
+        error.reported_by = rank
     return error

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..datasets.writing import write_errors
 from ..errors import CurateError, StoppedError
 from ..scoring.loading import save_weights
+from .group import Group
 from .records import RunRecords
 from .trainee import Trainee
 
@@ -23,7 +25,7 @@ class Keeping:
     """`measure` returns all measures of the learner, of which `quality` is the one that the best weights are chosen by.
 
     `evaluate_every` and `keep_every` are steps, None for never; after the last of `steps` neither is due, since the end of
-    a run measures and keeps its weights itself.
+    a run measures and keeps its weights itself. Of a `group` all ranks call it, and rank 0 writes.
     """
 
     def __init__(
@@ -37,25 +39,30 @@ class Keeping:
         steps: int,
         evaluate_every: int | None = None,
         keep_every: int | None = None,
+        group: Group | None = None,
     ) -> None:
         self._folder, self._learner, self._records, self._measure = run / "checkpoints", learner, records, measure
         self._quality, self._steps = quality, steps
         self._evaluate_every, self._keep_every = evaluate_every, keep_every
+        self._group = group or Group()
         self.best: tuple[int, float] | None = None
         self._best_then: tuple[int, float] | None = None
 
     def resume(self) -> None:
         """Know the best of what was measured by the records; let go of what was measured later."""
         self.best = None
-        for at, quality in self._records.measured():
+        for at, quality in self._group.first(lambda: list(self._records.measured())):
             self._better(at, quality.get(self._quality))
         self._best_then = self.best
-        self._prune()
+        if self._group.is_first:
+            self._prune()
+
+    def keeps(self, step: int) -> bool:
+        return self._due(self._keep_every, step)
 
     def keep(self, step: int) -> None:
-        """Write the weights after `step`, where that is due."""
-        if self._due(self._keep_every, step):
-            save_weights(self._learner.result.module, self._folder / f"learner-{step:09d}.safetensors")
+        """Write the weights after `step`."""
+        self._write(self._folder / f"learner-{step:09d}.safetensors")
 
     def measures(self, step: int) -> bool:
         return self._due(self._evaluate_every, step)
@@ -71,11 +78,11 @@ class Keeping:
             self._records.log(f"not evaluated after step {step:,}: {e}")
             return {}
         if self._better(step, quality.get(self._quality)):
-            save_weights(self._learner.result.module, self._file(step))
+            self._write(self._file(step))
         return quality
 
     def saved(self) -> None:
-        """After a checkpoint: let go of weights that no checkpoint's best are."""
+        """After rank 0 wrote a checkpoint: let go of weights that no checkpoint's best are."""
         keep, self._best_then = self._best_then, self.best
         self._prune(keep)
 
@@ -86,11 +93,13 @@ class Keeping:
             return None
         final = self._folder / f"{BEST}.safetensors"
         if self._better(step, quality.get(self._quality)):
-            save_weights(self._learner.result.module, final)
-        elif self.best is not None and self._file(self.best[0]).exists():
-            self._file(self.best[0]).replace(final)
-        for file in self._folder.glob(f"{BEST}-*.safetensors"):
-            file.unlink()
+            self._write(final)
+        with self._group.together(), write_errors(final):
+            if self._group.is_first:
+                if self.best is not None and self._file(self.best[0]).exists():
+                    self._file(self.best[0]).replace(final)
+                for file in self._bests():
+                    file.unlink()
         return {"step": self.best[0], self._quality: self.best[1]} if self.best else None
 
     def _due(self, every: int | None, step: int) -> bool:
@@ -102,11 +111,18 @@ class Keeping:
             self.best = (step, quality)
         return better
 
+    def _write(self, path: Path) -> None:
+        with self._group.together():
+            if self._group.is_first:
+                save_weights(self._learner.result.module, path)
+
     def _file(self, step: int) -> Path:
         return self._folder / f"{BEST}-{step:09d}.safetensors"
 
     def _prune(self, *more: tuple[int, float] | None) -> None:
         kept = {self._file(best[0]) for best in (self.best, *more) if best}
-        for file in self._folder.glob(f"{BEST}-*.safetensors"):
-            if file not in kept:
-                file.unlink()
+        for file in self._bests() - kept:
+            file.unlink()
+
+    def _bests(self) -> set[Path]:
+        return set(self._folder.glob(f"{BEST}-*.safetensors"))

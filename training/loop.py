@@ -6,16 +6,19 @@ batch came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BudgetError, DivergedError, StoppedError
+from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .group import Group
 from .keeping import Keeping
 from .pace import Pace
 from .records import RunRecords
@@ -53,13 +56,17 @@ class TrainingJob:
     def trainees(self) -> dict[str, Trainee]:
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
 
+    @property
+    def group(self) -> Group:
+        return self.learner.group
+
 
 def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None) -> int:
     """Run (or resume) all steps of a job. Returns how many were done: fewer than planned where the budget was spent earlier,
     on losses that the score table lacked. `after_step` is called with every step once all of it is done.
 
     At a signal it writes a checkpoint after the step that is going on, or at once while it waits for data, and raises
-    StoppedError.
+    StoppedError. In a group all ranks do the same steps, rank 0 writes, and the clock of rank 0 decides when to save.
     """
     step = _resume(job)
     with job.timing.running():
@@ -68,161 +75,200 @@ def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None
 
 def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None) -> int:
     saved = step
+    group, batches = job.group, job.subs.batches
     rates = Rates(step, job.timing.so_far(), job.ledger.spent, job.peak)
     job.pace.start(step, str(job.run))
-    skipped = _say_skipped(job, 0)
-    at_step = job.subs.batches.state_dict()
+    said: set[str] = set()
+    _say_skipped(job, said)
+    at_step = batches.own_state()
     subs = iter(job.subs)
     unlogged: tuple[SubBatch, float, dict[str, torch.Tensor]] | None = None
     try:
         job.stop.hold()
         while step < job.steps:
             _measure(job, step)
-            sub = _draw(subs, job.run, step)
+            sub = _draw(subs, job, step)
             if sub is None:
                 break
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
-                views = augment_views(sub.views, job.trainees, job.augment, job.augmenting)
+                places = len(sub.selection.index), sub.positions
+                views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
                 losses = {
-                    name: trainee.step(views[name], trainee.targets_of(sub, name), share)
+                    name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
                     for name, trainee in job.trainees.items()
                 }
+                for trainee in job.trainees.values():
+                    trainee.align()
             step += 1
-            at_step = job.subs.batches.state_dict()
+            at_step = batches.own_state()
             job.ledger.add_step(job.cost)
 
             with job.timing("record"):
-                job.records.selection(step, sub)
-                skipped = _say_skipped(job, skipped)
-                unlogged = None if job.pace.logs(step) else (sub, share, losses)
-                if unlogged is None:
-                    _check_finite(job.run, step, losses)
-                    job.records.metric(_line(job, rates, step, sub, share, losses))
-            if job.pace.saves(step):
+                unlogged, line = (sub, share, losses), None
+                if job.pace.logs(step):
+                    _check_finite(job, step, losses)
+                    unlogged, line = None, _line(job, rates, step, sub, share, losses)
+                trouble = _record(job, step, sub, line)
+            saves = job.pace.saves(step) and group.is_first
+            skips = not said.issuperset(batches.skipped_shards)
+            saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
+            if skips:
+                _say_skipped(job, said)
+            if saves:
                 with job.timing("save"):
-                    _check_finite(job.run, step, losses)
+                    _check_finite(job, step, losses)
                     _save(job, step, at_step)
                 job.pace.saved()
                 saved = step
             job.pace.show(step, losses["learner"], job.ledger)
             if after_step:
                 after_step(step)
-            if job.stop.asked is not None:
+            if signal:
                 break
-        job.stop.release()
+        (signal,) = group.agree(None, job.stop.asked or 0)
+        if signal or group.size == 1:  # else ranks that a signal meets at another time than others would part
+            job.stop.release(signal)
         if unlogged is not None:  # the budget was spent before the step that would have been the last
             job.records.metric(_line(job, rates, step, *unlogged))
     except StoppedError as e:
         if step > saved and not job.stop.torn:
             _save(job, step, at_step)
-        raise StoppedError(e.signal, f"after step {step:,} of {job.steps:,}") from None
+        raise group.alike(StoppedError(e.signal, f"after step {step:,} of {job.steps:,}")) from None
     finally:
         job.pace.stop()
         job.subs.close()
-    job.records.flush()
+    with group.together():
+        job.records.flush()
     return step
 
 
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log)
+    found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log, job.group)
     if found is None:
-        job.records.cut_after(0)
+        with job.group.together():
+            job.records.cut_after(0)
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
-    job.records.cut_after(found.step)
+    with job.group.together():
+        job.records.cut_after(found.step)
     job.keeping.resume()
     job.records.log(f"resumed after step {found.step:,}")
     return found.step
 
 
-def _save(job: TrainingJob, step: int, batches: dict[str, Any]) -> None:
-    """A checkpoint, with `batches` the loader's state after this step. No file of selections spans one."""
-    job.records.flush()
-    state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-    checkpoint.save(job.run, step, job.trainees, _generators(job), state)
-    job.keeping.saved()
+def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
+    """A checkpoint, with `own` the loader's state after this step. No file of selections spans one. A collective."""
+    group = job.group
+    batches = job.subs.batches.whole_state(own)
+    ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
+    with group.together():
+        if group.is_first:
+            job.records.flush()
+            state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
+            checkpoint.save(job.run, step, job.trainees, _generators(job), state, ranks)
+            job.keeping.saved()
 
 
 def _measure(job: TrainingJob, step: int) -> None:
-    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end."""
-    with job.timing("save"):
-        job.keeping.keep(step)
+    """Keep the learner's weights after `step`, and measure it, where that is due. A signal does not wait for the end, unless
+    other ranks would. A collective."""
+    if job.keeping.keeps(step):
+        with job.timing("save"):
+            job.keeping.keep(step)
     if not job.keeping.measures(step):
         return
-    job.stop.release()
-    try:
-        with job.timing(EVALUATE):
-            quality = job.keeping.measure(step)
-    finally:
-        job.stop.hold()
+    with job.stop.released() if job.group.size == 1 else nullcontext(), job.timing(EVALUATE):
+        quality = job.keeping.measure(step)
     if quality:
-        job.records.metric(
-            {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
-        )
+        line = {"step": step, "examples": step * job.subs.selector.b, "quality": dict(quality), **_costs(job)}
+        with job.group.together():
+            job.records.metric(line)
 
 
-def _say_skipped(job: TrainingJob, known: int) -> int:
-    """Log the shards that were skipped since `known` of them were. Returns how many there are now."""
-    skipped = job.subs.batches.skipped_shards
-    for name, reason in list(skipped.items())[known:]:
-        job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")
-    return len(skipped)
+def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | None) -> CurateError | None:
+    """Write a step's records. Returns what rank 0 met where it could not, such as a full disk."""
+    try:
+        job.records.selection(step, sub)
+        if line is not None:
+            job.records.metric(line)
+    except CurateError as e:
+        return e
+    return None
+
+
+def _say_skipped(job: TrainingJob, said: set[str]) -> None:
+    """Log the shards that any rank skips, but those that were said. A collective."""
+    for name, reason in job.subs.batches.state_dict()["skipped"].items():
+        if name not in said:
+            said.add(name)
+            job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")
 
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
     return {"select": job.subs.selector.generator, "augment": job.augmenting}
 
 
-def _draw(subs: Any, run: Path, step: int) -> SubBatch | None:
+def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
     """Steps 1 to 3. None where the budget does not pay for another step."""
     try:
         sub: SubBatch = next(subs)
         return sub
     except BudgetSpentError:
         if not step:
-            raise BudgetError(
-                f"{run}: the budget is smaller than one step with the losses that the score table lacks; raise it, or "
-                "run score-reference first"
+            raise job.group.alike(
+                BudgetError(
+                    f"{job.run}: the budget is smaller than one step with the losses that the score table lacks; raise it, "
+                    "or run score-reference first"
+                )
             ) from None
         return None
     except DivergedError as e:
-        raise _diverged(run, step + 1, "a score") from e
+        raise _diverged(job, step + 1, "a score") from e
 
 
-def _check_finite(run: Path, step: int, losses: dict[str, torch.Tensor]) -> None:
-    for name, loss in losses.items():
-        if not bool(torch.isfinite(loss)):
-            raise _diverged(run, step, f"the {name}'s loss" if name == "learner" else f"the {name} model's loss")
+def _check_finite(job: TrainingJob, step: int, losses: dict[str, torch.Tensor]) -> None:
+    """Raises DivergedError on all ranks. A collective."""
+    finite = job.group.sum(torch.stack([loss.detach().float().cpu() for loss in losses.values()])).isfinite().tolist()
+    for name, good in zip(losses, finite, strict=True):
+        if not good:
+            raise _diverged(job, step, f"the {name}'s loss" if name == "learner" else f"the {name} model's loss")
 
 
-def _diverged(run: Path, step: int, what: str) -> DivergedError:
-    return DivergedError(f"{run}: {what} is nan or infinite at step {step:,}; lower --lr or --online-lr")
+def _diverged(job: TrainingJob, step: int, what: str) -> BaseException:
+    return job.group.alike(
+        DivergedError(f"{job.run}: {what} is nan or infinite at step {step:,}; lower --lr or --online-lr")
+    )
 
 
 def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    chosen, b = sub.selection, job.subs.selector.b
+    """A line of metrics.jsonl. A collective."""
+    chosen, group = sub.selection, job.group
+    loss = {name: float(value) for name, value in losses.items()}
+    if group.size > 1:
+        means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
+        loss = dict(zip(loss, means.tolist(), strict=True))
     return {
         "step": step,
-        "examples": step * len(sub),
-        "loss": float(losses["learner"]),
-        "online_train_loss": _mean(losses.get("online")),
+        "examples": step * len(chosen.index),
+        "loss": loss["learner"],
+        "online_train_loss": loss.get("online"),
         "online_loss": _mean(chosen.online_loss),
         "reference_loss": _mean(chosen.reference_loss),
         "score": _mean(chosen.score),
         "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
-        **job.learner.model.task.step_metrics(sub.model_targets("learner")),
+        **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
+        **_between_ranks(job, sub),
         "lr": share * job.learner.lr,
-        **rates.since(step, job.timing.so_far(), job.ledger.spent, b),
+        **rates.since(step, job.timing.so_far(), job.ledger.spent, len(chosen.index)),
         **_costs(job),
     }
 
@@ -231,6 +277,16 @@ def _costs(job: TrainingJob) -> dict[str, Any]:
     """What a run has cost so far."""
     seconds = job.timing.so_far()
     return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+
+
+def _between_ranks(job: TrainingJob, sub: SubBatch) -> dict[str, Any]:
+    """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
+    if job.group.size == 1:
+        return {}
+    tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
+    row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
+    waited = job.group.share(job.timing.so_far().get("data", 0.0))
+    return {"rows_moved": sub.moved, "bytes_moved": sub.moved * row, "slowest_data_seconds": max(waited)}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
-from . import folder, frozen, startup
+from . import frozen, startup
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
@@ -27,7 +26,6 @@ from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
-from .signals import Stop
 from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
 from .timing import Stages
@@ -155,13 +153,15 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
         seed=options.seed if setup.recorded is None else setup.recorded.seed,
-        lanes=folder.settled_lanes(setup.run, options),
+        lanes=setup.lanes,
         max_failures=options.data.max_failures,
         max_bad_shards=options.data.max_bad_shards,
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
         shards=setup.shards,
         verify=False,  # open_reference did
+        group=setup.group,
+        waiting=setup.stop.released,
     )
 
 
@@ -207,17 +207,20 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
+    peak = device_peak(setup.device, setup.precision)
     batches = batches_of(setup, models, cost)
+    scorer = scorer_of(setup, models, cost, batches)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
         run=setup.run,
         subs=SubBatches(
             batches,
             selector_of(setup, resolved),
-            scorer=scorer_of(setup, models, cost, batches),
+            scorer=scorer,
             device=setup.device,
-            timing=_until_stopped(timing, setup.stop),
+            timing=timing,
             check=partial(refuse_misfits, checked),
+            charge=scorer.charge,
         ),
         learner=models.learner,
         online=models.online,
@@ -238,7 +241,7 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         timing=timing,
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
-        peak=device_peak(setup.device, setup.precision),
+        peak=None if peak is None else peak * setup.group.size,
     )
 
 
@@ -247,7 +250,15 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     options, learner = setup.options, models.learner
 
     def measure() -> dict[str, float]:
-        return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision)
+        return quality_of(
+            options,
+            learner.result,
+            setup.dataset,
+            cost.ledger.outside,
+            setup.device,
+            setup.precision,
+            setup.group,
+        )
 
     return Keeping(
         setup.run,
@@ -258,19 +269,20 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
         steps=cost.steps,
         evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
         keep_every=options.records.keep_every,
+        group=setup.group,
     )
 
 
 def needs_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatches) -> Needs:
-    """What the run computes at a step, for the estimate of its memory."""
-    options = setup.options
+    """What the run computes at a step on one rank, for the estimate of its memory."""
+    options, ranks = setup.options, setup.group.size
     return Needs(
         learner=models.learner,
         online=models.online,
         scoring=[model for model in (models.scorer, cost.made_in_run) if model],
         views=batches.views.values(),
-        sub_batch=options.optimization.batch_size,
-        super_batch=batches.size,
+        sub_batch=-(-options.optimization.batch_size // ranks),
+        super_batch=-(-batches.size * -(-batches.lanes // ranks) // batches.lanes),
         micro_batch=options.optimization.micro_batch,
         accumulate=options.optimization.accumulate,
         grad_checkpointing=options.optimization.grad_checkpointing,
@@ -278,21 +290,3 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatch
         device=setup.device,
         joint=options.selection.joint,
     )
-
-
-def _until_stopped(timing: Stages, stop: Stop) -> Callable[[str], AbstractContextManager[None]]:
-    """`timing`, and while the loop waits for data a signal does not wait for the end of a step: there may be none."""
-
-    @contextmanager
-    def timed(stage: str) -> Iterator[None]:
-        with timing(stage):
-            if stage != "data":
-                yield
-                return
-            stop.release()
-            try:
-                yield
-            finally:
-                stop.hold()
-
-    return timed

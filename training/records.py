@@ -46,14 +46,15 @@ class SelectionLog:
     resuming.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
+    def __init__(self, folder: str | os.PathLike[str], every: int = 1, *, writes: bool = True) -> None:
         if every < 1:
             raise SpecError(f"every is {every}, expected at least 1 step")
-        self.folder, self.every = Path(folder), every
+        self.folder, self.every, self._writes = Path(folder), every, writes
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
-        with write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if writes:
+            with write_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, step: int, batch: SuperBatch, selection: Selection) -> None:
         """Record the super-batch of a step and what was selected of it; nothing for steps that are not recorded.
@@ -63,7 +64,7 @@ class SelectionLog:
         if step % self.every or selection.score is None:
             return
         shards, keys = batch.whole_names()
-        if batch.division is not None and not batch.division.group.is_first:
+        if not self._writes or (batch.division is not None and not batch.division.group.is_first):
             return
         B = len(shards)
         selected = torch.zeros(B, dtype=torch.bool)
@@ -106,22 +107,26 @@ class SelectionLog:
 
 
 class RunRecords:
-    """The files of a run folder that grow: metrics, the log, the selections."""
+    """The files of a run folder that grow: metrics, the log, the selections. Of several ranks, only the one that `writes`
+    touches them."""
 
-    def __init__(self, run: Path, echo: Report) -> None:
-        self.run = run
-        self._echo = echo
-        self._selections = SelectionLog(run / "selections")
+    def __init__(self, run: Path, echo: Report, *, writes: bool = True) -> None:
+        self.run, self._writes = run, writes
+        self._echo = echo if writes else _silent
+        self._selections = SelectionLog(run / "selections", writes=writes)
         self.trackers: Trackers | None = None
 
     def track(self, options: RunOptions) -> None:
         """Send the same to the trackers that the user asks for, from the first step on. Raises SpecError for one that is
         not installed."""
         names, config = options.records.report_to, plain(options.to_dict())
-        self.trackers = Trackers(names, self.run, config, options.records.log_every, self.log) if names else None
+        if names and self._writes:
+            self.trackers = Trackers(names, self.run, config, options.records.log_every, self.log)
 
     def cut_after(self, step: int) -> None:
         """Forget what was written after `step`, where a resumed run goes on: it measures the quality after `step` again."""
+        if not self._writes:
+            return
         metrics = self.run / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -168,6 +173,8 @@ class RunRecords:
         return draw(what) if draw else None
 
     def _append(self, name: str, line: str) -> None:
+        if not self._writes:
+            return
         path = self.run / name
         with write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -188,6 +195,10 @@ class RunRecords:
     def close(self) -> None:
         if self.trackers is not None:
             self.trackers.close()
+
+
+def _silent(line: str) -> None:
+    """The report of a rank that writes nothing."""
 
 
 def _step_of(line: str) -> int:

@@ -145,6 +145,9 @@ class ReplayScorer:
     def __init__(self, run: RecordedRun, drawn: Callable[[], int]) -> None:
         self.run, self.drawn = run, drawn
 
+    def charge(self, batch: SuperBatch) -> None:
+        """Nothing: the run that is replayed paid."""
+
     def score(self, batch: SuperBatch) -> Losses:
         step = self.drawn()
         record = self.run.step(step)

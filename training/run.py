@@ -19,6 +19,7 @@ from ..units import Report, format_flops
 from . import checkpoint, folder, frozen, parts, startup
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
+from .group import Group
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .options import RunOptions
@@ -30,44 +31,62 @@ from .signals import Stop, handled_by
 
 
 def train(
-    options: RunOptions, *, config: Config | None = None, resume: bool = False, report: Report = print
+    options: RunOptions,
+    *,
+    config: Config | None = None,
+    resume: bool = False,
+    report: Report = print,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Train one learner under one policy and return its summary (also `summary.json` of the run folder).
 
     With `resume`, a run that was interrupted continues from its last checkpoint, and a finished one is returned as it
-    is. Raises CurateError before step 1 for whatever can be known by then.
+    is. In a `group` of processes all ranks call it and share the work of one run: rank 0 writes the folder and reports.
+    Raises CurateError before step 1 for whatever can be known by then; in a group on all ranks.
     """
-    config = config if config is not None else load_config()
-    recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
-    if recorded is not None:
-        options = recorded.settle(options)
-    run = Path(options.records.out, options.records.name or folder.default_name(options))
-    dataset = find_dataset(options.dataset, config)
-    began = (run / "config.json").exists()
-    finished = folder.open_folder(run, options, resume, report)
+    group = group or Group()
+    recorded = None
+    with group.together():
+        config = config if config is not None else load_config()
+        if options.selection.replay is not None:
+            recorded = RecordedRun(options.selection.replay)
+            options = recorded.settle(options)
+        run = Path(options.records.out, options.records.name or folder.default_name(options))
+        dataset = find_dataset(options.dataset, config)
+    group.refuse_differences(options.to_dict())
+    began = group.first((run / "config.json").exists)
+    finished = group.first(lambda: folder.open_folder(run, options, resume, report))
     if finished is not None:
         if "not_evaluated" in finished and options.records.evaluate and dataset.test:
-            return evaluate_again(options, config, dataset, run, finished, report)
-        report(f"{run}: already finished, nothing to do")
+            return evaluate_again(options, config, dataset, run, finished, report, group)
+        if group.is_first:
+            report(f"{run}: already finished, nothing to do")
         return finished
     stop = Stop()
     try:
         with handled_by(stop):
-            records = RunRecords(run, report)
-            records.track(options)
+            records = RunRecords(run, report, writes=group.is_first)
+            with group.together():
+                records.track(options)
             with closing(records):
-                return _train(options, config, dataset, run, records, stop, recorded)
+                return _train(options, config, dataset, run, records, stop, group, recorded)
     except BaseException as e:
-        refused = isinstance(e, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
-        if not began and (refused or not (run / "config.json").exists()):
-            # Refused before anything was trained: leave no folder that the next attempt would trip over.
-            shutil.rmtree(run, ignore_errors=True)
-        else:
-            with suppress(CurateError, OSError):  # a full disk may be what stopped it
-                RunRecords(run, report).log(f"{told(e)}; {_next(run)}")
+        if group.is_first:
+            _leave(run, e, began, report)
         raise
     finally:
-        folder.LOCKS.pop(str(run)).close()
+        if group.is_first:
+            folder.LOCKS.pop(str(run)).close()
+
+
+def _leave(run: Path, error: BaseException, began: bool, report: Report) -> None:
+    """After an error: leave no folder of a run that trained nothing, since the next attempt would trip over it."""
+    refused = isinstance(error, CurateError) and not (run / "metrics.jsonl").exists() and not checkpoint.exists(run)
+    if not began and (refused or not (run / "config.json").exists()):
+        shutil.rmtree(run, ignore_errors=True)
+    else:
+        with suppress(CurateError, OSError):  # a full disk may be what stopped it
+            RunRecords(run, report).log(f"{told(error)}; {_next(run)}")
 
 
 def _next(run: Path) -> str:
@@ -83,50 +102,78 @@ def _train(
     run: Path,
     records: RunRecords,
     stop: Stop,
+    group: Group,
     recorded: RecordedRun | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
-    began = folder.began_with(run)
-    precision, score_precision = folder.settled_precisions(run, options, device)
-    setup = Setup(
-        options=options,
-        config=config,
-        dataset=dataset,
-        shards=list_shards(dataset),
-        run=run,
-        records=records,
-        device=device,
-        precision=precision,
-        score_precision=score_precision,
-        stop=stop,
-        recorded=recorded,
+    began, lanes, precisions = group.first(
+        lambda: (
+            folder.began_with(run),
+            folder.settled_lanes(run, options),
+            folder.settled_precisions(run, options, device),
+        )
     )
+    with group.together():
+        setup = Setup(
+            options=options,
+            config=config,
+            dataset=dataset,
+            shards=list_shards(dataset),
+            run=run,
+            records=records,
+            device=device,
+            precision=precisions[0],
+            score_precision=precisions[1],
+            stop=stop,
+            group=group,
+            began=began,
+            lanes=lanes,
+            recorded=recorded,
+        )
+        models, cost, job = _prepared(setup)
+    group.refuse_differences(
+        {
+            "precision": setup.precision,
+            "shards": len(setup.shards),
+            "steps": cost.steps,
+            "FLOPs a step": cost.step.total,
+        }
+    )
+    records.record_selections(group.first(lambda: folder.settled_selections(run, options, cost.steps)))
+    _introduce(setup, models, cost, job)
+    torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
+    models.join(options.optimization.batch_size)
+    with float32_products(device, setup.precision):
+        done = train_loop(job)
+        return finish(options, dataset, job, done, models.table, device, setup.precision, started)
+
+
+def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob]:
+    """All that is made and checked before step 1. Rank 0 checks for all what takes long, and writes what the run begins
+    with."""
+    options, dataset, run, records = setup.options, setup.dataset, setup.run, setup.records
+    first = setup.group.is_first
     evaluates = options.records.evaluate and bool(dataset.test)
-    test_shards = check_test_split(dataset, options.data.max_failures) if evaluates else None
+    test_shards = check_test_split(dataset, options.data.max_failures) if evaluates and first else None
     models = build_models(setup)
-    weights = {name: frozen.weights_of(model) for name, model in models.trained.items()}
+    weights = {name: frozen.weights_of(model) for name, model in models.trained.items()} if first else {}
     joint_loss = startup.joint_loss_of(options, models.scorer or models.learner.model, models.table)
     cost = parts.cost_of(setup, models, joint_loss)
     resolved = parts.resolve(setup, models, joint_loss, cost.steps)
-    manifest = parts.manifest_of(setup, models, cost, resolved, weights, test_shards)
-    if began:
+    manifest = parts.manifest_of(setup, models, cost, resolved, weights, test_shards) if first else {}
+    if setup.began and first:
         folder.refuse_other_beginning(run, manifest, records.log)
 
     job = parts.job_of(setup, models, cost, resolved)
-    batches = job.subs.batches
-    check_memory(parts.needs_of(setup, models, cost, batches), records.log)
-    every = folder.settled_selections(run, options, cost.steps)
-    records.record_selections(every)
-    startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
-    if not (run / "config.json").exists():  # a resumed run keeps what it began with
-        write_json(run / "manifest.json", manifest)
-        write_json(run / "config.json", options.but(lanes=batches.lanes, selections_every=every).to_dict())
-    _introduce(setup, models, cost, job)
-    torch.manual_seed(options.seed)
-    with float32_products(device, precision):
-        done = train_loop(job)
-        return finish(options, dataset, job, done, models.table, device, precision, started)
+    check_memory(parts.needs_of(setup, models, cost, job.subs.batches), records.log)
+    if first:
+        every = folder.settled_selections(run, options, cost.steps)
+        startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
+        if not (run / "config.json").exists():  # a resumed run keeps what it began with
+            write_json(run / "manifest.json", manifest)
+            write_json(run / "config.json", options.but(lanes=job.subs.batches.lanes, selections_every=every).to_dict())
+    return models, cost, job
 
 
 def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: TrainingJob) -> None:
@@ -135,14 +182,19 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
     log(
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
-        f"{setup.device} in {setup.precision}"
+        f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
-    accumulate = setup.options.optimization.accumulate
-    if accumulate > 1:
-        said = f"normalise over each of {accumulate} parts of a batch, not over all of it"
+    accumulate, ranks = setup.options.optimization.accumulate, setup.group.size
+    if accumulate * ranks > 1:
+        said = f"normalise over each of {accumulate * ranks} parts of a batch, not over all of it"
         for name, model in models.trained.items():
             if batch_norms(model.module):
                 log(f"the {name}'s BatchNorm layers {said}: gradients differ from those of the whole batch")
     if cost.uncounted:
         log(f"operators that count as zero FLOPs: {', '.join(cost.uncounted)}")
+
+
+def _devices(setup: Setup) -> str:
+    ranks = setup.group.size
+    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}"

@@ -37,6 +37,12 @@ class RunModels:
     def trained(self) -> dict[str, Model]:
         return {name: trainee.model for name, trainee in self.trainees.items()}
 
+    def join(self, b: int) -> None:
+        """Let all ranks step together, on b examples at a time. A collective."""
+        group = self.learner.group
+        for trainee in self.trainees.values():
+            trainee.join(b // group.size)
+
 
 def build_models(setup: Setup) -> RunModels:
     """Build all, with the reference's table checked. Raises ModelError, TableError and SpecError where one does not fit."""
@@ -52,7 +58,16 @@ def build_models(setup: Setup) -> RunModels:
     online = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
-    opened = open_reference(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision)
+    opened = open_reference(
+        options,
+        setup.config,
+        setup.dataset,
+        setup.shards,
+        device,
+        log,
+        setup.score_precision,
+        verify=setup.group.is_first,
+    )
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
@@ -62,6 +77,7 @@ def build_models(setup: Setup) -> RunModels:
         "compiled": compiled if compiled is not None else device.type == "cuda",
         "device": device,
         "precision": setup.precision,
+        "group": setup.group,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr

@@ -31,7 +31,7 @@ class RunScorer:
     `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
     where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
     the ledger. None where it may not. Where `budget` is given, BudgetSpentError is raised before a super-batch is scored
-    whose missing losses, with the `step_flops` of a step, would spend more.
+    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first.
     """
 
     policy: Policy
@@ -46,6 +46,21 @@ class RunScorer:
     reference_bias: float = 0.0
     budget: float | None = None
     step_flops: float = 0.0
+
+    def charge(self, batch: SuperBatch) -> None:
+        """Add to the ledger what making the missing losses will cost. A collective where ranks divide the super-batch.
+
+        Raises BudgetSpentError, on all ranks.
+        """
+        if self.reference is None or batch.reference_loss is None:
+            return
+        missing = torch.isnan(batch.reference_loss).sum()
+        if batch.division is not None:
+            missing = batch.division.group.sum(missing)
+        flops = self.reference_cost * int(missing)
+        if flops and self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
+            raise BudgetSpentError
+        self.ledger.add_scored_in_run(flops)
 
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""
@@ -74,12 +89,8 @@ class RunScorer:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """The reference's losses and embeddings with those made that were missing."""
         assert self.reference is not None and batch.reference_loss is not None
-        flops = self.reference_cost * len(missing)
-        if self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
-            raise BudgetSpentError
         pixels, targets = batch.views[REFERENCE][missing], batch.model_targets(REFERENCE)[missing]
         scored = self._score(self.reference, pixels, targets)
-        self.ledger.add_scored_in_run(flops)
         loss_B = batch.reference_loss.index_copy(0, missing, scored.loss)
         if batch.reference_pairs is None:
             return loss_B, None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
+from .group import Group
 from .options import RunOptions
 from .records import RunRecords
 from .replay import RecordedRun
@@ -21,6 +23,7 @@ from .signals import Stop
 class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
+    `began` is the manifest of a run that is resumed, empty for others; `lanes` how many it began with, or the user's.
     `recorded` is the run that is replayed.
     """
 
@@ -34,4 +37,7 @@ class Setup:
     precision: Precision
     score_precision: Precision
     stop: Stop
+    group: Group
+    began: Mapping[str, Any]
+    lanes: int | None
     recorded: RecordedRun | None = None

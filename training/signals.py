@@ -33,11 +33,20 @@ class Stop:
     def hold(self) -> None:
         self._held = True
 
-    def release(self) -> None:
-        """Raises StoppedError where a signal came in the meantime."""
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Within, a signal ends the wait at once: there may be no end of a step."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.hold()
+
+    def release(self, signal: int = 0) -> None:
+        """Raises StoppedError where a signal came in the meantime, or where another process had this one."""
         self._held = False
-        if self.asked is not None:
-            raise StoppedError(self.asked)
+        if signal or self.asked is not None:
+            raise StoppedError(signal or self.asked or 0)
 
 
 @contextmanager

@@ -57,7 +57,8 @@ class SubBatches:
     `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
     `timing` is entered with "data", "score" and "select" (and "train" for the online step) round each part. `check`, if
-    given, is called with every super-batch before anything is computed of it, and may raise.
+    given, is called with every super-batch before anything is computed of it, and may raise. So is `charge`, which may talk to
+    other ranks.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -72,6 +73,7 @@ class SubBatches:
         device: torch.device | str | None = None,
         timing: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
         check: Callable[[SuperBatch], None] = lambda batch: None,
+        charge: Callable[[SuperBatch], None] = lambda batch: None,
     ) -> None:
         if online is not None and scorer is not None:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
@@ -89,7 +91,8 @@ class SubBatches:
             )
         self.batches, self.selector = batches, selector
         self.online, self.scorer = online, online or scorer
-        self.device, self.timing, self.check = device, timing, check
+        self.device, self.timing = device, timing
+        self.check, self.charge = check, charge
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
@@ -103,6 +106,7 @@ class SubBatches:
             with self.timing("data"):
                 batch = next(source)
             with self.timing("score"):
+                self.charge(batch)
                 with self.batches.group.together():
                     self.check(batch)
                     batch = batch if self.device is None else batch.to(self.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from typing import Any
 
@@ -58,7 +59,8 @@ class SuperBatches:
     fewer than 100) end the stream.
 
     In a `group` of W processes rank r reads the lanes r, r + W, ... and is given their rows. The super-batches are the same
-    for any W. All ranks must iterate alike; what goes wrong on one of them is raised on all.
+    for any W. All ranks must iterate alike; what goes wrong on one of them is raised on all. `waiting()` is entered while
+    the stream waits for a super-batch.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SuperBatches:
         shards: Sequence[Shard] | None = None,
         verify: bool = True,
         group: Group | None = None,
+        waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if size < 1:
             raise SpecError(f"size is {size}, expected at least 1 example in a super-batch")
@@ -92,7 +95,7 @@ class SuperBatches:
             raise SpecError(f"on_missing is '{on_missing}', expected error, score or skip")
         self.dataset = data if isinstance(data, DatasetSpec) else find_dataset(data, config or load_config())
         self.shards = list(shards) if shards is not None else list_shards(self.dataset)
-        self.group = group or Group()
+        self.group, self._waiting = group or Group(), waiting
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
         if kept is not None and (self.table is None or on_missing == "score"):
@@ -160,7 +163,7 @@ class SuperBatches:
         self._rewind(self._state)
         self._running = running = prefetch(self._stream())
         while True:
-            with self.group.together():
+            with self.group.together(), self._waiting():
                 item = next(running, None)
             if item is None:  # closed
                 return
@@ -192,7 +195,15 @@ class SuperBatches:
 
         In a group all ranks call it, and each is given the whole state, which continues in a group of any size.
         """
-        return self._state if self.group.size == 1 else self._merged(self.group.share(self._state))
+        return self.whole_state(self.own_state())
+
+    def own_state(self) -> dict[str, Any]:
+        """This rank's part of `state_dict`: no collective."""
+        return self._state
+
+    def whole_state(self, own: dict[str, Any]) -> dict[str, Any]:
+        """`state_dict` of the time when each rank's part was `own`. A collective."""
+        return own if self.group.size == 1 else self._merged(self.group.share(own))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
@@ -356,7 +367,7 @@ class SuperBatches:
         for state in states:
             counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
         return {
-            **self._state,
+            **states[self.group.rank],
             "lanes": [state["lanes"][lane] for lane, state in enumerate(owners)],
             "lane_skips": [state["lane_skips"][lane] for lane, state in enumerate(owners)],
             "counts": dict(counts),

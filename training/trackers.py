@@ -202,7 +202,9 @@ def grid(images_NHWC: np.ndarray) -> np.ndarray:
 
 def _regimes(line: Mapping[str, Any]) -> dict[str, Any]:
     flops = line.get("flops") or {}
-    known = {name: flops.get(name) for name in LINES if flops.get(name) is not None or name == "reference_train"}
+    known: dict[str, Any] = {
+        name: flops.get(name) for name in LINES if flops.get(name) is not None or name == "reference_train"
+    }
     return {"regimes": Ledger(**known).regimes()} if flops else {}
 
 

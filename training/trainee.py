@@ -14,14 +14,18 @@ from timm.utils import ModelEmaV3
 
 from ..errors import ModelError, SpecError
 from ..options import flag
+from ..scoring.fit import some_unused
 from ..scoring.forward import autocast
-from ..scoring.gradients import add_gradients, checkpoint_activations
+from ..scoring.gradients import add_gradients, batch_norms, checkpoint_activations, still_statistics
 from ..scoring.models import Model
 from ..scoring.settings import Precision
 from .batch import SuperBatch
 from .distill import Taught, blended
+from .group import Group, unshared
 
 MAX_LOGIT_SCALE = math.log(100)
+# How large a batch is, and which of its examples, int64 [n], are meant.
+Places = tuple[int, torch.Tensor]
 
 
 class Trainee:
@@ -32,6 +36,9 @@ class Trainee:
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
     in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
     so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+
+    In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
+    all of them before the first step. `forward` scores on one rank alone.
 
     Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
     cannot do what is asked.
@@ -59,6 +66,7 @@ class Trainee:
         compiled: bool = False,
         device: torch.device,
         precision: Precision = "fp32",
+        group: Group | None = None,
     ) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -67,7 +75,9 @@ class Trainee:
         if grad_checkpointing:
             checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
-        self.loss = model.task.training_loss(model, label_smoothing)
+        self.group = group or Group()
+        self._run = self.forward
+        self.loss = model.task.training_loss(model, label_smoothing, self.group)
         self.distill = distill
         self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
         self.make_optimizer = partial(
@@ -97,21 +107,43 @@ class Trainee:
         """What `step` takes beside the images of a batch."""
         return Taught.of(batch, name) if self.distill else batch.model_targets(name)
 
-    def step(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0) -> torch.Tensor:
-        """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss."""
+    def join(self, rows: int) -> None:
+        """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
+
+        A first pass over blank images settles in which order gradients are averaged. Otherwise that order would be another
+        one in the first step of a process, and a resumed run would differ in its last bits.
+        """
+        if self.group.size == 1:
+            return
+        shared: Any = self.group.divide(self.module, some_unused=some_unused(self.model))
+        self._run = torch.compile(shared) if self.compiled else shared
+        device = next(self.module.parameters()).device
+        size = self.model.geometry.size
+        blank = torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=device)
+        targets = self.model.targets([self.model.task.blank()] * rows).to(device)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), still_statistics(self.module):
+            self._add_gradients(blank, targets, 1.0, self.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def align(self) -> None:
+        """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
+        if self.group.size > 1:
+            self.group.broadcast(
+                [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
+            )
+
+    def step(
+        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
+    ) -> torch.Tensor:
+        """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss.
+
+        In a group, this rank's part of the batch: `weight` times its mean loss, averaged over the ranks, is the mean over
+        the batch. So weighted is what is returned.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        self.module.train()
-        loss = add_gradients(
-            self.model,
-            self.forward,
-            self.step_loss,
-            lambda part: self.model.normalize(pixels_BHWC[part]),
-            targets,
-            accumulate=self.accumulate,
-            recomputes=self.grad_checkpointing,
-            computing=lambda: autocast(pixels_BHWC.device, self.precision),
-        )
+        loss = self._add_gradients(pixels_BHWC, targets, weight, self.step_loss)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -124,6 +156,23 @@ class Trainee:
         if self.average is not None:
             self.average.update(self.module, step=self.steps)
         return loss
+
+    def _add_gradients(
+        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float, loss: Any
+    ) -> torch.Tensor:
+        self.module.train()
+        return add_gradients(
+            self.model,
+            self._run,
+            loss,
+            lambda part: self.model.normalize(pixels_BHWC[part]),
+            targets,
+            accumulate=self.accumulate,
+            recomputes=self.grad_checkpointing,
+            computing=lambda: autocast(pixels_BHWC.device, self.precision),
+            weight=weight,
+            unshared=lambda: unshared(self._run),
+        )
 
 
 def make_optimizer(
@@ -170,7 +219,11 @@ def make_optimizer(
 
 
 def augment_views(
-    views: Mapping[str, torch.Tensor], names: Iterable[str], how: str, generator: torch.Generator
+    views: Mapping[str, torch.Tensor],
+    names: Iterable[str],
+    how: str,
+    generator: torch.Generator,
+    places: Places | None = None,
 ) -> dict[str, torch.Tensor]:
     """The views of these names, augmented. Models that see the same view see the very same augmented images.
 
@@ -184,7 +237,7 @@ def augment_views(
         view = views[name]
         if id(view) not in done:
             generator.set_state(before)
-            done[id(view)] = augment(view, how, generator)
+            done[id(view)] = augment(view, how, generator, places)
             after = generator.get_state() if after is None else after
         found[name] = done[id(view)]
     if after is not None:
@@ -192,22 +245,26 @@ def augment_views(
     return found
 
 
-def augment(pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator, places: Places | None = None
+) -> torch.Tensor:
     """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
 
-    `generator` lives on the CPU, so that every device draws the same.
+    `generator` lives on the CPU, so that every device draws the same. `places` says which of a whole batch's images these
+    are: the random numbers are drawn for all of them.
     """
     if how == "none":
         return pixels_BHWC
     B, size = pixels_BHWC.shape[:2]
     device = pixels_BHWC.device
+    whole, own = (B, slice(None)) if places is None else places
     columns_BW = torch.arange(size).expand(B, size)
     rows_BH = columns_BW
     if how == "crop-flip":
         margin = max(1, size // 8)
-        rows_BH = reflect(rows_BH + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
-        columns_BW = reflect(columns_BW + torch.randint(-margin, margin + 1, (B, 1), generator=generator), size)
-    flip_B = torch.rand(B, 1, generator=generator) < 0.5
+        down_B1, right_B1 = (torch.randint(-margin, margin + 1, (whole, 1), generator=generator)[own] for _ in range(2))
+        rows_BH, columns_BW = reflect(rows_BH + down_B1, size), reflect(columns_BW + right_B1, size)
+    flip_B = (torch.rand(whole, 1, generator=generator) < 0.5)[own]
     columns_BW = torch.where(flip_B, columns_BW.flip(1), columns_BW)
     index_B = torch.arange(B, device=device)[:, None, None]
     return pixels_BHWC[index_B, rows_BH.to(device)[:, :, None], columns_BW.to(device)[:, None, :]]

@@ -69,15 +69,18 @@ class ScoreTable:
             raise TableError(
                 f"{self.folder}: holds no embeddings; run score-reference with --embeddings into a new --out"
             )
+        return self._vector_width("image_embedding")
+
+    def _vector_width(self, column: str) -> int:
         with self._opened(min(self._names)) as (parquet, _):
-            return int(parquet.schema_arrow.field("image_embedding").type.list_size)
+            return int(parquet.schema_arrow.field(column).type.list_size)
 
     @cached_property
     def logit_width(self) -> int:
         """C of the stored logits. Raises TableError where the table has no logits or no shard yet."""
         if not self.manifest.get("logits") or not self._names:
             raise TableError(f"{self.folder}: holds no logits; run score-reference with --logits into a new --out")
-        return int(self._read_file(min(self._names), ["logits"])[0]["logits"].type.list_size)
+        return self._vector_width("logits")
 
     def shard_names(self) -> set[str]:
         return finished_shards(self.folder)

@@ -18,8 +18,9 @@ from ...datasets.targets import LABEL
 from ...errors import ModelError
 from ..evaluation import counts, nothing_read, refuse_misfits, split_batches
 from ..forward import score_batch
-from ..losses import cross_entropy
+from ..losses import cross_entropy, precise
 from ..models import Model, ModelSpec, Scored
+from ..ranks import ALONE, Ranks
 from ..settings import Precision
 from ..tables.schema import vector_column, vector_type
 from ..timm_models import build_timm, knows_timm, timm_spec
@@ -91,8 +92,12 @@ class Classification:
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return run(images)
 
-    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-        return lambda logits_BC, labels_B: F.cross_entropy(logits_BC.float(), labels_B, label_smoothing=label_smoothing)
+    def training_loss(
+        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+    ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        return lambda logits_BC, labels_B: F.cross_entropy(
+            precise(logits_BC), labels_B, label_smoothing=label_smoothing
+        )
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return run(images)
@@ -127,23 +132,33 @@ class Classification:
         }
         return found if scored.logits is None else {**found, "logits": vector_column(scored.logits)}
 
-    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
+    def step_metrics(self, targets: torch.Tensor, ranks: Ranks = ALONE) -> dict[str, Any]:
         return {"masked_negatives": None}
 
     def evaluate(
-        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+        self,
+        model: Model,
+        dataset: DatasetSpec,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
         correct = total = failures = 0
         loss = 0.0
-        for batch in split_batches(model, dataset, batch_size):
-            refuse_misfits(model, batch.examples)
-            labels = torch.tensor([e.target for e in batch.examples], dtype=torch.int64, device=device)
-            scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), labels, precision=precision)
-            assert scored.predicted is not None
-            correct += int((scored.predicted == labels).sum())
-            loss += float(scored.loss.sum())
-            total += len(labels)
-            failures += len(batch.failures)
+        with ranks.together():
+            for batch in split_batches(model, dataset, batch_size, ranks):
+                refuse_misfits(model, batch.examples)
+                labels = torch.tensor([e.target for e in batch.examples], dtype=torch.int64, device=device)
+                scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), labels, precision=precision)
+                assert scored.predicted is not None
+                correct += int((scored.predicted == labels).sum())
+                loss += float(scored.loss.sum())
+                total += len(labels)
+                failures += len(batch.failures)
+        sums = ranks.sum(torch.tensor([correct, total, failures, loss], dtype=torch.float64)).tolist()
+        correct, total, failures, loss = *map(int, sums[:3]), sums[3]
         if not total:
             raise nothing_read(dataset)
         return {"top1": correct / total, "loss": loss / total, **counts(total, failures)}
@@ -158,6 +173,9 @@ class _BatchScorer:
     precision: Precision
     forward_flops: float
     flops: float = 0.0
+
+    def prepare(self, batch: DecodedBatch) -> None:
+        pass
 
     def add(self, batch: DecodedBatch) -> Iterable[tuple[list[Example], Scored]]:
         pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)

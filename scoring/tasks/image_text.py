@@ -28,6 +28,7 @@ from ..open_clip_models import (
     read_config,
 )
 from ..pairs import PairScorer
+from ..ranks import ALONE, Ranks
 from ..settings import Precision
 from ..tables.schema import vector_column, vector_type
 
@@ -107,10 +108,12 @@ class ImageText:
     def forward(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return run(images, targets)
 
-    def training_loss(self, model: Model, label_smoothing: float = 0.0) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    def training_loss(
+        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+    ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
         from ..contrastive import contrastive_loss  # imports open_clip, which who trains no pairs can do without
 
-        return contrastive_loss(model)
+        return contrastive_loss(model, ranks)
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:
         return embed(run, images, targets)
@@ -147,16 +150,23 @@ class ImageText:
             found[name] = vector_column(getattr(scored, name))
         return found
 
-    def step_metrics(self, targets: torch.Tensor) -> dict[str, Any]:
+    def step_metrics(self, targets: torch.Tensor, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Pairs of this sub-batch that share a caption are left out of the contrastive loss."""
-        return {"masked_negatives": int(identical_captions(targets).sum())}
+        return {"masked_negatives": int(identical_captions(torch.cat(ranks.gather(targets))).sum())}
 
     def evaluate(
-        self, model: Model, dataset: DatasetSpec, *, device: torch.device, precision: Precision, batch_size: int
+        self,
+        model: Model,
+        dataset: DatasetSpec,
+        *,
+        device: torch.device,
+        precision: Precision,
+        batch_size: int,
+        ranks: Ranks = ALONE,
     ) -> dict[str, float]:
-        quality = _retrieval(model, dataset, device, precision, batch_size)
+        quality = _retrieval(model, dataset, device, precision, batch_size, ranks)
         if dataset.label and dataset.classes:
-            quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size)
+            quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size, ranks)
         return quality
 
 
@@ -167,23 +177,29 @@ def _vocabulary(module: Any) -> int:
 
 
 def _retrieval(
-    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int
+    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int, ranks: Ranks
 ) -> dict[str, float]:
-    images, texts, captions = [], [], []
+    nothing = torch.empty(0, model.outputs, device=device)
+    images, texts = [nothing], [nothing]
+    captions: list[str] = []
     failures = 0
-    for batch in split_batches(model, dataset, batch_size):
-        failures += len(batch.failures)
-        batch_captions = [str(e.target) for e in batch.examples]
-        if not batch_captions:
-            continue
-        tokens = model.tokenize(batch_captions).to(device)
-        scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), tokens, precision=precision)
-        images.append(scored.image_embedding)
-        texts.append(scored.text_embedding)
-        captions += batch_captions
+    with ranks.together():
+        for batch in split_batches(model, dataset, batch_size, ranks):
+            failures += len(batch.failures)
+            batch_captions = [str(e.target) for e in batch.examples]
+            if not batch_captions:
+                continue
+            tokens = model.tokenize(batch_captions).to(device)
+            scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), tokens, precision=precision)
+            assert scored.image_embedding is not None and scored.text_embedding is not None
+            images.append(scored.image_embedding)
+            texts.append(scored.text_embedding)
+            captions += batch_captions
+    image_ND, text_ND = (torch.cat(ranks.gather(torch.cat(parts))) for parts in (images, texts))
+    captions = [caption for part in ranks.share(captions) for caption in part]
+    failures = sum(ranks.share(failures))
     if not captions:
         raise nothing_read(dataset)
-    image_ND, text_ND = torch.cat([i for i in images if i is not None]), torch.cat([t for t in texts if t is not None])
     ids = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     caption_N = torch.tensor([ids[caption] for caption in captions], device=device)
     quality = recall(image_ND, text_ND, caption_N, "image_to_text") | recall(
@@ -194,22 +210,24 @@ def _retrieval(
 
 
 def _zero_shot(
-    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int
+    model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int, ranks: Ranks
 ) -> float:
     """Classify by the nearest class embedding, the mean over the templates (Radford et al., arXiv 2103.00020)."""
-    with evaluating(model.module), torch.inference_mode(), autocast(device, precision):
-        class_DC = torch.stack([_class_embedding(model, name, dataset, device) for name in dataset.classes], dim=1)
     labelled = replace(dataset, task=LABEL.task)
     correct = total = 0
-    for batch in split_batches(model, labelled, batch_size):
-        if not batch.examples:
-            continue
-        labels = torch.tensor([e.target for e in batch.examples], device=device)
+    with ranks.together():
         with evaluating(model.module), torch.inference_mode(), autocast(device, precision):
-            images = model.normalize(torch.from_numpy(batch.pixels).to(device))
-            image_BD = model.module.encode_image(images, normalize=True).float()  # type: ignore[operator]
-        correct += int(((image_BD @ class_DC).argmax(1) == labels).sum())
-        total += len(labels)
+            class_DC = torch.stack([_class_embedding(model, name, dataset, device) for name in dataset.classes], dim=1)
+        for batch in split_batches(model, labelled, batch_size, ranks):
+            if not batch.examples:
+                continue
+            labels = torch.tensor([e.target for e in batch.examples], device=device)
+            with evaluating(model.module), torch.inference_mode(), autocast(device, precision):
+                images = model.normalize(torch.from_numpy(batch.pixels).to(device))
+                image_BD = model.module.encode_image(images, normalize=True).float()  # type: ignore[operator]
+            correct += int(((image_BD @ class_DC).argmax(1) == labels).sum())
+            total += len(labels)
+    correct, total = ranks.sum(torch.tensor([correct, total])).tolist()
     return correct / max(1, total)
 
 

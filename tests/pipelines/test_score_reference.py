@@ -281,22 +281,22 @@ def test_a_full_disk_at_the_rename_leaves_no_half_file(digits, tmp_path, monkeyp
 
 
 def test_a_worker_that_dies_of_a_bug_keeps_what_is_committed(digits, tmp_path, monkeypatch):
-    real, seen = job.score_shard, []
+    real, seen = job.StartedShard.finish, []
 
-    def sometimes(spec, shard, *arguments, **named):
-        seen.append(shard.name)
+    def sometimes(started):
+        seen.append(started)
         if len(seen) > 3:
             raise RuntimeError("a bug of the pipeline's own")
-        return real(spec, shard, *arguments, **named)
+        return real(started)
 
-    monkeypatch.setattr(job, "score_shard", sometimes)
+    monkeypatch.setattr(job.StartedShard, "finish", sometimes)
     with pytest.raises(Exception, match="a bug of the pipeline's own") as caught:
         score_reference(digits.options(tmp_path), silent)
     assert not isinstance(caught.value, CurateError)
     (folder,) = tmp_path.glob("*/*")
     committed = score_files(folder)
     assert len(committed) == 3
-    monkeypatch.setattr(job, "score_shard", real)
+    monkeypatch.setattr(job.StartedShard, "finish", real)
     assert score_reference(digits.options(tmp_path), silent).scored_now == 3
     after = score_files(folder)
     assert {n: after[n] for n in committed} == committed

@@ -30,9 +30,10 @@ def write_run(folder, policy, budget, quality, seed):
     return run.name
 
 
-def probed(folder, reached):
+def probed(folder, reached, others=()):
     names = [write_run(folder, "uniform", b, q, s) for b, q in ((50, 0.4), (100, 0.5), (200, 0.6)) for s in (0, 1)]
     names += [write_run(folder, "learnability", 100, q, s) for s, q in enumerate(reached)]
+    names += [write_run(folder, policy, 100, q, s) for policy, qs in others for s, q in enumerate(qs)]
     compared = Compared(
         runs=tuple(names), quality="top1", dataset="", budget_flops=100, learning_rates={1.0: 1e-3}, settings={}
     )
@@ -64,6 +65,15 @@ def test_a_saving_by_hand(tmp_path):
     assert "pays off in the regimes: fully amortised, foundation data set, pretrained reference." in said
 
 
+def test_other_policies_are_told_beside_the_first(tmp_path):
+    probe = probed(tmp_path, (0.6, 0.6), [("filter", (0.5, 0.5)), ("hard-learner", (0.3, 0.3))])
+    assert (probe.policy, probe.expected_saving) == ("learnability", pytest.approx(0.5))
+    assert probe.spent == 2 * (50 + 100 + 200 + 3 * 100)
+    said = " ".join(probe_lines(probe, PLAN))
+    assert "filter at the same FLOPs: 50.0 %; 0 % fewer" in said
+    assert "hard-learner at the same FLOPs: 30.0 %; at least 100 % more" in said
+
+
 @pytest.mark.parametrize(("reached", "words"), [((0.45, 0.45), "41 % more"), ((0.3, 0.3), "at least 100 % more")])
 def test_harm_is_called_harm(tmp_path, reached, words):
     probe = probed(tmp_path, reached)
@@ -82,10 +92,11 @@ def test_the_command_on_digits(digits, tmp_path):
     done = curate(
         *("plan", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--online", "scorer"),
         *("--reference-scores", digits.scores, "--budget-flops", "40GF", "--batch-size", "16", "--probe", "5%"),
-        *("--seeds", "1", "--out", tmp_path / "probe", "--format", "json"),
+        *("--seeds", "1", "--out", tmp_path / "probe", "--format", "json", "--policies", "learnability,filter"),
     )
     assert done.code == 0, done.err
     values = json.loads(done.out)
+    assert (values["probe"]["policy"], list(values["probe"]["others"])) == ("learnability", ["filter"])
     assert values["probe"]["budget"] == 2e9 and values["probe"]["seeds"] == 1
     share = values["probe"]["saving"]["share"]
     gained = share > 0 and values["probe"]["saving"]["where"] != "below"

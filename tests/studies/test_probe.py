@@ -47,6 +47,13 @@ def test_what_it_cannot_do_is_said_first(plan, share, words):
         ProbeOptions(plan=PlanOptions.of(**plan), probe=share)
 
 
+def test_uniform_always_runs_and_is_not_named():
+    plan = PlanOptions.of(**PLAN, reference_scores="T")
+    with pytest.raises(SpecError, match="beside uniform, which always runs"):
+        ProbeOptions(plan=plan, probe=0.1, policies=("uniform", "filter"))
+    assert ProbeOptions(plan=plan, probe=0.1, policies=("filter",)).comparison.policies == ("uniform", "filter")
+
+
 def test_a_table_that_is_not_there_leaves_no_half_run(digits, tmp_path):
     plan = PlanOptions.of(**PLAN, reference_scores=str(tmp_path / "none"))
     with pytest.raises(TableError, match="score tables there, expected one"):

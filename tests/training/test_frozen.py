@@ -141,7 +141,7 @@ def test_the_precision_of_a_run_stays_where_nobody_names_one(work, monkeypatch):
     (work / "runs/run/config.json").write_text(json.dumps({**config, "precision": None}))
     with pytest.raises(RunError, match="was started with precision = fp32, now bf16"):
         go(work, resume=True, evaluate=True, precision="bf16")
-    monkeypatch.setattr("curate.training.run.best_precision", lambda device: "bf16")
+    monkeypatch.setattr("curate.training.folder.best_precision", lambda device: "bf16")
     told = []
     go(work, resume=True, report=told.append, evaluate=True, precision=None)
     assert any("in fp32" in line for line in told)

@@ -12,9 +12,9 @@ from curate.training import RunOptions
 from curate.training.keeping import Keeping
 from curate.training.records import RunRecords
 from support.commands import silent
+from support.runs import left_by
 from support.tiny import go, go_until, shard, write_toml
 
-CLOCK = ("seconds", "samples_per_second", "mfu", "data_share")
 ON_THE_WAY = dict(evaluate=True, evaluate_every=3, keep_every=5, checkpoint_every=3, learner="learner")
 
 
@@ -26,21 +26,11 @@ def work(tmp_path):
     return tmp_path
 
 
-def left(folder):
-    """All that a run keeps, but the clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((folder / "summary.json").read_text())
-    return (
-        [{k: v for k, v in line.items() if k not in CLOCK} for line in lines],
-        {k: v for k, v in summary.items() if k not in ("seconds", "run")},
-        {p.name: p.read_bytes() for p in (folder / "checkpoints").iterdir()},
-    )
-
-
 def test_measuring_and_keeping_change_no_weight_and_come_back(work):
     go(work, name="plain")
     go(work, name="watched", **ON_THE_WAY)
-    metrics, summary, files = left(work / "runs/watched")
+    watched = left_by(work / "runs/watched")
+    metrics, summary, files = watched["metrics"], watched["summary"], watched["weights"]
     assert files["learner.safetensors"] == (work / "runs/plain/checkpoints/learner.safetensors").read_bytes()
     measured = {line["step"]: line["quality"] for line in metrics if "quality" in line}
     assert list(measured) == [3, 6, 9] and all(q["test_examples"] == 40 for q in measured.values())
@@ -63,9 +53,9 @@ def test_measuring_and_keeping_change_no_weight_and_come_back(work):
     for stop in (2, 6, 8):
         go_until(stop, work, resume=stop > 2, name="cut", **ON_THE_WAY)
     go(work, name="cut", resume=True, **ON_THE_WAY)
-    again = left(work / "runs/cut")
-    assert again[0] == metrics and again[1] == summary
-    assert again[2] == files
+    cut = left_by(work / "runs/cut")
+    assert cut["metrics"] == metrics and cut["summary"] == summary
+    assert cut["weights"] == files
 
 
 class Half(torch.nn.Module):

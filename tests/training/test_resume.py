@@ -9,7 +9,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from curate.errors import DivergedError, WriteError
@@ -18,30 +17,12 @@ from curate.training.loop import train_loop
 from curate.training.trainee import Trainee
 from support.commands import silent, start_curate
 from support.disk import files_up_to
+from support.runs import left_by
 from support.tiny import go, go_until, shard, weights, write_toml
 
 STEPS = 80
-CLOCK = ("seconds", "samples_per_second", "mfu", "data_share")
 SECONDS = 180  # on a machine whose cores others use
 pytestmark = pytest.mark.timeout(3 * SECONDS)
-
-
-def left_by(folder):
-    """All that must be equal: both models' bytes, every selection, every line of metrics but the clock, the ledger."""
-    weights = {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
-    selections = [
-        row
-        for file in sorted((folder / "selections").glob("*.parquet"))
-        for row in pq.ParquetFile(file).read().to_pylist()
-    ]
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((folder / "summary.json").read_text())
-    return {
-        "weights": weights,
-        "selections": sorted(selections, key=lambda row: (row["step"], row["shard"], row["key"])),
-        "metrics": [{k: v for k, v in line.items() if k not in CLOCK} for line in metrics],
-        "summary": {k: v for k, v in summary.items() if k not in ("seconds", "run")},
-    }
 
 
 def assert_equal(left, right, told):

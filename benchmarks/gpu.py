@@ -1,0 +1,281 @@
+"""`make bench-gpu`: where a step's time goes on this GPU, in at most ten minutes. `--device cpu` runs it to its end in small.
+
+    python benchmarks/gpu.py [--device cuda|cpu]
+
+Images are random JPEGs that are written first, so nothing is downloaded. Measured are
+- real runs of `curate train`, uniform and hard-learner (which scores the whole super-batch): the share of the time by stage,
+  `mfu`, images/s, what compiling took, and whether the stages add up to a clock that stands beside the loop;
+- the choice of a joint policy at a large B, with float32 products in TF32 and without, over the time of a ViT-L/14 step: by
+  arithmetic at `VIT_L_MFU` of the device's peak, and with what the runs above reached;
+- precision: how far losses in bf16 and TF32 lie from those in float32, and what scoring takes in each.
+
+What does not fit into the ten minutes is left out, and said. Writes results/DATE-gpu-DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import Benchmark, Figure, surroundings
+from PIL import Image
+
+LIMIT = 540.0  # seconds; what is under way when they are over still ends
+# FLOPs of a step that trains ViT-L/14 (224 px) on 4,096 images: 3 x 175 GF each; and the share of the peak taken for it.
+VIT_L_STEP, VIT_L_MFU = 4096 * 3 * 175e9, 0.4
+
+
+@dataclass(frozen=True)
+class Size:
+    """What fits the device."""
+
+    images: int
+    side: int
+    learner: dict[str, Any]
+    online: dict[str, Any]
+    batch_size: int
+    steps: int
+    joint: tuple[int, int]
+    rounds: int
+
+
+SIZES = {
+    "cuda": Size(
+        4096,
+        256,
+        {"architecture": "vit_base_patch16_224"},
+        {"architecture": "vit_tiny_patch16_224"},
+        256,
+        60,
+        (32768, 6554),
+        5,
+    ),
+    "cpu": Size(
+        256, 48, {"architecture": "small_resnet_w16"}, {"architecture": "small_resnet_w8_plain"}, 32, 12, (1024, 205), 3
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=sorted(SIZES), default="cuda")
+    device = parser.parse_args().device
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU here; --device cpu runs the benchmark to its end in small")
+    from rich.console import Console
+    from run import save, show
+
+    console, about, began = Console(highlight=False), surroundings(), time.perf_counter()
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    about["hardware"]["device"] = name
+    size, figures, left_out = SIZES[device], [], []
+    with tempfile.TemporaryDirectory(prefix="curate-bench-") as folder:
+        for what, measure in parts(Path(folder), size, torch.device(device)):
+            if time.perf_counter() - began > LIMIT:
+                left_out.append(what)
+                continue
+            console.print(f"{what} ({time.perf_counter() - began:.0f} s so far)")
+            figures += measure()
+    if left_out:
+        console.print(f"left out, since {LIMIT:.0f} s are over: {', '.join(left_out)}")
+    show(console, figures)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    setting = {"device": name, "learner": size.learner, "online": size.online, "batch_size": size.batch_size}
+    benchmark = Benchmark(f"gpu-{slug}", "no goal but a joint choice below 2 % of a ViT-L step", lambda *_: [], setting)
+    command = f"python benchmarks/gpu.py --device {device}"
+    save(benchmark, {**about, "left_out": left_out}, figures, time.perf_counter() - began, command)
+
+
+def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
+    """What is measured, by name, the most wanted first."""
+    yield "writing images", lambda: write_images(work, size)
+    for policy in ("uniform", "hard-learner"):
+        yield f"training, {policy}", lambda policy=policy: train_stages(work, size, policy)
+    yield "choosing jointly", lambda: joint_choice(size, device)
+    yield "precision", lambda: precisions(size, device)
+
+
+def write_images(work: Path, size: Size) -> list[Figure]:
+    """Shards of 256 smooth random JPEGs, and a curate.toml."""
+    from curate.datasets.preparers.writer import write_shards
+
+    random = np.random.default_rng(0)
+
+    def image(i: int) -> dict[str, Any]:
+        coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        coarse.resize((size.side, size.side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        return {"__key__": f"{i:06d}", "jpg": file.getvalue(), "cls": str(i % 10).encode()}
+
+    write_shards(work / "data", map(image, range(size.images)), per_shard=256)
+    lines = [f'[datasets.d]\ntrain = "data/{{00000..{size.images // 256 - 1:05d}}}.tar"\nimage = "jpg"\nclasses = 10']
+    for name, entry in (("learner", size.learner), ("online", size.online)):
+        lines.append(f"[models.{name}]\narchitecture = {json.dumps(entry['architecture'])}")
+    (work / "curate.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return []
+
+
+def train_stages(work: Path, size: Size, policy: str) -> list[Figure]:
+    from curate.datasets.spec import load_config
+    from curate.training import RunOptions, run, train
+
+    walls, loop = [], run.train_loop
+
+    def timed(job: Any) -> int:
+        began = time.perf_counter()
+        done = loop(job)
+        walls.append(time.perf_counter() - began)
+        return done
+
+    options = RunOptions.of(
+        dataset="d",
+        learner="learner",
+        online=None if policy == "uniform" else "online",
+        policy=policy,
+        filter_ratio=0.8,
+        batch_size=size.batch_size,
+        steps=size.steps,
+        log_every=max(1, size.steps // 6),
+        out=str(work / "runs"),
+        name=policy,
+    )
+    run.train_loop = timed
+    try:
+        summary = train(options, config=load_config(work / "curate.toml"), report=lambda line: None)
+    finally:
+        run.train_loop = loop
+    seconds = {k: v for k, v in summary["seconds"].items() if k != "wall"}
+    whole = seconds.pop("total")
+    compiling = seconds.pop("compile", 0.0)
+    text = (work / "runs" / policy / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()][1:]  # the first one holds the warm-up
+    figures = [Figure(name=f"{policy}: stages over the wall clock", samples=(100 * whole / walls[0],), unit="%")]
+    figures += [
+        Figure(name=f"{policy}: {stage}", samples=(100 * value / (whole - compiling),), unit="%")
+        for stage, value in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    figures += [
+        Figure(name=f"{policy}: compiling", samples=(compiling,), unit="s", better="lower"),
+        Figure(name=f"{policy}: images trained", samples=_values(lines, "samples_per_second"), unit="a second"),
+    ]
+    if lines[-1]["mfu"] is not None:
+        figures.append(Figure(name=f"{policy}: mfu", samples=tuple(100 * x for x in _values(lines, "mfu")), unit="%"))
+    return figures
+
+
+def _values(lines: list[dict[str, Any]], name: str) -> tuple[float, ...]:
+    return tuple(line[name] for line in lines if line[name] is not None)
+
+
+def joint_choice(size: Size, device: Any) -> list[Figure]:
+    """Choosing b of B by two models' embeddings, which are random unit vectors."""
+    import torch
+    from curate.scoring.forward import float32_products
+    from curate.scoring.joint import select_jointly, selection_flops
+    from curate.scoring.losses import Pairs
+    from curate.training.hardware import device_peak
+
+    B, b = size.joint
+    width, peak = 512, device_peak(device, "bf16")
+    generator = torch.Generator().manual_seed(0)
+
+    def pairs() -> Pairs:
+        sides = (torch.nn.functional.normalize(torch.randn(B, width, generator=generator), dim=-1) for _ in range(2))
+        return Pairs(*(side.to(device) for side in sides), 20.0, -5.0)
+
+    online, reference = pairs(), pairs()
+    figures = []
+    for loss in ("sigmoid", "softmax"):
+        flops = selection_flops(B, b, [width, width], loss)
+        arithmetic = 100 * flops / (VIT_L_STEP * B / 20480)
+        figures.append(
+            Figure(
+                name=f"{loss} {b:,} of {B:,}: FLOPs over a ViT-L step's",
+                samples=(arithmetic,),
+                unit="%",
+                goal=2,
+                better="lower",
+            )
+        )
+        for precision in ("fp32", "bf16"):
+            products = "TF32" if precision == "bf16" else "float32"
+            with float32_products(device, precision):
+                taken = [
+                    _timed(device, lambda kind=loss: select_jointly(online, reference, b, loss=kind))
+                    for _ in range(size.rounds)
+                ]
+            figures.append(
+                Figure(name=f"{loss} {b:,} of {B:,}, {products}", samples=tuple(taken), unit="s", better="lower")
+            )
+            if peak:
+                step = VIT_L_STEP * B / 20480 / (peak * VIT_L_MFU)
+                share = tuple(100 * t / step for t in taken)
+                name = f"{loss} {b:,} of {B:,}, {products}: over a ViT-L step at {VIT_L_MFU:.0%} mfu"
+                figures.append(Figure(name=name, samples=share, unit="%", goal=2, better="lower"))
+    return figures
+
+
+def precisions(size: Size, device: Any) -> list[Figure]:
+    """Losses and seconds of the online model on random images, by precision."""
+    import torch
+    from curate.scoring.forward import float32_products, score_batch
+    from curate.scoring.loading import load_model
+    from curate.scoring.models import ModelSpec
+
+    spec = ModelSpec(name="online", task="classification", num_classes=10, **size.online)
+    model = load_model(spec, seed=0).to(device)
+    side, count = model.geometry.size, size.batch_size
+    pixels = torch.randint(
+        0, 256, (count, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    pixels, targets = pixels.to(device), (torch.arange(count) % 10).to(device)
+    losses, figures = {}, []
+    # What lies outside autocast is in TF32 at bf16; "tf32" has no autocast at all.
+    for name, products, precision in (("fp32", "fp32", "fp32"), ("tf32", "bf16", "fp32"), ("bf16", "bf16", "bf16")):
+        with float32_products(device, products):
+            losses[name] = score_batch(model, pixels, targets, precision=precision).loss.float().cpu()
+            taken = [
+                _timed(device, lambda p=precision: score_batch(model, pixels, targets, precision=p))
+                for _ in range(size.rounds)
+            ]
+        rates = tuple(count / t for t in taken)
+        figures.append(Figure(name=f"scoring in {name}", samples=rates, unit="images/s"))
+        if name != "fp32":
+            apart = (losses[name] - losses["fp32"]).abs()
+            figures.append(
+                Figure(name=f"{name} loss from fp32's, mean", samples=(float(apart.mean()),), better="lower")
+            )
+            figures.append(Figure(name=f"{name} loss from fp32's, most", samples=(float(apart.max()),), better="lower"))
+    return figures
+
+
+def _timed(device: Any, work: Callable[[], Any]) -> float:
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
