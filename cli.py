@@ -11,7 +11,7 @@ import typer
 
 from . import __version__
 from .command import CONFIG_HELP, reference_page, report, takes, without
-from .entry import alone, run_command, run_process
+from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
 from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
@@ -42,6 +42,7 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    skip_teardown()
     run_process(app)
 
 
@@ -160,25 +161,11 @@ def train(
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
-    from .datasets.spec import load_config
-    from .training import train as run_training
-    from .training.group import Group
+    from .training.started import train_as_started
 
-    group = Group.from_env()
-    try:
-        with group.together():
-            if train_num_samples is not None:
-                if given["examples"] is not None:
-                    raise SpecError("--train-num-samples and --examples are both given; drop one")
-                if epochs < 1:
-                    raise SpecError(f"--epochs is {epochs}, expected at least 1")
-                given["examples"] = epochs * train_num_samples
-            options, known = RunOptions.of(**given), load_config(config)
-        summary = run_training(options, config=known, resume=resume, report=report, group=group)
-    finally:
-        group.close()
-    if group.is_first:
-        typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    folder = train_as_started(given, train_num_samples, epochs, config=config, resume=resume, report=report)
+    if folder:
+        typer.echo(folder)
 
 
 @cli.command()

@@ -32,7 +32,7 @@ from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
 from curate.training.batch import stored_embeddings
-from curate.training.lanes import Row
+from curate.training.loading import Row
 from measuring import Benchmark, Figure, Report
 
 SHARDS, ROWS, WIDTH = 10, 10_000, 512

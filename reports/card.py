@@ -214,7 +214,7 @@ def table_card(table: ScoreTable, license: str | None) -> str:
     )
 
 
-def _front(values: Mapping[str, str | Sequence[str]]) -> str:
+def _front(values: Mapping[str, object]) -> str:
     """Fields that Hugging Face reads, as YAML."""
     lines = []
     for name, value in values.items():

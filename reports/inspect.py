@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -65,10 +66,9 @@ def _of_tables(
     known = {k: v for k, v in analysis_files(config).items() if k == name}
     root = root_of(tables[0])
     with connect(scores=root, runs=root, datasets=known) as connection:
+        sizes: dict[str, Any] = {"rows": options.rows, "image_bytes": options.image_bytes}
         if len(tables) == 1:
-            size, images = options.rows, options.image_bytes
-            rows = add_rows(connection, "rows", tables[0], data, rows=size, image_bytes=images)
-            page, figures = scores_page(rows, options)
+            page, figures = scores_page(add_rows(connection, "rows", tables[0], data, **sizes), options)
         else:
             page, figures = pair_page(connection, tables, data, options)
     return page, figures, data

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from ..units import accuracy
 from .duplicates import groups_of, nearest_earlier
-from .example_images import Name
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import histogram, spreads
@@ -222,7 +221,7 @@ def _duplicates(rows: Rows, options: InspectOptions, tiles: list[Tile]) -> Secti
             return Section("", "", [])
         why = "They need embeddings: run score-reference with --embeddings into a new --out."
         return Section("Near duplicates", "", [why])
-    names, vectors, read = list[Name](), list[np.ndarray](), 0
+    names, vectors, read = list[tuple[str, str]](), list[Any](), 0
     for shard in rows.shards:
         if vectors and read + len(vectors[-1]) > options.duplicate_rows:
             break

@@ -11,7 +11,7 @@ from .sql import Columns, literal, path_part_sql
 RUN_OF_FILE = r"([^/]*)/[^/]*$"
 LEDGER = dict.fromkeys(LINES, "DOUBLE")
 SECONDS = dict.fromkeys(
-    ["total", "data", "score", "select", "train", "record", "save", "other", "evaluate", "compile"], "DOUBLE"
+    ["total", "data", "decode", "score", "select", "train", "record", "save", "other", "evaluate", "compile"], "DOUBLE"
 )
 QUALITY = dict.fromkeys(["top1", "mean_recall", "image_to_text_r1", "text_to_image_r1", "zero_shot_top1"], "DOUBLE")
 METRICS: dict[str, Any] = {

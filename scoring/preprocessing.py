@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..datasets.decoding import INTERPOLATIONS, Geometry
+from ..datasets.decoding import CLOSE, INTERPOLATIONS, Geometry
 from ..errors import ModelError, did_you_mean
 
 GEOMETRY = tuple(field.name for field in fields(Geometry))
@@ -85,7 +85,9 @@ def check_preprocessing(name: str, settings: Mapping[str, Any]) -> None:
             )
         if setting == "crop_pct" and not (_is_number(value) and 0 < value <= 1):
             raise refuse(setting, value, "a share of the image, above 0 and at most 1")
-        if setting in ("reduced_jpeg", "exif_rotation") and not isinstance(value, bool):
+        if setting == "reduced_jpeg" and not (isinstance(value, bool) or value == CLOSE):
+            raise refuse(setting, value, f"true, false or '{CLOSE}'")
+        if setting == "exif_rotation" and not isinstance(value, bool):
             raise refuse(setting, value, "true or false")
         if setting in ("mean", "std"):
             numbers = _numbers(value)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..datasets.decoding import Geometry, View
 from ..errors import SpecError
 from .division import Deal, Division
-from .lanes import Row
+from .loading import Row
+from .views import LateViews, to_device
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -21,24 +20,27 @@ Tokenizer = Callable[[list[str]], torch.Tensor]
 class SuperBatch:
     """B examples. Their identity is (`shards`, `keys`).
 
-    `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry). `targets`
+    `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry); a view that
+    `SubBatches` makes late, of the chosen examples alone, is made of all B when it is asked for here. `targets`
     are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
     float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
     stored image and text embeddings, float16 [B, D], `reference_logits` the stored logits, float16 [B, C]; None where they
     were not asked for.
 
     Where a group of processes divides the super-batch, `division` says how; all else then holds this rank's rows only.
+    `number` counts the super-batches of a stream from 1.
     """
 
     shards: list[str]
     keys: list[str]
-    views: dict[str, torch.Tensor]
+    views: Mapping[str, torch.Tensor]
     targets: torch.Tensor | list[str]
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
     reference_loss: torch.Tensor | None = None
     reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
     reference_logits: torch.Tensor | None = None
     division: Division | None = None
+    number: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -61,7 +63,7 @@ class SuperBatch:
                 moved[id(tensor)] = to_device(tensor, where)
             return moved[id(tensor)]
 
-        return self._with(move)
+        return self._with(move, self.views.to(where, move) if isinstance(self.views, LateViews) else None)
 
     def take(self, index: torch.Tensor) -> SuperBatch:
         """The examples at `index`, int64 [b], in its order.
@@ -80,7 +82,8 @@ class SuperBatch:
                 taken[id(tensor)] = tensor[index.to(tensor.device)]
             return taken[id(tensor)]
 
-        found = self._with(pick)
+        views = self.views.take(places, pick) if isinstance(self.views, LateViews) else None
+        found = self._with(pick, views)
         targets = found.targets if not isinstance(self.targets, list) else [self.targets[i] for i in places]
         return replace(
             found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
@@ -95,7 +98,8 @@ class SuperBatch:
                 taken[id(tensor)] = deal.take(tensor)
             return taken[id(tensor)]
 
-        found = self._with(pick)
+        views = self.views.dealt(deal, pick) if isinstance(self.views, LateViews) else None
+        found = self._with(pick, views)
         captions = self.targets if isinstance(self.targets, list) else [""] * len(self)
         names = deal.take_list(list(zip(self.shards, self.keys, captions, strict=True)))
         return replace(
@@ -113,10 +117,12 @@ class SuperBatch:
         names = self.division.whole_list(list(zip(self.shards, self.keys, strict=True)))
         return [shard for shard, _ in names], [key for _, key in names]
 
-    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> SuperBatch:
+    def _with(
+        self, change: Callable[[torch.Tensor], torch.Tensor], views: Mapping[str, torch.Tensor] | None
+    ) -> SuperBatch:
         return replace(
             self,
-            views={name: change(view) for name, view in self.views.items()},
+            views=views if views is not None else {name: change(view) for name, view in self.views.items()},
             targets=self.targets if isinstance(self.targets, list) else change(self.targets),
             tokens={name: change(tokens) for name, tokens in self.tokens.items()},
             reference_loss=None if self.reference_loss is None else change(self.reference_loss),
@@ -125,29 +131,6 @@ class SuperBatch:
             else (change(self.reference_pairs[0]), change(self.reference_pairs[1])),
             reference_logits=None if self.reference_logits is None else change(self.reference_logits),
         )
-
-
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def stacked(seen: Sequence[Any], view: View) -> torch.Tensor:
-    """Raises SpecError where a user's view gives no tensor, or not of one shape."""
-    if not seen:  # a rank that reads no lane
-        assert isinstance(view, Geometry)
-        return torch.empty(0, view.size, view.size, 3, dtype=torch.uint8)
-    if all(isinstance(one, np.ndarray) for one in seen):
-        return torch.from_numpy(np.stack(seen))
-    wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
-    if wrong is not None:
-        raise SpecError(f"a view's function returned {type(wrong).__name__}, expected a tensor")
-    shapes = {tuple(one.shape) for one in seen}
-    if len(shapes) > 1:
-        raise SpecError(f"a view's function returned tensors of shapes {' and '.join(map(str, sorted(shapes)[:2]))}")
-    return torch.stack(list(seen))
 
 
 def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:

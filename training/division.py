@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -48,6 +49,11 @@ class Division:
         places = self._order.tolist()
         by_place = dict(zip(places, found, strict=True))
         return [by_place[place] for place in range(len(found))]
+
+    def held(self, index: Sequence[int]) -> dict[int, int]:
+        """Of the rows at `index`, those that this rank holds: which of its own each is."""
+        own = np.cumsum(self.holder_B == self.group.rank) - 1
+        return {i: int(own[i]) for i in index if self.holder_B[i] == self.group.rank}
 
     def deal(self, index_b: torch.Tensor) -> Deal:
         """Who trains on which of the chosen rows `index_b`, int64 [b], ascending."""
@@ -96,6 +102,15 @@ class Deal:
         kept = rows[self.keep.to(rows.device)]
         received = self.group.exchange([rows[part.to(rows.device)] for part in self.send]) if self.moved else []
         return torch.cat([kept, *received])[self.order.to(rows.device)]
+
+    def of_chosen(self) -> tuple[list[int], Deal]:
+        """Which of its rows this rank keeps or sends, ascending, and the same deal where it holds those alone."""
+        places = torch.cat([self.keep, *self.send]).unique()
+
+        def among(part: torch.Tensor) -> torch.Tensor:
+            return torch.searchsorted(places, part)
+
+        return places.tolist(), replace(self, keep=among(self.keep), send=[among(part) for part in self.send])
 
     def take_list(self, values: list[T]) -> list[T]:
         """The same for values that are no tensors. A collective."""

@@ -31,12 +31,14 @@ JOINT_BLOCKS = 6
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a run computes at a step. `scoring` are the models that score the super-batch; `joint` says that the choice
-    compares all pairs. `grad_checkpointing` is the learner's."""
+    compares all pairs. Of `views` those made `ahead` are made of the whole super-batch. `grad_checkpointing` is the
+    learner's."""
 
     learner: Trainee
     online: Trainee | None
     scoring: Sequence[Model]
     views: Iterable[View]
+    ahead: Iterable[View]
     sub_batch: int
     super_batch: int
     micro_batch: int
@@ -53,7 +55,12 @@ class Needs:
     @property
     def image_bytes(self) -> int:
         """Of one example in all views that differ; what a user's function makes is of unknown size."""
-        return sum(3 * size * size for size in {v.size for v in self.views if isinstance(v, Geometry)})
+        return _image_bytes(self.views)
+
+    @property
+    def image_bytes_ahead(self) -> int:
+        """Of one example in the views of the whole super-batch that differ."""
+        return _image_bytes(self.ahead)
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def measure(needs: Needs) -> Memory:
     """Raises what a model raises that cannot run without its values."""
     own = needs.device.type != "cpu"
     images, B, b = needs.image_bytes, needs.super_batch, needs.sub_batch
+    drawn = B * needs.image_bytes_ahead
     models = {id(m.module): m for m in (*(t.model for t in needs.trainees.values()), *needs.scoring)}
     tensors = {id(t): t for m in models.values() for t in (*m.module.parameters(), *m.module.buffers())}
     optimizers = {name: optimizer_bytes(trainee, needs.device) for name, trainee in needs.trainees.items()}
@@ -117,7 +125,7 @@ def measure(needs: Needs) -> Memory:
         "optimizer": sum(state for state, _ in optimizers.values()),
         "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
-        "images": (2 * b + (B if own else SUPER_BATCHES * B)) * images,
+        "images": 2 * b * images + (1 if own else SUPER_BATCHES) * drawn,
     }
     peaks = {}
     for name, trainee in needs.trainees.items():
@@ -130,10 +138,10 @@ def measure(needs: Needs) -> Memory:
         size = min(B, needs.micro_batch)
         peak = scoring_peak(model, size, needs.score_precision, needs.device)
         # The loop holds the super-batch before until this one is chosen from.
-        peaks["scoring"] = max(peaks.get("scoring", 0), peak + own * B * images)
+        peaks["scoring"] = max(peaks.get("scoring", 0), peak + own * drawn)
     if needs.joint:
         peaks["choosing"] = JOINT_BLOCKS * B * BLOCK * 4
-    return Memory(held, peaks, (SUPER_BATCHES + own) * B * images)
+    return Memory(held, peaks, (SUPER_BATCHES + own) * drawn)
 
 
 def available(needs: Needs) -> int | None:
@@ -169,7 +177,8 @@ def crude(needs: Needs) -> int:
     return (
         8 * parameters
         + compared
-        + needs.image_bytes * (4 * MOST_ACTIVATIONS * at_a_time + SUPER_BATCHES * needs.super_batch)
+        + needs.image_bytes * 4 * MOST_ACTIVATIONS * at_a_time
+        + needs.image_bytes_ahead * SUPER_BATCHES * needs.super_batch
     )
 
 
@@ -200,6 +209,10 @@ def _changes(needs: Needs) -> Iterator[list[tuple[str, dict[str, Any]]]]:
         again = {"grad_checkpointing": True}
         yield [("--grad-checkpointing", again)]
         yield [(f"--grad-checkpointing --accumulate {n}", {**again, "accumulate": n}) for n in parts]
+
+
+def _image_bytes(views: Iterable[View]) -> int:
+    return sum(3 * size * size for size in {v.size for v in views if isinstance(v, Geometry)})
 
 
 def _gb(size: int) -> str:

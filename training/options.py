@@ -267,7 +267,7 @@ class DataOptions(Concern):
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
     host_bytes: Bytes = 1 << 30
-    """Hold up to this much of the shards in memory, to draw examples in random order."""
+    """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
     """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
 
@@ -311,12 +311,12 @@ class RecordOptions(Concern):
     """Keep the learner's weights each time after this many steps, as checkpoints/learner-STEP.safetensors."""
     evaluate: bool = True
     """Measure the learner on the test split when the run ends."""
-    report_to: Annotated[tuple[str, ...], Text(parse_trackers, ",".join, "<names>")] = ()
-    """Send losses, FLOPs by ledger line and regime, seconds, scores and images to these trackers as well: tensorboard, wandb
-    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues its own there."""
     evaluate_every: int | None = None
     """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
     They were chosen on the test split, so their quality is above what other data would show."""
+    report_to: Annotated[tuple[str, ...], Text(parse_trackers, ",".join, "<names>")] = ()
+    """Send losses, FLOPs by ledger line and regime, seconds, scores and images to these trackers as well: tensorboard, wandb
+    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues its own there."""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
@@ -345,6 +345,8 @@ class RunOptions(Options):
     records: RecordOptions = field(default_factory=RecordOptions)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

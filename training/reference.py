@@ -33,6 +33,8 @@ FP32_TOLERANCE = 1e-3
 RESCORED_EXAMPLES = 64
 # What decides which part of an image a model sees, and how finely.
 SEEN = ("size", "mode", "crop_pct", "interpolation")
+# What two models of one run may differ in by accident. Two sizes are meant.
+DECODED = ("mode", "crop_pct", "interpolation", "resampling", "exif_rotation")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,19 @@ def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -
         log(
             f"the reference and '{scorer.spec.name}' see images otherwise ({', '.join(other)}), and their losses differ by "
             "that too; preprocessing = in the model's entry makes them alike"
+        )
+
+
+def note_views(learner: Model, online: Model | None, log: Report) -> None:
+    """Say once where the learner and the online model see images otherwise, other than at another size."""
+    if online is None:
+        return
+    one, other = learner.geometry.to_dict(), online.geometry.to_dict()
+    differ = [f"{k} {one.get(k, False)} and {other.get(k, False)}" for k in DECODED if one.get(k) != other.get(k)]
+    if differ:
+        log(
+            f"the learner and '{online.spec.name}' see images otherwise ({', '.join(differ)}): each image that is chosen is "
+            "decoded twice and augmented twice; preprocessing = in the model's entry makes them alike"
         )
 
 

@@ -47,6 +47,12 @@ class RunScorer:
     budget: float | None = None
     step_flops: float = 0.0
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the choice needs of all examples."""
+        asked = {ONLINE: self.model, REFERENCE: self.reference}
+        return tuple(name for name, model in asked.items() if model is not None)
+
     def charge(self, batch: SuperBatch) -> None:
         """Add to the ledger what making the missing losses will cost. A collective where ranks divide the super-batch.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..datasets.decoding import View
+from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
@@ -19,6 +22,7 @@ from ..scoring.selector import Selector
 from .batch import SuperBatch
 from .division import Division
 from .group import bare
+from .late import made
 from .scorer import caption_groups
 from .superbatch import SuperBatches
 
@@ -38,9 +42,21 @@ class SubBatch(SuperBatch):
     weight: float = field(default=1.0, kw_only=True)
     moved: int = field(default=0, kw_only=True)
 
+    def to(self, device: torch.device | str) -> SubBatch:
+        """The same examples, the selection and the super-batch with all tensors on a device."""
+        found = {f.name: getattr(self.selection, f.name) for f in fields(self.selection)}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in found.items()}
+        here: Any = super().to(device)
+        changed: SubBatch = replace(here, selection=Selection(**moved), drawn=self.drawn.to(device))
+        return changed
+
 
 class Scorer(Protocol):
-    """What is known of a super-batch: losses [B], or `Losses`."""
+    """What is known of a super-batch: losses [B], or `Losses`.
+
+    It may have `views`, the names of the views that it reads. The others are then made of the chosen examples alone. With
+    no names in it, it scores by what the score table has, and is called in another thread, before its turn.
+    """
 
     def score(self, batch: SuperBatch) -> torch.Tensor | Losses: ...
 
@@ -56,9 +72,9 @@ class SubBatches:
 
     `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
-    `timing` is entered with "data", "score" and "select" (and "train" for the online step) round each part. `check`, if
-    given, is called with every super-batch before anything is computed of it, and may raise. So is `charge`, which may talk to
-    other ranks.
+    `timing` is entered with "data", "score", "select" and "decode" (of what was chosen; and "train" for the online step)
+    round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise.
+    So is `charge` where a model scores; it may talk to other ranks.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -101,7 +117,10 @@ class SubBatches:
         self.batches.group.refuse_differences(
             {"b": selector.b, "policy": selector.policy.name, "selector's seed": state}
         )
-        source = iter(self.batches)
+        ahead = self._seen_before_the_choice()
+        if ahead is not None and not ahead and self.batches.group.size == 1:
+            yield from self._chosen_ahead()
+        source = self.batches.stream(lambda batch: batch, ahead)
         while True:
             with self.timing("data"):
                 batch = next(source)
@@ -114,12 +133,56 @@ class SubBatches:
                 if batch.division is not None:
                     known = whole_losses(known, batch.division)
             with self.timing("select"):
-                selection = self._choose(known, len(batch.division or batch))
+                selection = self._choose(selector, known, len(batch.division or batch))
+            with self.timing("decode"):
+                batch, selection, failures = made(batch, selection)
+                self.batches.count_chosen(failures)
                 sub = sub_batch(batch, selection)
-            if self.online is not None:
-                with self.timing("train"):
-                    self.online.step(sub)
+            self._step_online(sub)
             yield sub
+
+    @property
+    def views_ahead(self) -> list[View]:
+        """The views that are made of all examples; the others are made of the chosen ones."""
+        names = self._seen_before_the_choice()
+        return [view for name, view in self.batches.views.items() if names is None or name in names]
+
+    def _seen_before_the_choice(self) -> Collection[str] | None:
+        """The views that the choice needs of all examples; None for all views, also where all examples are chosen."""
+        if self.selector.b == self.batches.size:
+            return None
+        if not self.selector.policy.selects or self.scorer is None:
+            return ()
+        return getattr(self.scorer, "views", None)
+
+    def _chosen_ahead(self) -> Iterator[SubBatch]:
+        """Where no model is asked, the choice is made, and what is chosen decoded, in the thread that reads ahead."""
+        selector = copy.copy(self.selector)
+        selector.generator = torch.Generator()
+        selector.generator.set_state(self.selector.generator.get_state())
+
+        def chosen(batch: SuperBatch) -> tuple[SubBatch, list[Failure], torch.Tensor]:
+            self.check(batch)
+            selection = self._choose(selector, self._known(batch), len(batch))
+            batch, selection, failures = made(batch, selection)
+            return sub_batch(batch, selection), failures, selector.generator.get_state()
+
+        source = self.batches.stream(chosen, ())
+        while True:
+            with self.timing("data"):
+                sub, failures, state = next(source)
+                self.batches.count_chosen(failures)
+            self.charge(sub.drawn)
+            with self.timing("select"):
+                self.selector.generator.set_state(state)
+                sub = sub if self.device is None else sub.to(self.device)
+            self._step_online(sub)
+            yield sub
+
+    def _step_online(self, sub: SubBatch) -> None:
+        if self.online is not None:
+            with self.timing("train"):
+                self.online.step(sub)
 
     def _known(self, batch: SuperBatch) -> Losses:
         if not self.selector.policy.selects:
@@ -138,9 +201,9 @@ class SubBatches:
         group_B = caption_groups(batch).to(batch.reference_pairs[0].device)
         return Pairs(*batch.reference_pairs, scale, bias, group_B)
 
-    def _choose(self, known: Losses, B: int) -> Selection:
+    def _choose(self, selector: Selector, known: Losses, B: int) -> Selection:
         try:
-            return self.selector.choose(known, B)
+            return selector.choose(known, B)
         except ValueError as e:
             raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
 
@@ -211,7 +274,8 @@ class OnlineModel:
 
     `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
     score, and in training mode to train on their mean. Where the loss to train on is another one, such as a contrastive
-    loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `scheduler`, if given, is stepped after
+    loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `views` names the views that `losses` reads
+    (all, if it is left out): the others are made of the chosen examples alone. `scheduler`, if given, is stepped after
     the optimizer. In a group of processes `module` is wrapped in DistributedDataParallel; it scores without the wrapper.
     """
 
@@ -221,10 +285,12 @@ class OnlineModel:
         losses: Callable[[nn.Module, SuperBatch], torch.Tensor],
         optimizer: torch.optim.Optimizer,
         *,
+        views: Iterable[str] | None = None,
         training_loss: Callable[[nn.Module, SuperBatch], torch.Tensor] | None = None,
         scheduler: Any = None,
     ) -> None:
         self.module, self.losses, self.optimizer, self.scheduler = module, losses, optimizer, scheduler
+        self.views = None if views is None else frozenset(views)
         self.training_loss = training_loss or (lambda module, batch: losses(module, batch).mean())
 
     def score(self, batch: SuperBatch) -> torch.Tensor:

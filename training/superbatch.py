@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from ..datasets.batches import Prefetched, decode_all, decode_threads, map_in_threads, prefetch
 from ..datasets.decoding import Geometry, View
-from ..datasets.order import lane_count, order_digest, quotas
+from ..datasets.order import lane_count
 from ..datasets.readers import Failure
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
@@ -23,15 +23,17 @@ from ..scoring.tables.check import check_table
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, stacked, stored_embeddings, stored_vectors, token_rows
+from .ahead import READERS
+from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
 from .division import Division
+from .drawing import Drawing, Layout, refuse_too_many
 from .group import Group
-from .lanes import Lane, LanePosition, Row, ShardLoader, UnreadableError, refuse_too_many
+from .loading import Row, ShardLoader, SkippedShards, UnreadableError
+from .views import LateViews, stacked
 
-# As a data set opens its lanes, so many of them read at a time.
-READERS = 8
-# A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
-EMPTY_EPOCHS = 64
+T = TypeVar("T")
+# Beside the super-batches that wait, one is in the making and one in use.
+IN_HANDS = 2
 # Of a hundred shards one may be unreadable without ending the run. Of fewer, each is a large part of the data.
 SHARDS_PER_BAD_ONE = 100
 
@@ -49,8 +51,10 @@ class SuperBatches:
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
     table's counts, a Parquet footer, or a data set that fits into `host_bytes`), less than `size` examples an epoch are
-    left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds the shards in memory;
-    a data set whose decoded images fit into `cache_bytes` is read and decoded once.
+    left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds what is in memory: each
+    lane's shards, its next ones, which are read ahead as far as there is room, and the super-batches that are made ahead.
+    (One shard a lane and three super-batches are held even if they are larger.) A data set whose decoded images fit into
+    `cache_bytes` is read and decoded once.
 
     `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
     "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
@@ -116,7 +120,7 @@ class SuperBatches:
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
                 "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
-        loader = ShardLoader(
+        self._loader = ShardLoader(
             self.dataset,
             self.shards,
             self.table,
@@ -127,48 +131,81 @@ class SuperBatches:
             cache_bytes=cache_bytes if len(geometries) == len(self._views) else 0,
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
-            max_bad=len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards,
             kept=kept,
         )
-        self._loader, self._seed, self._host_bytes = loader, seed, host_bytes
+        self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
         known = self._known_row_counts()
+        skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        self._rows_read = (
-            [self._rows_of(i) for i in range(len(self.shards))] if not known and loader.keeps_all else None
+        read = self._read_to_count(skipped) if known is None and self._loader.keeps_all else None
+        self._layout = Layout(
+            shards=self.shards,
+            rows=known or read,
+            rows_were_read=read is not None,
+            lanes=self.lanes,
+            size=size,
+            seed=seed,
+            host_bytes=host_bytes,
+            filtered=() if kept is None else (kept.digest,),
         )
-        self._lay_out(known or self._rows_read)
-        self._decoders = ThreadPoolExecutor(decode_threads())
-        self._drawn = 0
-        self._counts: Counter[str] = Counter()
+        self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
         self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
-        self._last_failure: Failure | None = None
-        self._state = self._snapshot()
-        self._running: Prefetched[tuple[SuperBatch, dict[str, Any]]] | None = None
-
-    def _lay_out(self, rows: list[int] | None) -> None:
-        """Divide the data set among the lanes. `rows` of each shard, where they are known."""
-        room = self._host_bytes / self.lanes
-        self._lanes = [Lane(v, self.lanes, self._loader, rows, self._seed, room) for v in range(self.lanes)]
-        shards = [(shard.name, shard.size, shard.bytes) for shard in self.shards]
-        filtered = [] if self.kept is None else [self.kept.digest]
-        self._digest = order_digest(shards, rows, self.lanes, self.size, self._seed, self._host_bytes, *filtered)
+        self._bad_chosen = 0
+        # What is made late is waited for: it must not stand behind all that is made ahead.
+        self._decoders, self._late_decoders = (ThreadPoolExecutor(decode_threads()) for _ in range(2))
+        self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
         """From where the stream stands, for ever."""
-        self.group.refuse_differences({"order of examples": self._digest, "super-batches drawn": self._state["drawn"]})
-        running = self._running
+        return self.stream(lambda batch: batch)
+
+    def stream(self, then: Callable[[SuperBatch], T], ahead: Collection[str] | None = None) -> Iterator[T]:
+        """What `then`, called in the thread that reads ahead, makes of each super-batch from where the stream stands.
+
+        Of the views only those named `ahead` are made there, all if it is None. Others are made when they are asked for.
+        """
+        late = self._late(ahead)
+        self.group.refuse_differences(
+            {
+                "order of examples": self._layout.digest,
+                "super-batches drawn": self._state["drawn"],
+                "views made late": late,
+            }
+        )
         self.close()
-        if running is not None:
-            running.wait()  # it moves the lanes that are about to be rewound
-        self._rewind(self._state)
-        self._running = running = prefetch(self._stream())
+        drawing = Drawing(
+            self.dataset.name,
+            self._layout,
+            self._loader,
+            self.group,
+            self._state,
+            lambda rows: self._look_ahead(rows, late),
+            max_failures=self.max_failures,
+            max_bad_shards=self.max_bad_shards,
+        )
+
+        images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
+        depth = 2 if (2 + IN_HANDS) * self.size * images <= self._layout.host_bytes else 1
+
+        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+            held: list[int] = []
+            try:
+                while True:
+                    batch, size = self._super_batch(drawing, late)
+                    held.append(size)
+                    drawing.room.add(size - (held.pop(0) if len(held) > depth + IN_HANDS else 0))
+                    yield then(batch), drawing.state()
+            finally:
+                drawing.close()
+
+        self._running = running = prefetch(draw(), depth)
         while True:
             with self.group.together(), self._waiting():
                 item = next(running, None)
             if item is None:  # closed
                 return
-            batch, self._state = item
-            yield batch
+            made, self._state = item
+            yield made
 
     def close(self) -> None:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
@@ -176,19 +213,21 @@ class SuperBatches:
             self._running.close()
 
     @property
-    def drawn(self) -> int:
-        """How many super-batches were given."""
-        return int(self._state["drawn"])
-
-    @property
     def counts(self) -> dict[str, int]:
         """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
-        return dict(self._state["counts"])
+        return counts_of(self.own_state())
 
     @property
     def skipped_shards(self) -> dict[str, str]:
         """The shards that could not be read and are left out, by name, with the reason."""
         return dict(self._state["skipped"])
+
+    def count_chosen(self, failures: Sequence[Failure]) -> None:
+        """Count examples that turned out to be bad after they were chosen, each once. Raises FailuresError where too many
+        examples are bad."""
+        self._bad_chosen += len(failures)
+        if failures:
+            refuse_too_many(self.counts, self.max_failures, failures[-1])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the super-batch given last. JSON-able.
@@ -199,7 +238,7 @@ class SuperBatches:
 
     def own_state(self) -> dict[str, Any]:
         """This rank's part of `state_dict`: no collective."""
-        return self._state
+        return {**self._state, "bad_chosen": self._bad_chosen}
 
     def whole_state(self, own: dict[str, Any]) -> dict[str, Any]:
         """`state_dict` of the time when each rank's part was `own`. A collective."""
@@ -207,7 +246,7 @@ class SuperBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
-        then, now = state.get("rows"), self._rows_read
+        then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
         if (
             then
@@ -215,63 +254,32 @@ class SuperBatches:
             and len(then) == len(now)
             and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
         ):
-            self._rows_read = list(then)
-            self._lay_out(self._rows_read)
-        if state["order"] != self._digest:
+            self._layout = replace(self._layout, rows=list(then))
+        if state["order"] != self._layout.digest:
             raise RunError(
                 f"data set '{self.dataset.name}': the order of examples follows from its shards, their rows, the size, the "
-                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._digest} now); "
-                "resume with what the run began with"
+                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._layout.digest} "
+                "now); resume with what the run began with"
             )
         self.close()
-        self._state = {**self._state, "skipped": {}, "lane_skips": [[]] * self.lanes, **state}
+        self._state = {**self._layout.start(), **state}
+        self._bad_chosen = self._state.pop("bad_chosen", 0)
         self._counts_before = dict(self._state["counts"])
 
-    def _stream(self) -> Iterator[tuple[SuperBatch, dict[str, Any]]]:
-        while True:
-            wanted = quotas(self._drawn, self.size, self.lanes)
-            own = [count if self._owner(lane) == self.group.rank else 0 for lane, count in enumerate(wanted)]
-            rows = self._fill(own)
-            divided = Division.of_step(self.group, self._drawn, self.size, self.lanes) if self.group.size > 1 else None
-            self._drawn += 1
-            yield self._super_batch(rows, divided), self._snapshot()
+    def _late(self, ahead: Collection[str] | None) -> list[str]:
+        """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
+        function cannot say what it makes of nothing."""
+        if ahead is None:
+            return []
+        now = {view for name, view in self.views.items() if name in ahead}
+        if self.group.size > 1:
+            now |= {view for view in self._views if not isinstance(view, Geometry)}
+        return [name for name, view in self.views.items() if view not in now]
 
-    def _owner(self, lane: int) -> int:
-        """The rank that reads a lane."""
-        return lane % self.group.size
-
-    def _fill(self, wanted: Sequence[int]) -> list[Row]:
-        """So many examples of each lane that all views can see, in lane order. Bad ones are replaced within their lane."""
-        have: list[list[Row]] = [[] for _ in self._lanes]
-        began_epochs = [0] * len(have)
-        while True:
-            missing = [want - len(rows) for want, rows in zip(wanted, have, strict=True)]
-            if not any(missing):
-                return [row for rows in have for row in rows]
-            taken = self._take(missing)
-            failed = self._look_at([row for rows in taken for row in rows])
-            for v, (lane, rows) in enumerate(zip(self._lanes, taken, strict=True)):
-                have[v] += [row for row in rows if id(row) not in failed]
-                self._count(lane, [failed[id(row)] for row in rows if id(row) in failed])
-                if len(rows) < missing[v]:  # this epoch ends with too few for a super-batch
-                    if began_epochs[v] >= (EMPTY_EPOCHS if lane.skipped else 1):
-                        raise self._too_small(lane, len(have[v]), wanted[v])
-                    self._counts["dropped"] += len(have[v])
-                    have[v] = []
-                    began_epochs[v] += 1
-                    lane.next_epoch()
-
-    def _take(self, counts: Sequence[int]) -> list[list[Row]]:
-        """The next candidates of each lane; several lanes read at a time where some have to read."""
-        if all(lane.holds(count) for lane, count in zip(self._lanes, counts, strict=True)):
-            return [lane.take(count) for lane, count in zip(self._lanes, counts, strict=True)]
-        pairs = list(zip(self._lanes, counts, strict=True))
-        return map_in_threads(lambda pair: pair[0].take(pair[1]), pairs, READERS)
-
-    def _look_at(self, rows: Sequence[Row]) -> dict[int, Failure]:
-        """Look at the rows in every view. Returns the failures, by the row's id."""
+    def _look_ahead(self, rows: Sequence[Row], late: Collection[str]) -> dict[int, Failure]:
+        """Look at the rows in every view that is not late. Returns the failures, by the row's id."""
         failed: dict[int, Failure] = {}
-        for view in self._views:
+        for view in self._ahead_of(late):
             waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
             made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
             for row, result in zip(waiting, made, strict=True):
@@ -281,52 +289,56 @@ class SuperBatches:
                     row.seen[view] = result
         return failed
 
-    def _count(self, lane: Lane, failures: Sequence[Failure]) -> None:
-        """Every example is counted once: in the first epoch of its lane."""
-        self._counts.update(lane.counts)
-        lane.counts.clear()
-        found = [*lane.unreadable, *(failures if lane.position.epoch == 0 else ())]
-        lane.unreadable.clear()
-        self._counts["failures"] += len(found)
-        if found or failures:
-            self._last_failure = (found or failures)[-1]
-        if found:
-            refuse_too_many(self._counts, self.max_failures, found[-1])
+    def _look_late(self, rows: Sequence[Row], view: View) -> list[Any]:
+        """What a view makes of each row, or the Failure; rows of shards that stay in memory keep it."""
+        found = [row.seen.get(view) for row in rows]
+        waiting = [i for i, seen in enumerate(found) if seen is None]
+        made = decode_all([rows[i].example for i in waiting], view, self._late_decoders)
+        for i, seen in zip(waiting, made, strict=True):
+            found[i] = seen
+            if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
+                rows[i].seen[view] = seen
+        return found
 
-    def _too_small(self, lane: Lane, found: int, wanted: int) -> SpecError:
-        if self.lanes == 1 or lane.rows is not None:
-            what = f"has {self._counts['examples']:,} usable examples, a super-batch needs {self.size:,}"
-        else:
-            what = f"has {found:,} usable examples in one of its {self.lanes} lanes, which needs {wanted:,}"
-        why = f"; the last bad one: {self._last_failure.reason}" if self._last_failure else ""
-        return SpecError(
-            f"data set '{self.dataset.name}' {what}; lower --batch-size, --filter-ratio or --lanes (here: size, lanes){why}"
-        )
+    def _ahead_of(self, late: Collection[str]) -> list[View]:
+        """The views that are made ahead, where these are late."""
+        return list(dict.fromkeys(view for name, view in self.views.items() if name not in late))
 
-    def _super_batch(self, rows: list[Row], division: Division | None) -> SuperBatch:
-        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
-        targets = [row.example.target for row in rows]
-        names: dict[int, torch.Tensor] = {}
-        for tokenizer in self.tokenize.values():
-            if id(tokenizer) not in names:
-                names[id(tokenizer)] = token_rows(rows, tokenizer)
+    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> tuple[SuperBatch, int]:
+        """The next super-batch, and the bytes of memory that it holds."""
+        step = drawing.drawn
+        rows, is_first = drawing.next()
+        division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
+        held = sum(tensor.nbytes for tensor in made.values())
+        if late and not self._loader.keeps_all:
+            held += sum(len(row.example.image) for row in rows)
         for row in rows:
             if not self._loader.keeps(row):
                 row.seen.clear()
+        tokens: dict[int, torch.Tensor] = {}
+        for tokenizer in self.tokenize.values():
+            if id(tokenizer) not in tokens:
+                tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+        targets = [row.example.target for row in rows]
         has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
-        return SuperBatch(
+        batch = SuperBatch(
             shards=[row.example.shard for row in rows],
             keys=[row.example.key for row in rows],
-            views={name: made[view] for name, view in self.views.items()},
+            views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+            if late
+            else {name: made[view] for name, view in self.views.items()},
             targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
-            tokens={name: names[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
+            tokens={name: tokens[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
             reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
             if has_scores
             else None,
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
             reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
             division=division,
+            number=step + 1,
         )
+        return batch, held
 
     def _known_row_counts(self) -> list[int] | None:
         """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading
@@ -341,28 +353,24 @@ class SuperBatches:
             return [shard.rows or 0 for shard in self.shards]
         return None
 
-    def _rows_of(self, index: int) -> int:
-        """Read a shard that stays in memory; 0 where it cannot be read."""
-        try:
-            return self._loader.load(index).count
-        except UnreadableError as e:
-            self._loader.skip(index, e)
-            return 0
+    def _read_to_count(self, skipped: SkippedShards) -> list[int]:
+        """Read the shards, which stay in memory; 0 where one cannot be read."""
 
-    def _snapshot(self) -> dict[str, Any]:
-        return {
-            "order": self._digest,
-            "drawn": self._drawn,
-            "lanes": [list(astuple(lane.position)) for lane in self._lanes],
-            "counts": dict(self._counts),
-            "rows": self._rows_read,
-            "skipped": dict(self._loader.skipped),
-            "lane_skips": [sorted(lane.skipped) for lane in self._lanes],
-        }
+        def rows_of(index: int) -> int | UnreadableError:
+            try:
+                return self._loader.load(index).count
+            except UnreadableError as e:
+                return e
+
+        found = map_in_threads(rows_of, range(len(self.shards)), READERS)
+        for index, rows in enumerate(found):
+            if isinstance(rows, UnreadableError):
+                skipped.add(index, rows)
+        return [0 if isinstance(rows, UnreadableError) else rows for rows in found]
 
     def _merged(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The state of all lanes, given that of each rank's own."""
-        owners = [states[self._owner(lane)] for lane in range(self.lanes)]
+        owners = [states[lane % self.group.size] for lane in range(self.lanes)]
         counts = Counter(self._counts_before)
         for state in states:
             counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
@@ -374,10 +382,10 @@ class SuperBatches:
             "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
         }
 
-    def _rewind(self, state: Mapping[str, Any]) -> None:
-        self._drawn, self._counts = state["drawn"], Counter(state["counts"])
-        self._loader.skipped = dict(state["skipped"])
-        for lane, position, skips in zip(self._lanes, state["lanes"], state["lane_skips"], strict=True):
-            lane.position, lane.skipped = LanePosition(*position), set(skips)
-            lane.counts.clear()
-            lane.unreadable.clear()
+
+def counts_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """The counts in a stream's state: an example that turned out to be bad after it was chosen is no usable one."""
+    counts, bad = Counter(state["counts"]), state.get("bad_chosen", 0)
+    if bad:
+        counts.update(failures=bad, examples=-bad)
+    return dict(counts)

@@ -19,6 +19,8 @@ import torch
 OTHER, COMPILE, EVALUATE = "other", "compile", "evaluate"
 # Time that depends on how a run is watched and on what was compiled before, not on how it trains.
 APART = (COMPILE, EVALUATE)
+# Waiting for the next super-batch, and for the images that were chosen of it.
+DATA = ("data", "decode")
 
 
 class Stages:
@@ -125,7 +127,8 @@ class Rates:
 
     def since(self, step: int, seconds: Mapping[str, float], flops: float, batch_size: int) -> dict[str, float | None]:
         """`samples_per_second` counts examples trained on, `mfu` the FLOPs that the ledger counts for the run's own work,
-        `data_share` is the share of the time spent waiting for data. Compiling and evaluating are left out."""
+        `data_share` is the share of the time spent waiting for data and decoding chosen images. Compiling and evaluating are
+        left out."""
         before, then, spent = self._before
         self._before = (step, dict(seconds), flops)
         passed = training(seconds) - training(then)
@@ -134,7 +137,7 @@ class Rates:
         return {
             "samples_per_second": (step - before) * batch_size / passed,
             "mfu": None if self._peak is None else (flops - spent) / passed / self._peak,
-            "data_share": (seconds.get("data", 0.0) - then.get("data", 0.0)) / passed,
+            "data_share": sum(seconds.get(stage, 0.0) - then.get(stage, 0.0) for stage in DATA) / passed,
         }
 
 

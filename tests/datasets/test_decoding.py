@@ -218,6 +218,23 @@ def test_jpegs_decoded_at_a_fraction_of_their_size_differ_as_little_as_stated(na
         assert np.quantile(difference, 0.99) <= 16
 
 
+def test_close_reduces_jpegs_of_twice_the_size_never_below_it():
+    from sklearn.datasets import load_sample_image
+
+    file = io.BytesIO()
+    Image.fromarray(load_sample_image("china.jpg")).resize((330, 260)).save(file, "JPEG", quality=90)
+    for size, reduces in ((112, True), (130, True), (131, False)):
+        whole = Geometry(size=size)
+        images = [
+            decode(file.getvalue(), replace(whole, reduced_jpeg=how)).astype(int) for how in (False, True, "close")
+        ]
+        assert np.array_equal(images[0], images[1]), "not four times as large"
+        difference = np.abs(images[0] - images[2])
+        assert difference.any() == reduces
+        assert difference.mean() < 6
+    assert Geometry(size=32, reduced_jpeg="close").to_dict()["reduced_jpeg"] == "close"
+
+
 def test_the_reduced_decoding_is_part_of_a_fingerprint_only_where_it_is_on():
     assert "reduced_jpeg" not in Geometry(size=32).to_dict()
     assert Geometry(size=32, reduced_jpeg=True).to_dict()["reduced_jpeg"] is True

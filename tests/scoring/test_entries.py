@@ -46,7 +46,7 @@ def refused(tmp_path, entry, *words, task="classification", num_classes=10):
         ({"crop_pct": "0.9"}, ("crop_pct is '0.9'",)),
         ({"mean": [0.5, 0.5]}, ("mean is [0.5, 0.5]", "three numbers")),
         ({"std": [0.5, 0.0, 0.5]}, ("std is", "above 0")),
-        ({"reduced_jpeg": "yes"}, ("reduced_jpeg is 'yes'", "true or false")),
+        ({"reduced_jpeg": "yes"}, ("reduced_jpeg is 'yes'", "true, false or 'close'")),
         ({"exif_rotation": 1}, ("exif_rotation is 1", "true or false")),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import pytest
 from curate.datasets import readers
 from curate.errors import ReadError, ShardError, SpecError
-from curate.training import lanes, reference, train
+from curate.training import loading, reference, train
 from support.commands import silent
 from support.tiny import go, go_until, options_of, shard, weights, write_toml
 
@@ -31,7 +31,7 @@ def broken(monkeypatch, *names, reads=0):
                 raise ReadError(f"{shard.url}: cannot be read (Input/output error)")
         yield from readers.read_shard(spec, shard)
 
-    monkeypatch.setattr(lanes, "read_shard", read)
+    monkeypatch.setattr(loading, "read_shard", read)
 
 
 @pytest.mark.parametrize("options", [{}, {"host_bytes": 1, "cache_bytes": 0}, {"host_bytes": 1, "lanes": 2}])
@@ -81,7 +81,7 @@ def test_a_resume_leaves_out_the_same_whether_or_not_it_can_be_read_again(many, 
     go_until(18, many, **options)
     state = json.loads((many / "runs/run/checkpoints/resume-000000016/state.json").read_text())
     assert state["batches"]["skipped"].keys() == {"2"}
-    monkeypatch.setattr(lanes, "read_shard", readers.read_shard)
+    monkeypatch.setattr(loading, "read_shard", readers.read_shard)
     again = go(many, resume=True, **options)
     assert weights(many) == expected
     assert again["skipped_shards"].keys() == {"2"}
@@ -91,7 +91,7 @@ def test_a_resume_leaves_out_the_same_whether_or_not_it_can_be_read_again(many, 
 def test_the_checks_before_a_run_pass_over_it_too(digits, tmp_path, monkeypatch):
     """The first shard is one of those of which a few examples are scored again."""
     broken(monkeypatch, "00000")
-    monkeypatch.setattr(reference, "read_shard", lanes.read_shard)
+    monkeypatch.setattr(reference, "read_shard", loading.read_shard)
     options = options_of(
         tmp_path,
         dataset="digits",

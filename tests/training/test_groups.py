@@ -87,6 +87,20 @@ def test_a_uniform_draw_needs_no_scores_and_moves_what_is_uneven(uneven):
     check_same(alone(spec, **options)[0], in_ranks(4, spec, **options))
 
 
+def test_what_is_decoded_late_is_replaced_alike_where_it_turns_out_to_be_bad(uneven, tmp_path):
+    for path in uneven.glob("*.tar"):
+        members = read_tar(path)
+        spoiled = {name for name, _ in [m for m in members if m[0].endswith(".png")][::9]}
+        write_tar(tmp_path / path.name, [(name, b"no image" if name in spoiled else data) for name, data in members])
+    spec = spec_of(tmp_path)
+    single, state = alone(spec, steps=8, late=True)
+    ranks = in_ranks(3, spec, steps=8, late=True)
+    check_same(single, ranks)
+    assert all(own["batches"] == state["batches"] for _, own in ranks)
+    assert state["batches"]["bad_chosen"] > 1
+    assert all(len(found["index"]) == 21 for found in single)
+
+
 def test_two_one_four_two_continue_the_same_sequence(uneven):
     spec = spec_of(uneven)
     whole, last = alone(spec, 4 * 5)

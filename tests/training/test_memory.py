@@ -152,6 +152,7 @@ def needs(learner, **changes):
         online=None,
         scoring=[],
         views=[Geometry(size=64), Geometry(size=64), Geometry(size=32)],
+        ahead=[Geometry(size=64), Geometry(size=64), Geometry(size=32)],
         sub_batch=64,
         super_batch=64,
         micro_batch=64,

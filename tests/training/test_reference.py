@@ -2,14 +2,17 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from curate.datasets.decoding import Geometry
 from curate.datasets.spec import Config
 from curate.errors import TableError
 from curate.pipelines.score_reference import score_reference
 from curate.training import RunOptions, train
+from curate.training.reference import note_views
 from support.commands import silent
 
 
@@ -77,3 +80,26 @@ def test_a_table_without_its_reference_is_joined_and_said(digits, tmp_path):
         reference_scores=str(scores),
     )
     assert sum("joined without scoring a few of them again" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("online", "told"),
+    [
+        (Geometry(size=112, crop_pct=0.9), ["crop_pct 1.0 and 0.9"]),
+        (
+            Geometry(size=224, mode="squash", exif_rotation=True),
+            ["mode shortest and squash, exif_rotation False and True"],
+        ),
+        (Geometry(size=112, reduced_jpeg="close"), []),
+        (Geometry(size=224), []),
+        (None, []),
+    ],
+)
+def test_frames_that_differ_by_accident_are_said_in_one_line(online, told):
+    def model(geometry):
+        return SimpleNamespace(geometry=geometry, spec=SimpleNamespace(name="small"))
+
+    lines = []
+    note_views(model(Geometry(size=224)), online and model(online), lines.append)
+    assert len(lines) == len(told)
+    assert all(words in line for words, line in zip(told, lines, strict=True))

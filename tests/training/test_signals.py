@@ -10,7 +10,7 @@ import time
 import pytest
 from curate.datasets import readers
 from curate.errors import StoppedError
-from curate.training import lanes, run
+from curate.training import loading, run
 from curate.training.loop import train_loop
 from curate.training.signals import Stop, handled_by
 from support.commands import curate
@@ -60,7 +60,7 @@ def test_a_signal_while_the_data_hangs_does_not_wait_for_it(work, monkeypatch):
             release.wait(200)
         yield from readers.read_shard(spec, one)
 
-    monkeypatch.setattr(lanes, "read_shard", read)
+    monkeypatch.setattr(loading, "read_shard", read)
 
     def stuck():
         hangs.append(True)
