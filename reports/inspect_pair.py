@@ -31,9 +31,10 @@ def pair_page(
             "fields or classes); give two tables of one data set"
         )
     shared = a.shard_names() & b.shard_names()
-    sizes = {"rows": options.rows, "image_bytes": options.image_bytes}
+    size, images = options.rows, options.image_bytes
     of_a, of_b = (
-        add_rows(connection, name, table, data, **sizes, only=shared) for name, table in (("rows", a), ("others", b))
+        add_rows(connection, name, table, data, rows=size, image_bytes=images, only=shared)
+        for name, table in (("rows", a), ("others", b))
     )
     connection.execute(
         """

@@ -101,7 +101,14 @@ def measure_run(options: PlanOptions, steps: int, *, config: Config, report: Rep
             optimization=options.optimization,
             data=options.data,
             records=replace(
-                options.records, out=folder, name="run", evaluate=False, log_every=1, checkpoint_every=STEPS + 1
+                options.records,
+                out=folder,
+                name="run",
+                evaluate=False,
+                evaluate_every=None,
+                keep_every=None,
+                log_every=1,
+                checkpoint_every=STEPS + 1,
             ),
         )
         report(f"measuring: {STEPS} steps, then reading for {READ_SECONDS:g} s")

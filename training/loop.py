@@ -148,13 +148,15 @@ def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
     found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log, job.group)
     if found is None:
-        job.records.cut_after(0)
+        with job.group.together():
+            job.records.cut_after(0)
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
-    job.records.cut_after(found.step)
+    with job.group.together():
+        job.records.cut_after(found.step)
     job.keeping.resume()
     job.records.log(f"resumed after step {found.step:,}")
     return found.step
