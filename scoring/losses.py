@@ -72,7 +72,8 @@ def distillation(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature:
     Both models' logits are divided by the temperature. Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
     soft_BC = (teacher_BC.float() / temperature).softmax(-1)
-    return temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC)
+    loss: torch.Tensor = temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC)
+    return loss
 
 
 def dot_product_similarity(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:

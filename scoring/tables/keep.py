@@ -43,7 +43,8 @@ class Kept:
 
     def mask(self, scores: ShardScores) -> np.ndarray:
         """Which of a shard's scored examples are kept, bool [N]."""
-        return score_of(self.policy, scores) >= _least_of(groups(scores, self.by), self.least)
+        found: np.ndarray = score_of(self.policy, scores) >= _least_of(groups(scores, self.by), self.least)
+        return found
 
     def line(self) -> str:
         among = "" if self.by == "all" else f" of each {self.by}"
