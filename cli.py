@@ -10,15 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .command import reference_page, takes, without
-from .entry import alone, run_command, run_process
+from .command import CONFIG_HELP, reference_page, report, takes, without
+from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
 from .offered import COMPARED, PLAN, PROBE, RUN
 from .options import options_of, refuse_url
+from .pages import card, inspect
 from .pipelines.options import ScoreOptions
-from .progress import Screen
 from .reports.export_options import ExportOptions
-from .reports.inspect_options import InspectOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
@@ -31,12 +30,9 @@ cli = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CONFIG_HELP = "Read data sets and models from this file. Default: the nearest curate.toml, from here upward."
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
-report = Screen()
-"""Progress, to standard error, so that results can be piped."""
 
 
 def app() -> None:
@@ -46,6 +42,7 @@ def app() -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    skip_teardown()
     run_process(app)
 
 
@@ -164,25 +161,11 @@ def train(
     Example: curate train --dataset cifar10n --policy learnability --learner learner --online scorer
     --reference-scores scores --budget-flops 20TF
     """
-    from .datasets.spec import load_config
-    from .training import train as run_training
-    from .training.group import Group
+    from .training.started import train_as_started
 
-    group = Group.from_env()
-    try:
-        with group.together():
-            if train_num_samples is not None:
-                if given["examples"] is not None:
-                    raise SpecError("--train-num-samples and --examples are both given; drop one")
-                if epochs < 1:
-                    raise SpecError(f"--epochs is {epochs}, expected at least 1")
-                given["examples"] = epochs * train_num_samples
-            options, known = RunOptions.of(**given), load_config(config)
-        summary = run_training(options, config=known, resume=resume, report=report, group=group)
-    finally:
-        group.close()
-    if group.is_first:
-        typer.echo(f"{options.records.out.rstrip('/')}/{summary['run']}")
+    folder = train_as_started(given, train_num_samples, epochs, config=config, resume=resume, report=report)
+    if folder:
+        typer.echo(folder)
 
 
 @cli.command()
@@ -190,6 +173,12 @@ def train(
 def plan(
     given: dict[str, Any],
     probing: dict[str, Any],
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Make some steps here, and say what the run takes: seconds, disk, memory, and what binds."
+        ),
+    ] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
@@ -209,13 +198,19 @@ def plan(
     alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
-    known, measured = load_config(config), None
+    if measure and options.learner is None:
+        raise SpecError("--measure makes steps of a run; give --learner, --online, --dataset and --budget-flops")
+    known, measured, taken = load_config(config), None, None
     made = make_plan(options, known)
+    if measure:
+        from .studies.measure import measure_run
+
+        taken = measure_run(options, int(made.steps), config=known, report=report).to_dict()
     if probing["probe"] is not None:
         probe = ProbeOptions(plan=options, **probing)
         measured = read_probe(probe.out, run_probe(probe, config=known, report=report))
         made = replace(made, expected_saving=measured.expected_saving)
-    write_plan(made.to_dict(), format, probe=measured)
+    write_plan(made.to_dict(), format, probe=measured, measured=taken)
 
 
 @cli.command()
@@ -317,30 +312,8 @@ def export(
     typer.echo(target)
 
 
-@cli.command()
-@takes(options_of(InspectOptions))
-def inspect(
-    given: dict[str, Any],
-    what: Annotated[
-        str,
-        typer.Argument(help="Look at this score table, or this run: its folder or URL, or one above that holds one."),
-    ],
-    other: Annotated[
-        str | None, typer.Argument(help="Compare with this second score table of the same data set.")
-    ] = None,
-    config: ConfigOption = None,
-) -> None:
-    """Write a page that shows what is in a score table, where two of them disagree, or what a run chose.
-
-    The page opens from disk and holds all its images. Easiest and hardest examples, likely wrong labels, captions that
-    fit nothing, near duplicates, and what a filter would drop.
-
-    Example: curate inspect scores
-    """
-    from .datasets.spec import load_config
-    from .reports.inspect import inspect as write_page
-
-    typer.echo(write_page(what, other, InspectOptions.of(**given), load_config(config), report))
+cli.command()(inspect)
+cli.command()(card)
 
 
 @cli.command()

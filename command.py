@@ -9,6 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from .options import Option, flag, options_of
+from .progress import Screen
+
+CONFIG_HELP = "Read data sets and models from this file. Default: the nearest curate.toml, from here upward."
+report = Screen()
+"""Progress, to standard error, so that results can be piped."""
 
 
 def without(options: type, *names: str) -> dict[str, Option]:

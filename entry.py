@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,10 +17,12 @@ from . import threads
 from .datasets.notices import in_one_line
 from .errors import CurateError, SpecError, StoppedError
 from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
-from .training.signals import handled_by
+from .training.signals import SIGNALS, handled_by
 from .units import Report
 
 INTERRUPTED = 130
+# What DuckDB makes of Ctrl-C while it works in the main thread.
+DUCKDB_INTERRUPTED = "Query interrupted"
 # Exit codes from here on: a signal ended the command.
 STOPPED = 128
 
@@ -55,6 +59,10 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
         code = e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except RuntimeError as e:
+        if str(e) != DUCKDB_INTERRUPTED:
+            raise
+        code = INTERRUPTED
     if code == INTERRUPTED:
         report("curate: interrupted; run the same command again to resume (train: add --resume)")
     flush_or_drop()
@@ -63,13 +71,39 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
 
 
 def run_process(app: Callable[[], None]) -> None:
-    """Run a command as all that this process does. Interrupted, it ends soon, even where a thread waits for storage."""
+    """Run a command as all that this process does. Interrupted, it ends soon, even where a thread waits for storage, and
+    takes no notice of a second Ctrl-C. After `skip_teardown` it also does not take apart what it imported."""
     try:
         app()
+    except KeyboardInterrupt:  # the second one, while the first one ended the command
+        _end_soon(INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except SystemExit as e:
         if isinstance(e.code, int) and e.code >= STOPPED:
-            end_within(0.3, e.code)
+            _end_soon(e.code)
         raise
+
+
+def _end_soon(code: int) -> None:
+    for number in (signal.SIGINT, *SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
+    _interrupted.append(code)
+    end_within(0.3, code)
+
+
+_interrupted: list[int] = []
+
+
+def skip_teardown() -> None:
+    """An interrupted process ends once all that libraries registered for their end is done: to take the modules of torch
+    and Beam apart would take seconds on a busy machine. Call it before they are imported."""
+
+    def end() -> None:
+        if _interrupted:
+            flush_or_drop()
+            os._exit(_interrupted[0])
+
+    atexit.register(end)  # the first to be registered is the last to be called
 
 
 def _code_of(cli: Callable[..., Any]) -> int:
@@ -97,8 +131,8 @@ def _code_of(cli: Callable[..., Any]) -> int:
         return int(e.exit_code)
 
 
-def _end(signal: int, frame: Any) -> None:
-    raise StoppedError(signal)
+def _end(number: int, frame: Any) -> None:
+    raise StoppedError(number)
 
 
 def alone(command: str) -> None:

@@ -19,7 +19,7 @@ COMPARED = without(RunOptions, *BUDGET, "policy", "seed", "out", "name", "evalua
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every") | {
+PLAN = without(PlanOptions, "policy", "out", "name", "evaluate", "evaluate_every", "keep_every", "report_to") | {
     "reference": replace(RUN["reference"], help=PLANNED)
 }
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}

@@ -43,7 +43,7 @@ BYTES |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 def parse_bytes(text: str, option: str) -> int:
     """Bytes from `1GiB`, `1.5 GB` or `1000000`. Raises SpecError."""
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([KMGT]I?B)?\s*", text, re.IGNORECASE)
     if not found:
         raise SpecError(f"{option} is '{text}', expected a number of bytes such as 512MiB or 2GiB")
     return int(float(found[1]) * BYTES[(found[2] or "").upper()])

@@ -34,7 +34,15 @@ NAMES = (
     "data_path",
 )
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
-MORE_NAMES = ("against_commit", "against_clip_retrieval", "against_run_inference", "data_size", "big_table", "start_up")
+MORE_NAMES = (
+    "against_commit",
+    "against_clip_retrieval",
+    "against_run_inference",
+    "data_size",
+    "big_table",
+    "batch_norm",
+    "start_up",
+)
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5
 HEADER = "| benchmark | figure | median | min..max | n | goal | met | load before | date |"

@@ -26,7 +26,11 @@ MIN_JUDGED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One undecoded example. `target` is the class index or the caption; `target_hash` is of its stored bytes."""
+    """One undecoded example. `target` is the class index or the caption; `target_hash` is of its stored bytes.
+
+    `place` is where its image lies in the shard's file: (first byte, bytes) in a tar, (row group, row in it) in a Parquet
+    file; None in a compressed tar and in a folder.
+    """
 
     shard: str
     row: int
@@ -34,6 +38,7 @@ class Example:
     image: bytes
     target: int | str
     target_hash: int
+    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
         records = (r for r in records if is_held_out(shard.name, r[0], spec.hold_out) == shard.held_out)
     seen: set[str] = set()
     is_folder = spec.format == "folder"
-    for row, (key, image, stored, meanings) in enumerate(records):
+    for row, (key, image, stored, meanings, place) in enumerate(records):
         if key in seen:
             raise ShardError(f"{shard.url}: key '{key}' occurs twice; an example's identity is (shard, key)")
         seen.add(key)
@@ -83,7 +88,7 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
             target = spec.target.parse(
                 stored, spec.target_field, spec.class_names, is_folder=is_folder, meanings=meanings
             )
-            yield Example(shard.name, row, key, image, target, hash_target(stored or b""))
+            yield Example(shard.name, row, key, image, target, hash_target(stored or b""), place)
         except ExampleError as e:
             yield Failure(shard.name, row, key, e.stage, e.reason)
 
@@ -96,6 +101,7 @@ def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
             first, last = shard.row_groups or (0, parquet.num_row_groups)
             row = sum(parquet.metadata.row_group(g).num_rows for g in range(first))
             groups = list(range(first, last))
+            places = ((g, i) for g in groups for i in range(parquet.metadata.row_group(g).num_rows))
             for batch in parquet.iter_batches(batch_size=256, row_groups=groups, columns=columns.names):
                 images = batch.column(columns.image).to_pylist()
                 targets = batch.column(columns.target).to_pylist() if columns.target else images
@@ -105,13 +111,13 @@ def _read_parquet(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
                     stored = (
                         _tried(lambda value=target: columns.to_stored(value)) if columns.target else columns.constant
                     )
-                    yield key, _image(image), stored, columns.meanings
+                    yield key, image_bytes(image), stored, columns.meanings, next(places)
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         raise ShardError(f"{shard.url}: not a readable Parquet file: {e}") from None
 
 
-def _image(value: Any) -> bytes | ExampleError | None:
+def image_bytes(value: Any) -> bytes | ExampleError | None:
     data: bytes | None = value.get("bytes") if isinstance(value, dict) else value
     if data is not None and len(data) > MAX_IMAGE_BYTES:
         return ExampleError("read", f"image has {len(data):,} bytes, at most {MAX_IMAGE_BYTES:,} are read")
@@ -129,16 +135,8 @@ def _tried(make: Any) -> bytes | ExampleError | None:
 
 def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
     """A class is the first folder under the root. A caption is a file next to its image, with the same stem."""
-    roots = [
-        filesystem(url)[1].rstrip("/")
-        for pattern in spec.train + spec.test
-        for url in expand_braces(spec.name, pattern)
-    ]
     ending, inner = split_field(spec.target_field)
-    for url in shard.members:
-        path = filesystem(url)[1]
-        root = max((r for r in roots if path.startswith(r + "/")), key=len)
-        key = printable(path[len(root) + 1 :])
+    for key, url in folder_members(spec, shard):
         target: bytes | ExampleError | None
         if spec.target.in_folder_name:
             target = key.split("/", 1)[0].encode() if "/" in key else None
@@ -146,7 +144,20 @@ def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
             target = _beside(url, ending)
             if inner and target is not None:
                 target = _tried(lambda content=target: json_field(content, spec.target_field, is_label=False))
-        yield key, _file_bytes(url), target, ()
+        yield key, _file_bytes(url), target, (), None
+
+
+def folder_members(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, str]]:
+    """(key, URL) of each image of a folder's shard. A key is the path below its root."""
+    roots = [
+        filesystem(url)[1].rstrip("/")
+        for pattern in spec.train + spec.test
+        for url in expand_braces(spec.name, pattern)
+    ]
+    for url in shard.members:
+        path = filesystem(url)[1]
+        root = max((r for r in roots if path.startswith(r + "/")), key=len)
+        yield printable(path[len(root) + 1 :]), url
 
 
 def _beside(url: str, ending: str) -> bytes | None:

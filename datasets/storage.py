@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from glob import escape
 from glob import glob as local_glob
@@ -186,6 +186,19 @@ def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     fs, path = filesystem(url)
     return bytes(_read(url, lambda: fs.cat_file(path)))
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each (first byte, bytes), which a store is asked for together. A part that the file does not have is
+    shorter. Raises FileNotFoundError."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        with open_read(url) as file:
+            return [file.read(size) for first, size in ranges if file.seek(first) >= 0]
+    firsts, ends = [first for first, _ in ranges], [first + size for first, size in ranges]
+    parts = _read(url, lambda: fs.cat_ranges([path] * len(ranges), firsts, ends, on_error="raise"))
+    # A web server that knows no ranges gives the whole file.
+    return [bytes(p[a:b] if len(p) > b - a else p) for p, a, b in zip(parts, firsts, ends, strict=True)]
 
 
 def size_of(url: str) -> int:

@@ -20,8 +20,9 @@ from .spec import DatasetSpec
 from .storage import Reader, open_read, without_query
 from .targets import MAX_TARGET_BYTES
 
-# key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers.
-Record = tuple[str, bytes | ExampleError | None, bytes | ExampleError | None, tuple[str, ...]]
+# key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers, and
+# the image's place in the file, as `Example` has it.
+Record = tuple[str, bytes | ExampleError | None, bytes | ExampleError | None, tuple[str, ...], tuple[int, int] | None]
 
 TAR_END_BYTES = 1024
 # More than an uncompressed image of as many pixels as decoding.py takes.
@@ -51,12 +52,14 @@ def open_shard(shard: Shard) -> Reader:
 
 class Member(NamedTuple):
     """One file of a tar. `key` is its example's, `ending` what follows the key in `name`, in lower case. `content` is None
-    where it was not wanted, and an error where it is too large."""
+    where it was not wanted, and an error where it is too large. `place` is where it begins in the tar and its bytes, None in
+    a compressed tar."""
 
     key: str
     ending: str
     name: str
     content: bytes | ExampleError | None
+    place: tuple[int, int] | None
 
 
 Wanted = Callable[[str, str], tuple[int, str] | None]
@@ -112,7 +115,9 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
                     key, ending = member_key, ending.lower()
                     most = wanted(member_key, ending)
                     if most or member.isreg():
-                        yield Member(member_key, ending, member.name, _content(tar, member, *most) if most else None)
+                        content = _content(tar, member, *most) if most else None
+                        place = None if is_packed else (member.offset_data, member.size)
+                        yield Member(member_key, ending, member.name, content, place)
             while tail.read(1 << 20):
                 pass
             # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
@@ -136,20 +141,21 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
     key: str | None = None
     image: bytes | ExampleError | None = None
     target: bytes | ExampleError | None = None
+    place: tuple[int, int] | None = None
     endings: set[str] = set()
     passed_over = PassedOver()
     for member in tar_members(shard, wanted, passed_over):
         if member.key != key:
             if key is not None:
-                yield key, image, target, ()
-            key, image, target, endings = member.key, None, None, set()
+                yield key, image, target, (), place
+            key, image, target, place, endings = member.key, None, None, None, set()
         if member.ending in endings:
             raise ShardError(f"{shard.url}: '{member.name}' occurs twice; a key has one of each ending")
         endings.add(member.ending)
         if member.ending == wanted_target:
             target = _inner(member.content, spec) if inner and isinstance(member.content, bytes) else member.content
         elif member.ending in spec.image and image is None:
-            image = member.content
+            image, place = member.content, member.place
         elif member.ending in spec.image:
             say_once(
                 ("two images", spec.name, spec.train),
@@ -157,7 +163,7 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
                 f"read; name the ending to read: image = in [datasets.{spec.name}]",
             )
     if key is not None:
-        yield key, image, target, ()
+        yield key, image, target, (), place
     if passed_over.counts:
         kinds = " and ".join(f"{count:,} {kind}" for kind, count in sorted(passed_over.counts.items()))
         say_once(

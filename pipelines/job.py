@@ -27,6 +27,7 @@ from ..scoring.tables.read import shard_counts
 from ..scoring.tables.schema import ENDING
 from ..scoring.tables.write import clear_error, commit_shard, note_error
 from .finish import check_size, too_many_message
+from .local_workers import worker_number
 
 STAGES = ("read", "decode", "forward", "write")
 # Shards that a worker has started: one in the forward pass, the others being read and decoded, as far as a machine's workers
@@ -43,6 +44,7 @@ class ScoringJob:
     fingerprint: str
     folder: str
     vectors: bool
+    places: bool
     batch_size: int
     precision: Precision
     max_failures: float
@@ -65,7 +67,9 @@ class ScoreShard(beam.DoFn):
     def setup(self) -> None:
         self._threads = max(1, decode_threads() // self._job.processes)
         torch.set_num_threads(self._threads)
-        self._device = best_device()
+        self._device = best_device(worker_number())
+        if self._device.index is not None:
+            torch.cuda.set_device(self._device)  # else every process would take memory of the first GPU as well
         self._model = self._shared.acquire(self._load)
         self._kept = self._model.task.kept(self._model)
         each = bytes_ahead(self._model, self._job.batch_size) * self._job.processes
@@ -98,6 +102,7 @@ class ScoreShard(beam.DoFn):
             precision=job.precision,
             batch_size=job.batch_size,
             vectors=job.vectors,
+            places=job.places,
             decode_threads=self._threads,
             forward_flops=job.forward_flops,
             kept=self._kept,

@@ -6,9 +6,11 @@ their share, which may take days, before it raises the error.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -25,13 +27,22 @@ from apache_beam.runners.portability.local_job_service import BeamFnLoggingServi
 from apache_beam.utils import thread_pool_executor
 from google.protobuf import json_format, text_format
 
-from ..errors import WorkerError
+from ..errors import StoppedError, WorkerError
 
 _WORKER_ERROR = f"{WorkerError.__module__}.{WorkerError.__name__}"  # as tracebacks name it
 
 # As in Beam's own servers: pings keep a worker's idle connections alive, and by default gRPC refuses so many of them.
 ANY_PINGS = (("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0))
 SECONDS_TO_END = 10.0
+# Tells a worker process which of this machine's workers it is, for its GPU.
+WORKER_NUMBER = "CURATE_WORKER_NUMBER"
+_NUMBERS = itertools.count()
+
+
+def worker_number() -> int | None:
+    """Which of the job's workers this process is, from 0; None in a process that another engine started."""
+    number = os.environ.get(WORKER_NUMBER, "")
+    return int(number) if number.isdecimal() else None
 
 
 class _Connection(ControlConnection):
@@ -74,6 +85,7 @@ class LocalWorker(GrpcWorkerHandler):
     def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
         self._command = shlex.split(command.decode())
+        self._number = next(_NUMBERS)
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connections = self.control_handler._connections_by_worker_id
@@ -88,6 +100,7 @@ class LocalWorker(GrpcWorkerHandler):
         self._log_server.start()
         environment = {
             "WORKER_ID": self.worker_id,
+            WORKER_NUMBER: str(self._number),
             "CONTROL_API_SERVICE_DESCRIPTOR": _descriptor(self.control_address),
             "LOGGING_API_SERVICE_DESCRIPTOR": _descriptor(f"localhost:{log_port}"),
             "PIPELINE_OPTIONS": json_format.MessageToJson(self.provision_info.provision_info.pipeline_options),
@@ -127,7 +140,8 @@ class LocalWorker(GrpcWorkerHandler):
 
     def close(self) -> None:
         self._closing = True
-        if self.control_conn.waiting():  # somebody pressed Ctrl-C
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt | StoppedError)
+        if interrupted or self.control_conn.waiting():  # also one that still starts, and waits for nothing yet
             self.kill()
         self.control_conn.close()
         with suppress(grpc.RpcError):

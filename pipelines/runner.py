@@ -26,8 +26,8 @@ BOUNDED = ("FnApiRunner", "BundleBasedDirectRunner", "DaskRunner")
 def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) -> tuple[Any, PipelineOptions]:
     """The runner and Beam's options for these command-line arguments.
 
-    If they name no runner: Beam's FnApiRunner on this machine with one worker process per core (one process if there is
-    a GPU), which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
+    If they name no runner: Beam's FnApiRunner on this machine with one worker process per GPU, or per core where
+    there is no GPU, which is `--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=CORES`. A bare
     DirectRunner may be another engine, which Beam downloads. FnApiRunner cannot `follow`: then the default is Beam's
     Prism, which its DirectRunner uses too for a job without an end.
 
@@ -48,11 +48,17 @@ def runner_of(arguments: Sequence[str], elements: int, *, follow: bool = False) 
             options = PipelineOptions([*arguments, "--dask_partition_size=1"])
         return None, options
     if "--direct_num_workers" not in named:
-        direct.direct_num_workers = 1 if torch.cuda.is_available() else min(decode_threads(), max(1, elements))
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        direct.direct_num_workers = workers_by_default(gpus, decode_threads(), elements)
     if "--direct_running_mode" in named:
         return FnApiRunner(), options
     workers = SubprocessSDKEnvironment.from_command_string(shlex.join(worker_command()))
     return FnApiRunner(default_environment=workers), options
+
+
+def workers_by_default(gpus: int, cores: int, shards: int) -> int:
+    """A process for each GPU, else for each core; none of them without a shard."""
+    return min(gpus or cores, max(1, shards))
 
 
 def worker_command() -> list[str]:

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import DirectOptions
 
 from .. import errors
 from ..datasets.landed import landed_shards
+from ..datasets.notices import shared_by_processes
 from ..datasets.readers import read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
@@ -95,6 +96,8 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
         report(f"{without_secrets(folder)}: {len(done):,} shards done, {len(todo):,} to do")
         precision = _precision(folder, before if done else None, options)
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
+        # A table that an older version began is finished without the images' places.
+        manifest["places"] = bool((before or {}).get("places")) if done else True
         source = (before or {}).get("source") if done else None
         manifest["source"] = source_of(folder, options.dataset, shards, source)
         stage_seconds: dict[str, float] = {}
@@ -143,6 +146,7 @@ def _run(
         fingerprint=fingerprint,
         folder=filesystem(folder)[1] if is_local(folder) else folder,  # absolute: a worker may run in another folder
         vectors=options.embeddings or options.logits,
+        places=manifest["places"],
         batch_size=options.batch_size,
         precision=precision,
         max_failures=options.max_failures,
@@ -169,8 +173,9 @@ def _run(
         pipeline = beam.Pipeline(runner=runner, options=pipeline_options)
         pipeline | "Shards" >> source | "Score" >> beam.ParDo(ScoreShard(job))
         if not options.follow:
-            result = pipeline.run()
-            result.wait_until_finish()
+            with shared_by_processes():
+                result = pipeline.run()
+                result.wait_until_finish()
         else:
             with children_ignore_interrupts():
                 result = pipeline.run()

@@ -44,13 +44,13 @@ def read_images(
         left.setdefault(shard, set()).add(key)
     images: dict[Name, Shown] = {}
     try:
-        for shard in list_shards(dataset) if wanted else ():
-            keys = left.get(shard.name, set())
-            for example in read_shard(dataset, shard) if keys else ():
+        for found in list_shards(dataset) if wanted else ():
+            keys = left.get(found.name, set())
+            for example in read_shard(dataset, found) if keys else ():
                 if example.key in keys:
                     keys.discard(example.key)
                     if isinstance(example, Example):
-                        images[shard.name, example.key] = _shown(dataset, example, size, kind, longest_caption)
+                        images[found.name, example.key] = _shown(dataset, example, size, kind, longest_caption)
                 if not keys:
                     break
     except (CurateError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -65,7 +66,7 @@ def _of_tables(
     known = {k: v for k, v in analysis_files(config).items() if k == name}
     root = root_of(tables[0])
     with connect(scores=root, runs=root, datasets=known) as connection:
-        sizes = {"rows": options.rows, "image_bytes": options.image_bytes}
+        sizes: dict[str, Any] = {"rows": options.rows, "image_bytes": options.image_bytes}
         if len(tables) == 1:
             page, figures = scores_page(add_rows(connection, "rows", tables[0], data, **sizes), options)
         else:

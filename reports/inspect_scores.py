@@ -221,7 +221,7 @@ def _duplicates(rows: Rows, options: InspectOptions, tiles: list[Tile]) -> Secti
             return Section("", "", [])
         why = "They need embeddings: run score-reference with --embeddings into a new --out."
         return Section("Near duplicates", "", [why])
-    names, vectors, read = list[tuple[str, str]](), [], 0
+    names, vectors, read = list[tuple[str, str]](), list[Any](), 0
     for shard in rows.shards:
         if vectors and read + len(vectors[-1]) > options.duplicate_rows:
             break

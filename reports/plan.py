@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..errors import SpecError
 from ..ledger import BASELINE, REGIMES
-from ..units import format_flops
+from ..units import format_duration, format_flops
 from .probe import Probe, probe_lines
 
 FORMATS = ("table", "json")
@@ -27,9 +27,15 @@ def check_format(format: str) -> None:
 
 
 def write_plan(
-    plan: dict[str, Any], format: str = "table", file: IO[str] | None = None, *, probe: Probe | None = None
+    plan: dict[str, Any],
+    format: str = "table",
+    file: IO[str] | None = None,
+    *,
+    probe: Probe | None = None,
+    measured: dict[str, Any] | None = None,
 ) -> None:
-    """Print a plan (`Plan.to_dict()`), and what a probe measured, as tables or as one JSON object.
+    """Print a plan (`Plan.to_dict()`), what a probe measured, and `measured`, what a run takes here, as tables or as one
+    JSON object.
 
     Raises SpecError for another format.
     """
@@ -37,6 +43,7 @@ def write_plan(
     check_format(format)
     if format == "json":
         content = plan if probe is None else {**plan, "probe": probe.to_dict()}
+        content = content if measured is None else {**content, "measured": measured}
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
         return
     console = Console(file=file, highlight=False, soft_wrap=True)
@@ -51,8 +58,31 @@ def write_plan(
         f"* outside the budget; " + _shared(plan["runs"])
     )
     console.print(_regimes(plan))
+    for line in measured_lines(measured) if measured is not None else []:
+        console.print(escape(line))
     for line in (probe_lines(probe, plan) if probe is not None else []) + _explanation(plan):
         console.print(line)
+
+
+def measured_lines(measured: dict[str, Any]) -> list[str]:
+    """What a planned run takes on this machine, in sentences."""
+    stages = ", ".join(f"{name} {seconds:.3g}" for name, seconds in measured["stages"].items())
+    cores, wanted = measured["cores"], measured["cores_wanted"]
+    reading = (
+        f"Reading and decoding alone: {measured['read_per_second']:,.0f} examples/s on {cores} cores, "
+        f"{measured['read_seconds']:.3g} s for a step's {measured['super_batch']:,}."
+    )
+    if measured["binds"] == "reading":
+        binds = f"Reading binds: {wanted:,} such cores would keep up, if all of them only read."
+    else:
+        binds = f"The stage '{measured['binds']}' binds; reading would keep up with {wanted:,} cores."
+    return [
+        f"\nMeasured here, on {measured['device']}: {measured['step_seconds']:.3g} s a step ({stages}), so "
+        f"{format_duration(measured['seconds'])} for {measured['steps']:,} steps, without evaluation.",
+        reading,
+        binds,
+        f"Disk: up to {measured['disk_bytes'] / 1e9:.2g} GB. Memory: {measured['memory_bytes'] / 1e9:.2g} GB at most so far.",
+    ]
 
 
 def _title(plan: dict[str, Any]) -> str:

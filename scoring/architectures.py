@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import register_model
+from timm.models import load_pretrained, register_model
 from timm.models.resnet import BasicBlock
 from torch import nn
 
@@ -59,10 +59,18 @@ def _conv_norm_act(width_in: int, width_out: int, stride: int) -> nn.Sequential:
 
 @register_model  # type: ignore[untyped-decorator]
 def small_resnet(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
-    """timm entry point: `timm.create_model("small_resnet", channels=..., layers=...)`. It has no pretrained weights."""
-    for timm_only in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+    """timm entry point: `timm.create_model("small_resnet", channels=..., layers=...)`. It has no published weights; those of
+    a folder (`local-dir:FOLDER`) are loaded."""
+    found = kwargs.pop("pretrained_cfg", None)
+    for timm_only in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):
         kwargs.pop(timm_only, None)
-    return SmallResNet(**kwargs)
+    model = SmallResNet(**kwargs)
+    if found is not None and not isinstance(found, str):
+        known = {k: v for k, v in (found if isinstance(found, dict) else found.to_dict()).items() if v is not None}
+        model.pretrained_cfg = {**model.pretrained_cfg, **known}
+        if pretrained:
+            load_pretrained(model, model.pretrained_cfg, num_classes=model.num_classes)
+    return model
 
 
 # open_clip's configs name an image tower but give it no arguments, so each width that they use has a name.

@@ -67,7 +67,8 @@ def _caption_loss(output: dict[str, torch.Tensor], ranks: Ranks) -> torch.Tensor
         return F.cross_entropy(logits_nVL, labels, ignore_index=PADDING)
     tokens, b = ranks.sum(torch.stack([(labels != PADDING).sum(), labels.new_tensor(len(labels))])).tolist()
     total = F.cross_entropy(logits_nVL, labels, ignore_index=PADDING, reduction="sum")
-    return total / tokens * (b / len(labels))
+    mean: torch.Tensor = total / tokens * (b / len(labels))
+    return mean
 
 
 def _scale_and_bias(output: Any) -> list[torch.Tensor]:
@@ -88,7 +89,7 @@ class _Compared:
         self.image_bD, self.text_bD, self.masked_nb, self.start = image_bD, text_bD, masked_nb, start
 
     def logits(self, rows_nD: torch.Tensor, columns_bD: torch.Tensor, scale: Any, bias: Any) -> torch.Tensor:
-        z_nb = scale * rows_nD @ columns_bD.T
+        z_nb: torch.Tensor = scale * rows_nD @ columns_bD.T
         if bias is not None:
             z_nb += bias
         return z_nb.masked_fill(self.masked_nb, -torch.inf)
@@ -104,7 +105,7 @@ class _ClipLoss(_Compared, ClipLoss):
         )
 
     def get_ground_truth(self, device: Any, num_logits: int) -> torch.Tensor:
-        labels_n = super().get_ground_truth(device, num_logits)
+        labels_n: torch.Tensor = super().get_ground_truth(device, num_logits)
         return labels_n + self.start if self.start else labels_n
 
 
@@ -118,5 +119,6 @@ class _SigLipLoss(_Compared, SigLipLoss):
         """1 for a pair's own caption, -1 for all others."""
         b = len(self.text_bD)
         if num_logits == b:
-            return super().get_ground_truth(device, dtype, num_logits, negative_only)
+            ones_nb: torch.Tensor = super().get_ground_truth(device, dtype, num_logits, negative_only)
+            return ones_nb
         return 2 * _own(num_logits, b, self.start, device).to(dtype) - 1

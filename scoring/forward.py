@@ -142,5 +142,12 @@ def best_precision(device: torch.device) -> Precision:
     return "bf16" if fast else "fp32"
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def best_device(worker: int | None = None) -> torch.device:
+    """A GPU where there is one, else the CPU. A machine's workers, counted from 0, are dealt to its GPUs."""
+    return device_of(worker, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+
+
+def device_of(worker: int | None, gpus: int) -> torch.device:
+    if not gpus:
+        return torch.device("cpu")
+    return torch.device("cuda") if worker is None else torch.device("cuda", worker % gpus)

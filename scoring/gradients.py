@@ -109,7 +109,7 @@ def _in_two_passes(
         with nullcontext() if last else unshared():
             with computing():
                 outputs = _tensors(model.task.forward(run, images(part), targets[part]))
-            gradients = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None]
+            gradients: list[torch.Tensor | None] = [leaf.grad[part] for leaf in leaves[:2] if leaf.grad is not None]
             gradients += [leaf.grad for leaf in leaves[2:]] if last else []
             pairs = [(o, g) for o, g in zip(outputs, gradients, strict=False) if o.requires_grad and g is not None]
             with backward():
@@ -142,6 +142,29 @@ def _set_random_state(device: torch.device, state: tuple[torch.Tensor, torch.Ten
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """Layers that normalise over the batch, and so do otherwise for a part of it."""
     return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+@contextmanager
+def early_statistics(module: nn.Module, step: int, parts: int = 1) -> Iterator[None]:
+    """For the first steps of a model that scores: what the block adds to BatchNorm's running statistics counts for
+    2 / (step + 2) of them, where a layer's own momentum would count it for less. `step` counts from 0; the block computes a
+    batch in so many parts.
+
+    Otherwise such a model normalises for its first twenty steps by statistics that are mostly the zeros and ones that it
+    began with, and its scores are close to random.
+    """
+    share = 2 / (step + 2)
+    found = []
+    for layer in batch_norms(module):
+        if layer.track_running_stats and layer.momentum:
+            own = 1 - (1 - layer.momentum) ** parts
+            if share > own:
+                means = [b for b in (layer.running_mean, layer.running_var) if b is not None]
+                found += [(b, b.clone(), share / own) for b in means]
+    yield
+    with torch.no_grad():
+        for statistic, before, times in found:
+            statistic.copy_(before + times * (statistic - before))
 
 
 def checkpoint_activations(model: Model) -> None:

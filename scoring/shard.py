@@ -20,7 +20,7 @@ from ..datasets.spec import DatasetSpec
 from .forward import embedding_width
 from .models import Model, Scored, ShardScorer, Task
 from .settings import Precision
-from .tables.schema import score_schema
+from .tables.schema import PLACES, score_schema
 
 # Decoded batches of a shard that wait for their forward pass.
 BATCHES_AHEAD = 2
@@ -42,7 +42,8 @@ class StartedShard:
     after the other.
 
     `forward_flops` are those of one example's whole pass. `kept` is the result of `model.task.kept(model)`, for many
-    shards. With `vectors`, embeddings or a classifier's logits are stored too.
+    shards. With `vectors`, embeddings or a classifier's logits are stored too, with `places`
+    where each image lies.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class StartedShard:
         decode_threads: int,
         forward_flops: float,
         kept: Any = None,
+        places: bool = True,
     ) -> None:
         self._task = model.task
-        self._schema = score_schema(model.task, (model.outputs or embedding_width(model)) if vectors else 0)
+        width = (model.outputs or embedding_width(model)) if vectors else 0
+        self._schema = score_schema(model.task, width, spec.format if places else "")
         self._vectors = vectors
         self._scorer = model.task.shard_scorer(
             model,
@@ -152,7 +155,16 @@ def _rows(
         "key": [e.key for e in examples],
         "target_hash": np.array([e.target_hash for e in examples], dtype=np.uint64),
         "loss": loss,
+        **_places(schema, examples),
         **task.columns(examples, scored),
     }
     batch = pa.RecordBatch.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
     return (batch if not bad else batch.filter(pa.array(finite))), bad
+
+
+def _places(schema: pa.Schema, examples: list[Example]) -> dict[str, list[int | None]]:
+    for first, second in PLACES.values():
+        if first.name in schema.names:
+            pairs = [example.place or (None, None) for example in examples]
+            return {first.name: [pair[0] for pair in pairs], second.name: [pair[1] for pair in pairs]}
+    return {}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..datasets.notices import in_one_line, shared_by_processes
 from ..datasets.spec import Config, find_dataset
 from ..errors import RunError, SpecError, StoppedError, WriteError
 from ..ledger import BASELINE
@@ -33,6 +34,7 @@ from .options import CompareOptions
 Tried = tuple[tuple[float, float], ...]
 # A bar shows the time that is left, also while no run ends.
 LOOK_SECONDS = 1.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 # The share of train that the search is measured on where there is no validation split.
 HELD_OUT = 0.1
 
@@ -206,19 +208,23 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
 
 @contextmanager
 def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores."""
+    """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores and one GPU."""
+    import torch
+
     context = multiprocessing.get_context("spawn")
+    gpus = visible_gpus(os.environ.get(VISIBLE), torch.cuda.device_count() if torch.cuda.is_available() else 0)
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     shares = context.Queue()
-    for i in range(jobs):
-        shares.put(own[i::jobs] or own)
+    for share in shares_of(jobs, own, gpus):
+        shares.put(share)
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
     )
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working folder must not replace the library's in these
     try:
-        yield pool
+        with shared_by_processes():
+            yield pool
     except (KeyboardInterrupt, StoppedError) as e:
         # Every run has its checkpoints; waiting for those that go on could take hours. A signal gives them a step's time.
         for process in list((pool._processes or {}).values()):
@@ -234,12 +240,27 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+def shares_of(jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[tuple[Sequence[int], str | None]]:
+    """The cores and the GPU of each process: cores apart where there are enough, GPUs in turn."""
+    return [(cores[i::jobs] or cores, gpus[i % len(gpus)] if gpus else None) for i in range(jobs)]
+
+
+def visible_gpus(visible: str | None, count: int) -> list[str]:
+    """How CUDA names each of the GPUs that this process may use. `visible` is what the user set, None where nothing."""
+    if visible is None:
+        return [str(i) for i in range(count)]
+    return [name.strip() for name in visible.split(",")][:count]
+
+
 def _keep_to(shares: Any, threads: int) -> None:
     """OpenMP threads of several processes on the same cores wait for one another, tenfold and worse."""
     import torch
 
+    in_one_line()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    share = shares.get()
+    share, gpu = shares.get()
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # this process has not used CUDA yet, which reads it then
     with suppress(AttributeError, OSError):
         os.sched_setaffinity(0, share)
     torch.set_num_threads(min(len(share), threads))

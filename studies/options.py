@@ -142,8 +142,8 @@ class CompareOptions:
             raise SpecError(f"--policies names one twice: {', '.join(names)}")
         if 1.0 not in self.budgets:
             raise SpecError("--budgets must name 1x, the budget that --budget-flops gives")
-        if not all(x > 0 for x in self.budgets + self.ladder):
-            raise SpecError("--budgets are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
+        if not all(0 < x < math.inf for x in self.budgets + self.ladder):
+            raise SpecError("--budgets and --ladder are multiples of --budget-flops above 0, such as 0.5x,1x,2x")
         if self.headline_budget not in self.budgets:
             raise SpecError(f"--headline-budget is {self.headline_budget:g}x, expected one of --budgets")
         if self.headline_policy is not None and self.headline_policy not in set(names) - {BASELINE}:

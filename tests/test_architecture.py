@@ -27,9 +27,13 @@ ALLOWED = {
     "reports": {*BASE, "datasets", "scoring"},
     "studies": {*BASE, "datasets", "scoring", "training"},
     "command": BASE,
+    "pages": {*BASE, "command", "datasets", "reports"},
     "entry": {*BASE, "streams", "datasets", "training"},
     "offered": {*BASE, "command", "training", "studies"},
-    "cli": {*BASE, "command", "entry", "offered", "datasets", "scoring", "pipelines", "training", "studies", "reports"},
+    "cli": {
+        *BASE,
+        *("command", "entry", "offered", "pages", "datasets", "scoring", "pipelines", "training", "studies", "reports"),
+    },
 }
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from curate.datasets.preparers import prepare
 from curate.datasets.spec import find_dataset, load_config
-from curate.errors import RunError
+from curate.errors import RunError, TableError
 from curate.pipelines.options import ScoreOptions
 from curate.pipelines.score_reference import score_reference
 from curate.reports import connect, query
 from curate.scoring import find_model, load_model, open_scores, select
 from curate.scoring.tables.counts import all_counts
+from curate.scoring.tables.images import ImageReader
 from curate.training import RunOptions, train
 from support.commands import silent
 
@@ -72,8 +73,34 @@ def test_the_same_reference_makes_the_same_table(folder, tmp_path):
     then = open_scores(str(FIXTURE / TABLES[0]))
     for old, new in zip(then.read().to_pylist(), now.read().to_pylist(), strict=True):
         assert old["loss"] == pytest.approx(new["loss"], abs=1e-5)
-        assert {k: v for k, v in old.items() if k != "loss"} == {k: v for k, v in new.items() if k != "loss"}
-    assert set(then.manifest) | {"source"} == set(now.manifest)
+        new_columns = {"offset", "length"}
+        assert {k: v for k, v in old.items() if k != "loss"} == {
+            k: v for k, v in new.items() if k not in {"loss", *new_columns}
+        }
+        assert set(new) - set(old) == new_columns
+    assert set(then.manifest) | {"source", "places"} == set(now.manifest)
+
+
+def test_a_table_that_was_begun_without_places_is_finished_without_them(folder, tmp_path):
+    config = load_config(folder / "curate.toml")
+    reference = find_model(str(folder / "runs/reference"), task="classification", num_classes=10, config=config)
+    scores = tmp_path / "scores"
+    shutil.copytree(folder / TABLES[0], scores / Path(*Path(TABLES[0]).parts[-2:]))
+    (table,) = scores.glob("*/*")
+    names = open_scores(str(scores)).read().schema.names
+    gone = sorted(table.glob("*.parquet"))[0]
+    gone.unlink()
+    options = ScoreOptions(
+        dataset=find_dataset("digits-small", config),
+        reference=reference,
+        out=str(scores),
+        runner_options=("--direct_running_mode=in_memory", "--direct_num_workers=1"),
+    )
+    assert score_reference(options, silent).scored_now == 1
+    assert gone.exists() and open_scores(str(scores)).read().schema.names == names
+    dataset = find_dataset("digits-small", config)
+    with pytest.raises(TableError, match="does not say where images lie"):
+        ImageReader(open_scores(str(scores)), dataset).read([gone.stem], ["anything"])
 
 
 def test_the_same_scores_and_random_numbers_choose_the_same():

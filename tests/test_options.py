@@ -105,7 +105,14 @@ def test_bytes_as_people_write_them(text, count):
     assert parse_bytes(text, "--host-bytes") == count
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 GX", "nan", "1e9"])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1 GX", "nan", "1e9", "9" * 400 + "GB", "\uff11GB"])
 def test_what_is_no_number_of_bytes(text):
     with pytest.raises(SpecError, match=r"--host-bytes is '.*', expected a number of bytes such as 512MiB"):
         parse_bytes(text, "--host-bytes")
+
+
+def test_a_comparison_has_finite_budgets():
+    base = RunOptions.of(dataset="D", learner="L", budget_flops=1e9)
+    for budgets in ({"budgets": (1.0, float("inf"))}, {"ladder": (float("nan"),)}, {"ladder": (0.0,)}):
+        with pytest.raises(SpecError, match="--budgets and --ladder are multiples of --budget-flops above 0"):
+            CompareOptions(base=base, policies=("uniform",), **budgets)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["findings", "pairs", "chart", "curated_map"])
+@pytest.mark.parametrize("script", ["findings", "pairs", "chart"])
 def test_experiments_start(script):
     done = subprocess.run(
         [sys.executable, f"experiments/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 
 import pytest
 from curate import entry
+from curate.__main__ import main as program_main
 from curate.streams import nobody_reads, settle
 from support.commands import curate
 
@@ -82,13 +84,82 @@ def test_ctrl_c_ends_a_query_with_its_line():
     assert done.error.startswith("interrupted; run the same command again")
 
 
+def test_ctrl_c_while_duckdb_works_in_the_main_thread_is_no_traceback(monkeypatch):
+    monkeypatch.setattr("curate.reports.query", lambda connection, sql: connection.execute(sql).fetchall())
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    done = curate("sql", LONG)
+    assert done.code == 130
+    assert done.error.startswith("interrupted; run the same command again")
+
+
+@pytest.fixture
+def signals():
+    """They stand at the end as they stood."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, old in zip(numbers, before, strict=True):
+        signal.signal(number, old)
+
+
 @pytest.mark.parametrize(("code", "ends"), [(130, [130]), (143, [143]), (1, []), (0, [])])
-def test_an_interrupted_process_ends_even_where_a_thread_hangs(monkeypatch, code, ends):
+def test_an_interrupted_process_ends_even_where_a_thread_hangs(monkeypatch, signals, code, ends):
     ended = []
     monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
     with pytest.raises(SystemExit):
         entry.run_process(lambda: sys.exit(code))
     assert ended == ends
+
+
+def test_a_second_ctrl_c_is_no_traceback(monkeypatch, signals):
+    def app():
+        try:
+            raise KeyboardInterrupt
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    ended = []
+    monkeypatch.setattr(entry, "end_within", lambda seconds, code: ended.append(code))
+    with pytest.raises(SystemExit) as caught:
+        entry.run_process(app)
+    assert (caught.value.code, ended) == (130, [130])
+    signal.raise_signal(signal.SIGINT)  # the third one, while the process ends
+
+
+@pytest.mark.parametrize(("code", "printed"), [(130, "registered\n"), (1, "registered\ntaken apart\n")])
+def test_an_interrupted_process_does_not_take_apart_what_it_imported(code, printed):
+    program = f"""
+import atexit, sys
+from curate import entry
+from curate.__main__ import main as program_main
+class Large:
+    def __del__(self): print("taken apart", flush=True)
+entry.skip_teardown()
+large = Large()
+atexit.register(print, "registered")
+entry.run_process(lambda: sys.exit({code}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, printed, "")
+
+
+def test_ctrl_c_during_the_imports_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("builtins.__import__", interrupted_at("cli"))
+    with pytest.raises(SystemExit) as caught:
+        program_main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "curate: interrupted\n"
+
+
+def interrupted_at(name, original=builtins.__import__):
+    """Python's import, which is interrupted at a module of this name."""
+
+    def load(module, *given):
+        if module == name:
+            raise KeyboardInterrupt
+        return original(module, *given)
+
+    return load
 
 
 def test_a_broken_pipe_of_another_process_is_no_success(monkeypatch):

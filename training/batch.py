@@ -28,6 +28,7 @@ class SuperBatch:
     were not asked for.
 
     Where a group of processes divides the super-batch, `division` says how; all else then holds this rank's rows only.
+    `number` counts the super-batches of a stream from 1.
     """
 
     shards: list[str]
@@ -39,6 +40,7 @@ class SuperBatch:
     reference_pairs: tuple[torch.Tensor, torch.Tensor] | None = None
     reference_logits: torch.Tensor | None = None
     division: Division | None = None
+    number: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)

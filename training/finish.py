@@ -24,6 +24,7 @@ from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
 from .records import write_json
+from .superbatch import counts_of
 from .timing import EVALUATE, total
 
 
@@ -73,13 +74,15 @@ def finish(
         "quality": quality,
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
-        "counts": dict(batches["counts"]),
+        "counts": counts_of(batches),
         "skipped_shards": dict(batches["skipped"]),
     }
     with group.together():
         if group.is_first:
             write_json(run / "summary.json", summary)
             checkpoint.remove_all(run)
+            job.records.finished(summary)
+    summary = group.share(summary)[0]
     if error is not None:
         if isinstance(error, CurateError):
             lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")

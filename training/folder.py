@@ -25,6 +25,7 @@ BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "man
 FREE_TO_CHANGE = frozenset(
     {
         "log_every",
+        "report_to",
         "checkpoint_every",
         "evaluate_every",
         "keep_every",
@@ -121,7 +122,8 @@ def settled_selections(run: Path, options: RunOptions, steps: int) -> int:
     config = run / "config.json"
     began = read_document(config).get("selections_every") if config.exists() else None
     asked = options.records.selections_every or began
-    return int(asked or max(1, math.ceil(steps * options.super_batch_size * SELECTION_BYTES / SELECTIONS_BUDGET)))
+    rows = steps * options.super_batch_size * options.selection.selects
+    return int(asked or max(1, math.ceil(rows * SELECTION_BYTES / SELECTIONS_BUDGET)))
 
 
 def refuse_other_beginning(run: Path, now: Mapping[str, Any], report: Report) -> None:

@@ -216,9 +216,10 @@ class Group:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         known = inspect.signature(DistributedDataParallel).parameters
         still = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        settings: dict[str, Any] = {still: False}
         with self._talking():
             return DistributedDataParallel(
-                module, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **{still: False}
+                module, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **settings
             )
 
 
@@ -227,7 +228,7 @@ def bare(module: torch.nn.Module) -> torch.nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def unshared(module: torch.nn.Module) -> AbstractContextManager[None]:
+def unshared(module: Any) -> AbstractContextManager[None]:
     """Within, backward passes add gradients on this rank alone. The next one after it averages the sum over ranks."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
@@ -281,7 +282,7 @@ def _told(error: BaseException | None) -> tuple[str, str, str, int] | None:
 def _like(module: str, name: str, text: str, signal: int, rank: int) -> BaseException:
     """Another rank's error, of the same kind where it is one of ours."""
     kind = getattr(importlib.import_module(module), name, None) if module.endswith(".errors") else None
-    error: BaseException
+    error: Any
     if kind is StoppedError:
         error = StoppedError(signal, text)
     elif isinstance(kind, type) and issubclass(kind, CurateError):
@@ -289,7 +290,7 @@ def _like(module: str, name: str, text: str, signal: int, rank: int) -> BaseExce
         CurateError.__init__(error, text)
     else:
         error = RankError(f"{name}: {text}")
-    error.rank = rank  # type: ignore[attr-defined]
+    error.rank = rank
     return _reported_by(rank, error)
 
 

@@ -69,7 +69,7 @@ class Keeping:
 
     def measure(self, step: int) -> Mapping[str, float]:
         """The learner's quality after `step`; its weights are written where it is the best so far. Where the test split
-        cannot be read just now, that is logged, and the run goes on."""
+        cannot be read just now, that is logged, and the run goes on. A collective."""
         try:
             quality = self._measure()
         except StoppedError:

@@ -112,9 +112,8 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                     _check_finite(job, step, losses)
                     unlogged, line = None, _line(job, rates, step, sub, share, losses)
                 trouble = _record(job, step, sub, line)
-            saves = job.pace.saves(step) and group.is_first
-            skips = not said.issuperset(batches.skipped_shards)
-            saves, skips, signal = group.agree(trouble, saves, skips, job.stop.asked or 0)
+            wants = job.pace.saves(step) and group.is_first, not said.issuperset(batches.skipped_shards)
+            saves, skips, signal = group.agree(trouble, *wants, job.stop.asked or 0)
             if skips:
                 _say_skipped(job, said)
             if saves:
@@ -249,14 +248,15 @@ def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group = sub.selection, job.group
+    chosen, group, b = sub.selection, job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
         loss = dict(zip(loss, means.tolist(), strict=True))
+    speed = rates.since(step, job.timing.so_far(), job.ledger.spent, b)
     return {
         "step": step,
-        "examples": step * len(chosen.index),
+        "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
         "online_loss": _mean(chosen.online_loss),
@@ -264,10 +264,24 @@ def _line(
         "score": _mean(chosen.score),
         "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
-        **_between_ranks(job, sub),
         "lr": share * job.learner.lr,
-        **rates.since(step, job.timing.so_far(), job.ledger.spent, len(chosen.index)),
+        **speed,
+        **_between_ranks(job, sub, speed["samples_per_second"]),
         **_costs(job),
+    }
+
+
+def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict[str, Any]:
+    """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
+    if job.group.size == 1:
+        return {}
+    tensors = {id(tensor): tensor for tensor in (*sub.views.values(), *sub.tokens.values())}
+    row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
+    return {
+        "samples_per_second_per_gpu": None if speed is None else speed / job.group.size,
+        "slowest_data_seconds": max(job.group.share(job.timing.so_far().get("data", 0.0))),
+        "rows_moved": sub.moved,
+        "bytes_moved": sub.moved * row,
     }
 
 
@@ -275,16 +289,6 @@ def _costs(job: TrainingJob) -> dict[str, Any]:
     """What a run has cost so far."""
     seconds = job.timing.so_far()
     return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
-
-
-def _between_ranks(job: TrainingJob, sub: SubBatch) -> dict[str, Any]:
-    """What went from one rank to another in this step, and how long the slowest rank has waited for data. A collective."""
-    if job.group.size == 1:
-        return {}
-    tensors = {id(tensor): tensor for tensor in (*sub.drawn.views.values(), *sub.drawn.tokens.values())}
-    row = sum(math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in tensors.values())
-    waited = job.group.share(job.timing.so_far().get("data", 0.0))
-    return {"rows_moved": sub.moved, "bytes_moved": sub.moved * row, "slowest_data_seconds": max(waited)}
 
 
 def _mean(values: torch.Tensor | None) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
-from ..errors import SpecError, without_secrets
+from ..errors import SpecError, nearest, without_secrets
 from ..ledger import BASELINE
 from ..options import (
     Bytes,
@@ -19,6 +19,7 @@ from ..options import (
     Flops,
     Options,
     Share,
+    Text,
     Values,
     check_choice,
     check_least,
@@ -277,6 +278,20 @@ class DataOptions(Concern):
         check_least(self, 0, "cache_bytes", "max_bad_shards")
 
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def parse_trackers(text: str, option: str) -> tuple[str, ...]:
+    """Names from `tensorboard,wandb`; none of an empty text. Raises SpecError."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in TRACKERS:
+            raise SpecError(
+                f"{option} is '{text}', expected {', '.join(TRACKERS)}, or several{nearest(name, TRACKERS)}"
+            )
+    return names
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordOptions(Concern):
     """What the run writes, where, and how often."""
@@ -299,12 +314,16 @@ class RecordOptions(Concern):
     evaluate_every: int | None = None
     """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
     They were chosen on the test split, so their quality is above what other data would show."""
+    report_to: Annotated[tuple[str, ...], Text(parse_trackers, ",".join, "<names>")] = ()
+    """Send losses, FLOPs by ledger line and regime, seconds, scores and images to these trackers as well: tensorboard, wandb
+    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues its own there."""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
         if self.evaluate_every is not None and not self.evaluate:
             raise SpecError("--evaluate-every and --no-evaluate contradict each other; leave one out")
         check_local(self, "out")
+        parse_trackers(",".join(self.report_to), "--report-to")
         if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
             raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")
 
@@ -326,6 +345,8 @@ class RunOptions(Options):
     records: RecordOptions = field(default_factory=RecordOptions)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

@@ -165,10 +165,10 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost, batches: SuperBatches) -> RunScorer | ReplayScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer:
     """Who scores super-batches, within the budget."""
     if setup.recorded is not None:
-        return ReplayScorer(setup.recorded, lambda: batches.drawn)
+        return ReplayScorer(setup.recorded)
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(
@@ -208,13 +208,12 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     peak = device_peak(setup.device, setup.precision)
-    batches = batches_of(setup, models, cost)
-    scorer = scorer_of(setup, models, cost, batches)
+    scorer = scorer_of(setup, models, cost)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
         run=setup.run,
         subs=SubBatches(
-            batches,
+            batches_of(setup, models, cost),
             selector_of(setup, resolved),
             scorer=scorer,
             device=setup.device,
@@ -251,13 +250,7 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
 
     def measure() -> dict[str, float]:
         return quality_of(
-            options,
-            learner.result,
-            setup.dataset,
-            cost.ledger.outside,
-            setup.device,
-            setup.precision,
-            setup.group,
+            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
         )
 
     return Keeping(

@@ -21,7 +21,9 @@ from ..progress import Bar
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
+from .options import RunOptions
 from .sub import SubBatch
+from .trackers import Trackers
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -112,6 +114,14 @@ class RunRecords:
         self.run, self._writes = run, writes
         self._echo = echo if writes else _silent
         self._selections = SelectionLog(run / "selections", writes=writes)
+        self.trackers: Trackers | None = None
+
+    def track(self, options: RunOptions) -> None:
+        """Send the same to the trackers that the user asks for, from the first step on. Raises SpecError for one that is
+        not installed."""
+        names, config = options.records.report_to, plain(options.to_dict())
+        if names and self._writes:
+            self.trackers = Trackers(names, self.run, config, options.records.log_every, self.log)
 
     def cut_after(self, step: int) -> None:
         """Forget what was written after `step`, where a resumed run goes on: it measures the quality after `step` again."""
@@ -125,6 +135,8 @@ class RunRecords:
                 kept.pop()
             write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
+        if self.trackers is not None:
+            self.trackers.start(step)
 
     def record_selections(self, every: int) -> None:
         """Record every so many steps' selections."""
@@ -141,6 +153,8 @@ class RunRecords:
 
     def metric(self, values: dict[str, Any]) -> None:
         self._append("metrics.jsonl", json.dumps(plain(values), allow_nan=False))
+        if self.trackers is not None:
+            self.trackers.metric(values)
 
     def log(self, text: str) -> None:
         """A line for people: to the terminal, and to log.txt with the time."""
@@ -167,9 +181,20 @@ class RunRecords:
 
     def selection(self, step: int, sub: SubBatch) -> None:
         self._selections.write(step, sub.drawn, sub.selection)
+        if self.trackers is not None:
+            self.trackers.selection(step, sub)
 
     def flush(self) -> None:
         self._selections.flush()
+
+    def finished(self, summary: dict[str, Any]) -> None:
+        """What trackers show of a finished run."""
+        if self.trackers is not None:
+            self.trackers.summary(summary["steps"], summary)
+
+    def close(self) -> None:
+        if self.trackers is not None:
+            self.trackers.close()
 
 
 def _silent(line: str) -> None:

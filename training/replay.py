@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,21 +18,14 @@ import pyarrow.parquet as pq
 import torch
 
 from ..errors import RunError, SpecError
-from ..options import flag
+from ..options import flag, options_of
 from ..scoring.losses import Losses
 from .batch import SuperBatch
-from .options import DataOptions, OptimizationOptions, RunOptions, SelectionOptions
+from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
-# What the order of examples follows from, and where the options have it. The seed has no default to tell it from.
-STREAM = {
-    "batch_size": OptimizationOptions,
-    "filter_ratio": SelectionOptions,
-    "on_missing": SelectionOptions,
-    "reference_scores": SelectionOptions,
-    "lanes": DataOptions,
-    "host_bytes": DataOptions,
-}
+# What the order of examples follows from beside the seed, which has no default to tell it from.
+STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes")
 
 
 @dataclass(frozen=True)
@@ -84,8 +76,8 @@ class RecordedRun:
         """
         given = options.to_dict()
         taken = {}
-        for name, concern in STREAM.items():
-            default = concern.__dataclass_fields__[name].default
+        for name in STREAM:
+            default = options_of(RunOptions)[name].default
             theirs = self.config.get(name, default)
             if given[name] not in (default, theirs):
                 raise SpecError(
@@ -115,13 +107,12 @@ class RecordedRun:
         if first == end:
             raise RunError(f"{file}: lacks step {step:,}; restore it")
         rows = table.slice(first, end - first)
-        losses = [
+        online, reference = (
             None if rows[name].null_count else rows[name].to_numpy().astype(np.float32)
             for name in ("online_loss", "reference_loss")
-        ]
-        return Record(
-            rows["shard"].to_pylist(), rows["key"].to_pylist(), *losses, rows["selected"].to_numpy(zero_copy_only=False)
         )
+        selected = rows["selected"].to_numpy(zero_copy_only=False)
+        return Record(rows["shard"].to_pylist(), rows["key"].to_pylist(), online, reference, selected)
 
     @property
     def flops_per_step(self) -> float:
@@ -139,17 +130,19 @@ class RecordedRun:
 class ReplayScorer:
     """Says of every super-batch what the recorded run said of it: `chosen_B`, and its losses.
 
-    `drawn` is the number of the super-batch, counted from 1. Raises RunError where it is another one than was recorded.
+    Raises RunError where a super-batch is another one than was recorded.
     """
 
-    def __init__(self, run: RecordedRun, drawn: Callable[[], int]) -> None:
-        self.run, self.drawn = run, drawn
+    views = ()  # the choice needs no images
+
+    def __init__(self, run: RecordedRun) -> None:
+        self.run = run
 
     def charge(self, batch: SuperBatch) -> None:
         """Nothing: the run that is replayed paid."""
 
     def score(self, batch: SuperBatch) -> Losses:
-        step = self.drawn()
+        step = batch.number
         record = self.run.step(step)
         mine = slice(None)
         if batch.division is not None:
@@ -162,10 +155,9 @@ class ReplayScorer:
                     f"{self.run.folder}: at step {step:,} it drew shard '{then[0]}', key '{then[1]}', now it is shard "
                     f"'{now[0]}', key '{now[1]}'; the data set, the score table or the shards that could be read changed"
                 )
-        device = next(iter(batch.views.values())).device
 
         def own_rows(values: np.ndarray | None) -> torch.Tensor | None:
-            return None if values is None else torch.from_numpy(np.ascontiguousarray(values[mine])).to(device)
+            return None if values is None else torch.from_numpy(np.ascontiguousarray(values[mine]))
 
         chosen = own_rows(record.selected.astype(np.float32))
         return Losses(own_rows(record.online_loss), own_rows(record.reference_loss), chosen_B=chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def train(
     recorded = None
     with group.together():
         config = config if config is not None else load_config()
-        if options.selection.replay is not None:
-            recorded = RecordedRun(options.selection.replay)
+        recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
+        if recorded is not None:
             options = recorded.settle(options)
         run = Path(options.records.out, options.records.name or folder.default_name(options))
         dataset = find_dataset(options.dataset, config)
@@ -66,7 +66,10 @@ def train(
     try:
         with handled_by(stop):
             records = RunRecords(run, report, writes=group.is_first)
-            return _train(options, config, dataset, run, records, stop, group, recorded)
+            with group.together():
+                records.track(options)
+            with closing(records):
+                return _train(options, config, dataset, run, records, stop, recorded, group)
     except BaseException as e:
         if group.is_first:
             _leave(run, e, began, report)
@@ -99,12 +102,12 @@ def _train(
     run: Path,
     records: RunRecords,
     stop: Stop,
-    group: Group,
     recorded: RecordedRun | None,
+    group: Group,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     device = best_device()
-    began, lanes, precisions = group.first(
+    began, lanes, (precision, score_precision) = group.first(
         lambda: (
             folder.began_with(run),
             folder.settled_lanes(run, options),
@@ -120,35 +123,30 @@ def _train(
             run=run,
             records=records,
             device=device,
-            precision=precisions[0],
-            score_precision=precisions[1],
+            precision=precision,
+            score_precision=score_precision,
             stop=stop,
+            recorded=recorded,
             group=group,
             began=began,
             lanes=lanes,
-            recorded=recorded,
         )
-        models, cost, job = _prepared(setup)
+        models, cost, job, selections_every = _prepared(setup)
+    records.record_selections(group.share(selections_every)[0])
     group.refuse_differences(
-        {
-            "precision": setup.precision,
-            "shards": len(setup.shards),
-            "steps": cost.steps,
-            "FLOPs a step": cost.step.total,
-        }
+        {"shards": len(setup.shards), "steps": cost.steps, "FLOPs a step": cost.step.total, "device": device.type}
     )
-    records.record_selections(group.first(lambda: folder.settled_selections(run, options, cost.steps)))
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
-    models.join(options.optimization.batch_size)
-    with float32_products(device, setup.precision):
+    with float32_products(device, precision):
+        models.join(options.optimization.batch_size)
         done = train_loop(job)
-        return finish(options, dataset, job, done, models.table, device, setup.precision, started)
+        return finish(options, dataset, job, done, models.table, device, precision, started)
 
 
-def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob]:
-    """All that is made and checked before step 1. Rank 0 checks for all what takes long, and writes what the run begins
-    with."""
+def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:
+    """All that is made and checked before step 1, and how many steps lie between records of selections. Rank 0 checks for
+    all what takes long, and writes what the run begins with."""
     options, dataset, run, records = setup.options, setup.dataset, setup.run, setup.records
     first = setup.group.is_first
     evaluates = options.records.evaluate and bool(dataset.test)
@@ -163,14 +161,16 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob]:
         folder.refuse_other_beginning(run, manifest, records.log)
 
     job = parts.job_of(setup, models, cost, resolved)
+    batches = job.subs.batches
     check_memory(parts.needs_of(setup, models, cost, job.subs), records.log)
-    if first:
-        every = folder.settled_selections(run, options, cost.steps)
-        startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
-        if not (run / "config.json").exists():  # a resumed run keeps what it began with
-            write_json(run / "manifest.json", manifest)
-            write_json(run / "config.json", options.but(lanes=job.subs.batches.lanes, selections_every=every).to_dict())
-    return models, cost, job
+    if not first:
+        return models, cost, job, 1
+    every = folder.settled_selections(run, options, cost.steps)
+    startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
+    if not (run / "config.json").exists():  # a resumed run keeps what it began with
+        write_json(run / "manifest.json", manifest)
+        write_json(run / "config.json", options.but(lanes=batches.lanes, selections_every=every).to_dict())
+    return models, cost, job, every
 
 
 def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: TrainingJob) -> None:

@@ -59,13 +59,7 @@ def build_models(setup: Setup) -> RunModels:
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
     opened = open_reference(
-        options,
-        setup.config,
-        setup.dataset,
-        setup.shards,
-        device,
-        log,
-        setup.score_precision,
+        *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
     )
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
@@ -87,6 +81,8 @@ def build_models(setup: Setup) -> RunModels:
     asked = None if policy.online == "none" else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = startup.coarse_of(options.selection, opened.table)
+    if asked:
+        asked.scores = True
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module

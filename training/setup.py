@@ -23,8 +23,8 @@ from .signals import Stop
 class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
-    `began` is the manifest of a run that is resumed, empty for others; `lanes` how many it began with, or the user's.
-    `recorded` is the run that is replayed.
+    `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
+    many it began with, or the user's.
     """
 
     options: RunOptions
@@ -37,7 +37,7 @@ class Setup:
     precision: Precision
     score_precision: Precision
     stop: Stop
+    recorded: RecordedRun | None = None
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
-    recorded: RecordedRun | None = None

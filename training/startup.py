@@ -25,7 +25,7 @@ from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
 from . import checkpoint, frozen
-from .folder import SELECTION_BYTES
+from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
 from .options import RunOptions, SelectionOptions
 
@@ -157,21 +157,32 @@ def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps:
     """Refuse what would fill the disk hours later: the checkpoints that are kept and a new one, which is whole before an
     old one goes, the final weights, all with the learner's average, the learner's weights that are kept on the way, and
     the selections. What a resumed run wrote before is there already."""
-    weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
-    learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
-    average = learner if options.optimization.ema is not None else 0
-    kept = learner * (BEST_KEPT * (options.records.evaluate_every is not None))
-    kept += learner * (steps // options.records.keep_every if options.records.keep_every else 0)
-    rows = options.selection.selects * (steps // selections_every) * options.super_batch_size
-    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
-    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + weights + average + kept
-    needed += SELECTION_BYTES * rows
+    checkpoints, rest = disk_bytes(models, options, steps, selections_every)
+    needed = checkpoints - min(checkpoints, checkpoint.size(run)) + rest
     free = shutil.disk_usage(run).free
     if free < needed:
         raise RunError(
             f"{run}: needs about {needed / 1e9:.3g} GB for checkpoints, weights and selections, {free / 1e9:.3g} GB are "
             "free; free space, choose another --out, or raise --selections-every or --keep-every"
         )
+
+
+def disk_bytes(
+    models: Collection[Model], options: RunOptions, steps: int, selections_every: int | None
+) -> tuple[int, int]:
+    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner. Where nobody says how often
+    selections are recorded, they take SELECTIONS_BUDGET at most."""
+    weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
+    learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
+    average = learner if options.optimization.ema is not None else 0
+    kept = learner * (BEST_KEPT * (options.records.evaluate_every is not None))
+    kept += learner * (steps // options.records.keep_every if options.records.keep_every else 0)
+    rows = options.selection.selects * (steps // (selections_every or 1)) * options.super_batch_size
+    recorded = SELECTION_BYTES * rows
+    if selections_every is None:
+        recorded = min(recorded, SELECTIONS_BUDGET)
+    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
+    return checkpoints, weights + average + kept + recorded
 
 
 def manifest_of(

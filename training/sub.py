@@ -45,8 +45,10 @@ class SubBatch(SuperBatch):
     def to(self, device: torch.device | str) -> SubBatch:
         """The same examples, the selection and the super-batch with all tensors on a device."""
         found = {f.name: getattr(self.selection, f.name) for f in fields(self.selection)}
-        selection = Selection(**{name: None if value is None else value.to(device) for name, value in found.items()})
-        return replace(super().to(device), selection=selection, drawn=self.drawn.to(device))  # type: ignore[return-value]
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in found.items()}
+        here: Any = super().to(device)
+        changed: SubBatch = replace(here, selection=Selection(**moved), drawn=self.drawn.to(device))
+        return changed
 
 
 class Scorer(Protocol):
@@ -71,8 +73,8 @@ class SubBatches:
     `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
     `timing` is entered with "data", "score", "select" and "decode" (of what was chosen; and "train" for the online step)
-    round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise. So
-    is `charge`, which may talk to other ranks.
+    round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise.
+    So is `charge` where a model scores; it may talk to other ranks.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """

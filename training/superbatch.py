@@ -213,18 +213,9 @@ class SuperBatches:
             self._running.close()
 
     @property
-    def drawn(self) -> int:
-        """How many super-batches were given."""
-        return int(self._state["drawn"])
-
-    @property
     def counts(self) -> dict[str, int]:
         """So far: `examples` that can be used, `failures`, what the join left out and why, `dropped` ends of epochs."""
-        counts: dict[str, int] = dict(self._state["counts"])
-        if self._bad_chosen:
-            counts["failures"] = counts.get("failures", 0) + self._bad_chosen
-            counts["examples"] = counts.get("examples", 0) - self._bad_chosen
-        return counts
+        return counts_of(self.own_state())
 
     @property
     def skipped_shards(self) -> dict[str, str]:
@@ -345,6 +336,7 @@ class SuperBatches:
             reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
             reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
             division=division,
+            number=step + 1,
         )
         return batch, held
 
@@ -389,3 +381,11 @@ class SuperBatches:
             "counts": dict(counts),
             "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
         }
+
+
+def counts_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """The counts in a stream's state: an example that turned out to be bad after it was chosen is no usable one."""
+    counts, bad = Counter(state["counts"]), state.get("bad_chosen", 0)
+    if bad:
+        counts.update(failures=bad, examples=-bad)
+    return dict(counts)

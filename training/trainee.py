@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,13 @@ from ..errors import ModelError, SpecError
 from ..options import flag
 from ..scoring.fit import some_unused
 from ..scoring.forward import autocast
-from ..scoring.gradients import add_gradients, batch_norms, checkpoint_activations, still_statistics
+from ..scoring.gradients import (
+    add_gradients,
+    batch_norms,
+    checkpoint_activations,
+    early_statistics,
+    still_statistics,
+)
 from ..scoring.models import Model
 from ..scoring.settings import Precision
 from .batch import SuperBatch
@@ -34,8 +41,9 @@ class Trainee:
     `lr` is the peak of the learning rate. `beta1`, `beta2` and `eps` default to the optimizer's own. With `layer_decay`,
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
-    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
-    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. Where the model `scores`
+    super-batches, BatchNorm's statistics follow its first steps closely. With `distill` above 0 so much of the loss is of a
+    teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone.
@@ -61,6 +69,7 @@ class Trainee:
         grad_checkpointing: bool = False,
         ema: float | None = None,
         ema_warmup: bool = False,
+        scores: bool = False,
         distill: float = 0.0,
         distill_temperature: float = 1.0,
         compiled: bool = False,
@@ -71,6 +80,7 @@ class Trainee:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.precision, self.compiled = lr, precision, compiled
+        self.scores = scores
         self.accumulate, self.grad_checkpointing, self.clip_grad = accumulate, grad_checkpointing, clip_grad
         if grad_checkpointing:
             checkpoint_activations(model)
@@ -103,10 +113,6 @@ class Trainee:
         made.module = self.average.module
         return made
 
-    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
-        """What `step` takes beside the images of a batch."""
-        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
-
     def join(self, rows: int) -> None:
         """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
 
@@ -123,7 +129,7 @@ class Trainee:
         targets = self.model.targets([self.model.task.blank()] * rows).to(device)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), still_statistics(self.module):
-            self._add_gradients(blank, targets, 1.0, self.loss)
+            self._add_gradients(blank, targets, self.loss, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
 
     def align(self) -> None:
@@ -132,6 +138,10 @@ class Trainee:
             self.group.broadcast(
                 [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
             )
+
+    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+        """What `step` takes beside the images of a batch."""
+        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
 
     def step(
         self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
@@ -143,7 +153,8 @@ class Trainee:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        loss = self._add_gradients(pixels_BHWC, targets, weight, self.step_loss)
+        with early_statistics(self.module, self.steps, self.accumulate) if self.scores else nullcontext():
+            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -157,9 +168,7 @@ class Trainee:
             self.average.update(self.module, step=self.steps)
         return loss
 
-    def _add_gradients(
-        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float, loss: Any
-    ) -> torch.Tensor:
+    def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: Any, loss: Any, weight: float) -> torch.Tensor:
         self.module.train()
         return add_gradients(
             self.model,

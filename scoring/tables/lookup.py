@@ -19,7 +19,7 @@ from ...datasets.targets import TARGETS, hash_target
 from ...errors import JoinError, ReadError, SpecError, TableError
 from .checked import Passed, note_passed, passed_before
 from .read import finished_shards, is_score_file, read_about, read_manifest
-from .schema import ENDING, FAILURES, MANIFEST
+from .schema import ENDING, FAILURES, MANIFEST, PLACES
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,29 @@ class ScoreTable:
             label=table["label"].to_numpy() if self._has_labels else None,
             logits=_vectors(table["logits"]) if logits else None,
         )
+
+    def places(self, name: str, shard_size: int) -> dict[str, tuple[int, int] | None]:
+        """Where each scored image of a shard lies in its file, by key, as `Example.place` has it.
+
+        Raises TableError where the table is older than these columns, or the shard's size is not the one that was scored.
+        """
+        kind = next((fields for fields in PLACES.values() if fields[0].name in self._columns_of(name)), None)
+        if kind is None:
+            raise TableError(
+                f"{self.folder}: does not say where images lie, as older versions did not; run score-reference into a new --out"
+            )
+        table, about = self._read_file(name, ["key", *(field.name for field in kind)])
+        if about["shard_size"] != shard_size:
+            raise TableError(
+                f"{self.folder}: shard '{name}' was scored at size {about['shard_size']} and is now {shard_size}; run "
+                "score-reference into a new --out"
+            )
+        keys, *pairs = (table[column].to_pylist() for column in ("key", *(field.name for field in kind)))
+        return {key: None if a is None else (a, b) for key, a, b in zip(keys, *pairs, strict=True)}
+
+    def _columns_of(self, name: str) -> list[str]:
+        with self._opened(name) as (parquet, _):
+            return list(parquet.schema_arrow.names)
 
     @property
     def _has_labels(self) -> bool:

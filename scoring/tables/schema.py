@@ -44,8 +44,16 @@ def vector_column(vectors_ND: torch.Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, type=vector_type(vectors_ND.shape[1]))
 
 
-def score_schema(task: Task, width: int = 0) -> pa.Schema:
-    """Columns of a score file, with embeddings or logits where their `width` is given.
+# Where an image lies in its shard's file, by the data set's format: the two numbers of an example's `place`.
+PLACES: dict[str, tuple[pa.Field, pa.Field]] = {
+    "webdataset": (pa.field("offset", pa.int64()), pa.field("length", pa.int32())),
+    "parquet": (pa.field("row_group", pa.int32()), pa.field("row_in_group", pa.int32())),
+}
+
+
+def score_schema(task: Task, width: int = 0, places: str = "") -> pa.Schema:
+    """Columns of a score file, with embeddings or logits where their `width` is given, and with the images' places in the
+    shards of a format.
 
     `loss` is the scoring loss; `row` counts all examples of the shard, bad ones too.
     """
@@ -56,7 +64,7 @@ def score_schema(task: Task, width: int = 0) -> pa.Schema:
         pa.field("target_hash", pa.uint64(), nullable=False),
         pa.field("loss", pa.float32(), nullable=False),
     ]
-    return pa.schema(columns + task.fields(width))
+    return pa.schema([*columns, *PLACES.get(places, ()), *task.fields(width)])
 
 
 def table_folder(root: str, spec: DatasetSpec, reference_name: str, reference_fingerprint: str) -> str:

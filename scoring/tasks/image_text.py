@@ -227,8 +227,8 @@ def _zero_shot(
                 image_BD = model.module.encode_image(images, normalize=True).float()  # type: ignore[operator]
             correct += int(((image_BD @ class_DC).argmax(1) == labels).sum())
             total += len(labels)
-    correct, total = ranks.sum(torch.tensor([correct, total])).tolist()
-    return correct / max(1, total)
+    right, seen = (int(n) for n in ranks.sum(torch.tensor([correct, total])))
+    return right / max(1, seen)
 
 
 def _class_embedding(model: Model, name: str, dataset: DatasetSpec, device: torch.device) -> torch.Tensor:

@@ -1,12 +1,15 @@
 """What is left out of a data set is counted and said once, and nothing else is left out."""
 
 import os
+import shutil
 import warnings
 
 import fsspec
 import pytest
+from curate.datasets import notices
 from curate.datasets.inference import class_folders
 from curate.datasets.landed import landed_files
+from curate.datasets.notices import shared_by_processes
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_path, spec_from_table
@@ -218,3 +221,17 @@ def test_of_two_images_of_a_key_the_one_that_is_not_read_is_said(tmp_path):
     (line,) = warned
     assert "key 'k' has more than one image" in line and "'k.png' is not read; name the ending to read: image =" in line
     assert said(lambda: keys(spec_from_table("e", {"train": str(path), "image": "png"}))) == (["k"], [])
+
+
+def test_processes_of_one_command_say_it_once(monkeypatch):
+    about = ("said by processes", 1)
+    with shared_by_processes():
+        lines = []
+        for _ in range(2):  # as in another process, which has said nothing
+            monkeypatch.setattr(notices, "_said", set())
+            lines += said(lambda: notices.say_once(about, "two hidden members"))[1]
+        assert lines == ["two hidden members"]
+        assert said(lambda: notices.say_once("another", "x"))[1] == ["x"]
+        shutil.rmtree(os.environ[notices.SHARED])
+        assert said(lambda: notices.say_once("a third", "y"))[1] == ["y"]
+    assert notices.SHARED not in os.environ

@@ -155,7 +155,7 @@ def test_what_is_no_parquet_file_is_named(tmp_path):
 def test_a_folders_buckets_hold_every_picture_once(tmp_path):
     files = [f"{'cat' if i % 2 else 'dog'}/{i}.png" for i in range(20)]
     touch(tmp_path, *files, "cat/notes.txt")
-    shards = shards_of(tmp_path, "", rows_per_shard=6)
+    shards = shards_of(tmp_path, ".", rows_per_shard=6)
     assert {s.name for s in shards} <= {f"bucket-{i:05d}-of-00004" for i in range(4)}
     members = [m for s in shards for m in s.members]
     assert sorted(members) == sorted(str(tmp_path / f) for f in files)
@@ -195,13 +195,13 @@ def test_a_shards_bytes_are_what_it_takes_in_memory_in_every_format(tmp_path, ro
 
 def test_a_folders_buckets_stay_while_it_grows_and_split_when_it_doubles(tmp_path):
     touch(tmp_path, *(f"cat/{i}.png" for i in range(17)))
-    before = {m: s.name for s in shards_of(tmp_path, "", rows_per_shard=8) for m in s.members}
+    before = {m: s.name for s in shards_of(tmp_path, ".", rows_per_shard=8) for m in s.members}
     touch(tmp_path, *(f"cat/{i}.png" for i in range(17, 32)))
-    after = {m: s.name for s in shards_of(tmp_path, "", rows_per_shard=8) for m in s.members}
+    after = {m: s.name for s in shards_of(tmp_path, ".", rows_per_shard=8) for m in s.members}
     assert len(after) == 32
     assert {m: after[m] for m in before} == before
     touch(tmp_path, "cat/32.png")
-    doubled = {m: s.name for s in shards_of(tmp_path, "", rows_per_shard=8) for m in s.members}
+    doubled = {m: s.name for s in shards_of(tmp_path, ".", rows_per_shard=8) for m in s.members}
     assert all(name.endswith("-of-00008") for name in doubled.values())
     # crc32 mod 8 refines crc32 mod 4: a bucket is split, never mixed.
     assert all(int(doubled[m][7:12]) % 4 == int(after[m][7:12]) for m in after)

@@ -20,29 +20,17 @@ static int full(int file) {
     return strstr(path, text) != NULL;
 }
 
-#define REAL(name) (name##_real ? name##_real : (name##_real = dlsym(RTLD_NEXT, #name)))
+/* A function of the C library in place of ours of the same name. */
+#define STANDING(name, type, arguments, values, refused) \
+    type name arguments { \
+        static type (*real) arguments; \
+        if (refused) { errno = ENOSPC; return -1; } \
+        if (!real) real = (type (*) arguments)dlsym(RTLD_NEXT, #name); \
+        return real values; \
+    }
 
-static ssize_t (*write_real)(int, const void *, size_t);
-static ssize_t (*writev_real)(int, const struct iovec *, int);
-static ssize_t (*pwrite64_real)(int, const void *, size_t, off_t);
-static int (*ftruncate64_real)(int, off_t);
-
-ssize_t write(int file, const void *from, size_t size) {
-    if (full(file)) { errno = ENOSPC; return -1; }
-    return REAL(write)(file, from, size);
-}
-
-ssize_t writev(int file, const struct iovec *parts, int count) {
-    if (full(file)) { errno = ENOSPC; return -1; }
-    return REAL(writev)(file, parts, count);
-}
-
-ssize_t pwrite64(int file, const void *from, size_t size, off_t at) {
-    if (full(file)) { errno = ENOSPC; return -1; }
-    return REAL(pwrite64)(file, from, size, at);
-}
-
-int ftruncate64(int file, off_t size) {
-    if (size && full(file)) { errno = ENOSPC; return -1; }
-    return REAL(ftruncate64)(file, size);
-}
+STANDING(write, ssize_t, (int file, const void *from, size_t size), (file, from, size), full(file))
+STANDING(writev, ssize_t, (int file, const struct iovec *parts, int count), (file, parts, count), full(file))
+STANDING(pwrite, ssize_t, (int file, const void *from, size_t size, off_t at), (file, from, size, at), full(file))
+STANDING(pwrite64, ssize_t, (int file, const void *from, size_t size, off_t at), (file, from, size, at), full(file))
+STANDING(ftruncate64, int, (int file, off_t size), (file, size), size && full(file))

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import safetensors.torch
 from curate.datasets.spec import load_config
 from curate.errors import CurateError
 from curate.training import RunOptions, train
@@ -20,15 +21,26 @@ def main() -> None:
     options, toml, *kinds = sys.argv[1:]
     known = json.loads(Path(options).read_text())
     config = load_config(Path(toml))
+    write, full = safetensors.torch.save_file, ""
+
+    def save_file(tensors, path, *more):
+        """safetensors writes under another name than it was given, so its whole folder is full meanwhile."""
+        os.environ["FULL"] = "/checkpoints/" if full and full in str(path) else full
+        try:
+            write(tensors, path, *more)
+        finally:
+            os.environ["FULL"] = full
+
+    safetensors.torch.save_file = save_file
     for i, kind in enumerate(kinds):
         told = None
         run = RunOptions.of(**{**known, "name": f"kind-{i}"})
-        os.environ["FULL"] = kind
+        full = os.environ["FULL"] = kind
         try:
             train(run, config=config, report=lambda line: None)
         except CurateError as e:
             told = str(e)
-        os.environ["FULL"] = ""
+        full = os.environ["FULL"] = ""
         train(run, config=config, resume=True, report=lambda line: None)
         print(json.dumps({"kind": kind, "told": told}), flush=True)
 

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.errors import TableError
+from curate.pipelines import local_workers
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.tables.lookup import open_scores
 from support.commands import silent, start_curate
@@ -96,3 +97,18 @@ def test_one_workers_error_does_not_wait_for_the_others_share(digits, shards, tm
     summary = score_reference(options, silent)
     assert (summary.examples, summary.failures) == (899, 1)
     assert json.loads((folder / "_manifest.json").read_text())["counts"]["shards"] == 450
+
+
+def test_workers_of_a_job_have_numbers_that_follow_each_other(digits, tmp_path, monkeypatch):
+    """They pick their GPUs by them."""
+    started = []
+    real = subprocess.Popen
+
+    def noting(command, **options):
+        started.append(options["env"][local_workers.WORKER_NUMBER])
+        return real(command, **options)
+
+    monkeypatch.setattr(local_workers.subprocess, "Popen", noting)
+    score_reference(digits.options(tmp_path / "scores", runner_options=TWO_WORKERS), silent)
+    first, second = map(int, started)
+    assert second == first + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import time
@@ -12,13 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from curate.datasets.readers import read_shard
 from curate.datasets.shards import is_held_out, list_shards
 from curate.datasets.spec import load_config
 from curate.errors import CurateError, RunError, SpecError
 from curate.scoring import Policy
 from curate.studies import comparison
-from curate.studies.comparison import compare_runs, planned
+from curate.studies.comparison import compare_runs, planned, shares_of, visible_gpus
 from curate.studies.options import CompareOptions
 from curate.training import RunOptions, train
 from safetensors.torch import load_file
@@ -306,3 +308,29 @@ def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
     after = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/summary.json")}
     assert {name: after[name] for name in finished} == finished
     assert len(after) == 4
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "gpus"),
+    [
+        (None, 0, []),
+        (None, 3, ["0", "1", "2"]),
+        ("2,5", 2, ["2", "5"]),
+        ("GPU-8a1, GPU-9b2", 2, ["GPU-8a1", "GPU-9b2"]),
+        ("", 0, []),
+    ],
+)
+def test_the_gpus_that_runs_are_dealt_to_are_those_the_user_left(visible, count, gpus):
+    assert visible_gpus(visible, count) == gpus
+
+
+def test_the_processes_of_a_pool_share_cores_and_gpus(monkeypatch):
+    assert shares_of(2, [0, 1, 2], []) == [([0, 2], None), ([1], None)]
+    assert shares_of(3, [5], ["4", "7"]) == [([5], "4"), ([5], "7"), ([5], "4")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(comparison, "_end_with_parent", lambda parent: None)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: None, raising=False)
+    shares = queue.Queue()
+    shares.put(([0], "7"))
+    comparison._keep_to(shares, torch.get_num_threads())
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"

@@ -33,9 +33,9 @@ class Moody(AbstractFileSystem):
             failure = self.failures.pop()
             raise OSError(failure, os.strerror(failure)) if isinstance(failure, int) else failure
 
-    def cat_file(self, path, **options):
+    def cat_file(self, path, start=None, end=None, **options):
         self._maybe_fail("cat")
-        content = self.local.cat_file(self._strip_protocol(path))
+        content = self.local.cat_file(self._strip_protocol(path), start, end)
         self.received.append(len(content))
         return content
 

@@ -10,6 +10,7 @@ from curate.datasets.spec import load_config
 from curate.errors import WriteError
 from curate.scoring import ModelSpec, load_model
 from curate.training import checkpoint, run, train
+from curate.training.evaluate import evaluate
 from curate.training.loop import train_loop
 from curate.training.trainee import Trainee
 
@@ -45,6 +46,14 @@ def ends(group, *how):
     except BaseException as e:
         return type(e).__name__, str(e), e.reported_by
     return None
+
+
+def measured(group, models_and_datasets):
+    """`evaluate` of each model on each data set by all ranks, in small batches."""
+    return [
+        evaluate(load_model(spec), dataset, device=torch.device("cpu"), precision="fp32", batch_size=7, ranks=group)
+        for spec, dataset in models_and_datasets
+    ]
 
 
 def terminates_1(group):

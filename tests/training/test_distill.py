@@ -52,7 +52,9 @@ def test_stored_logits_give_the_stored_losses_and_batches_have_their_own(digits,
     for name in with_logits.shard_names():
         scores = with_logits.shard(name, logits=True)
         logits = torch.from_numpy(scores.logits.astype(np.float32))
-        again = torch.nn.functional.cross_entropy(logits, torch.from_numpy(scores.label).long(), reduction="none")
+        again = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(scores.label.astype(np.int64)), reduction="none"
+        )
         assert again.numpy() == pytest.approx(scores.loss, abs=0.02)
     batches = SuperBatches(digits.dataset(), 32, views=VIEWS, scores=with_logits, logits=True)
     for batch in islice(batches, 2):

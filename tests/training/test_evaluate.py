@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from curate.errors import CurateError, FailuresError, ShardError, SpecError
 from curate.scoring import load_model
 from curate.scoring.evaluation import recall
+from curate.scoring.ranks import ALONE
 from curate.training.evaluate import evaluate
+from support.rank_runs import measured
+from support.ranks import run_ranks
 from support.tars import replace_member, write_tar
 from support.tiny import go, shard, write_toml
 
@@ -51,6 +55,15 @@ def test_top1_equals_a_plain_loop(digits):
     quality = evaluate(model, spec, device=torch.device("cpu"), precision="fp32")
     assert total == quality["test_examples"] == 597
     assert quality["top1"] == pytest.approx(right / total)
+
+
+def test_ranks_share_the_batches_and_measure_the_same(digits, pairs):
+    pairs_options = pairs.options("unused")
+    captioned = replace(pairs_options.dataset, test=pairs_options.dataset.train)
+    both = [(digits.options("unused").reference, digits.dataset()), (pairs_options.reference, captioned)]
+    for found in run_ranks(3, measured, both):
+        for quality, alone in zip(found, measured(ALONE, both), strict=True):
+            assert quality == pytest.approx(alone)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ preprocessing = { size = 16 }
 """
 CHANGES = {
     "policy": "hard-learner",
+    "online": "learner",
     "filter_ratio": 0.5,
     "evaluate": True,
     "checkpoint_every": 3,
@@ -101,11 +102,28 @@ def test_three_ranks_resume_bit_for_bit_with_dropout(folder):
     assert parts.read_bytes() == whole.read_bytes()
 
 
+def test_pairs_are_compared_over_all_ranks(pairs, tmp_path):
+    """With parts of a batch, and captions that are often identical."""
+    names = {"dataset": "pairs", "learner": "untrained-clip", "online": "untrained-clip", "policy": "hard-learner"}
+    changes = {**names, "filter_ratio": 0.5, "batch_size": 10, "steps": 4, "accumulate": 2, "out": str(tmp_path)}
+    train_in(Group(), pairs.root, False, None, None, {"name": "one", **changes})
+    run_ranks(2, train_in, pairs.root, False, None, None, {"name": "two", **changes})
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["masked_negatives"] == theirs["masked_negatives"] > 0
+        assert ours["flops"] == theirs["flops"]
+        assert ours["bytes_moved"] >= ours["rows_moved"] * 3 * 32 * 32
+
+
 def test_a_signal_on_one_rank_stops_all_and_saves(folder):
     found = run_ranks(2, ends, folder, False, 5, terminates_1, {"name": "stopped", **CHANGES})
-    text = f"stopped by {signal.Signals.SIGTERM.name} after step 6 of 12"
+    text = f"stopped by {signal.Signals.SIGTERM.name} after step 5 of 12"
     assert found == [("StoppedError", text, None), ("StoppedError", text, 0)]
-    assert (folder / "runs/stopped/checkpoints/resume-000000006").is_dir()
+    assert (folder / "runs/stopped/checkpoints/resume-000000005").is_dir()
 
 
 def test_a_full_disk_of_rank_0_ends_all_with_one_error(folder):

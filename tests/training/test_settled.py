@@ -51,12 +51,14 @@ def test_a_run_that_began_goes_on_in_its_precisions(tmp_path):
 
 def test_selections_are_recorded_within_a_budget_of_bytes(tmp_path):
     def every(steps, batch_size=4096, **changes):
-        filtered = options(steps=steps, batch_size=batch_size, filter_ratio=0.8, **changes)
+        known = {"policy": "hard-learner", "online": "o", "batch_size": batch_size, "filter_ratio": 0.8}
+        filtered = options(steps=steps, **{**known, **changes})
         return folder.settled_selections(tmp_path / "run", filtered, steps)
 
     assert every(1000) == 1
     assert every(100_000) == 74  # 100,000 x 20,480 x 36 bytes are 74 GB
     assert every(100_000, selections_every=5) == 5
+    assert every(100_000, policy="uniform") == 1  # which records none
     begun(tmp_path / "run", {}, {"selections_every": 3})
     assert every(100_000) == 3
 

@@ -1,0 +1,71 @@
+"""How random the choice is at first where the online model has BatchNorm. About a minute on 2 cores.
+
+A model scores in evaluation mode, by running statistics that begin at zeros and ones. Here a small ResNet trains as a run's
+online model does, on the half of each super-batch with the highest loss; before each step its choice is compared with the one
+by the statistics of the super-batch itself (training mode): a second opinion, not the truth. A choice at random would
+share 50 %. Both with what a run does (`scores`: the first steps count for more of the statistics) and without.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from curate.scoring.forward import score_batch
+from curate.scoring.loading import load_model
+from curate.scoring.models import ModelSpec
+from curate.training.schedule import learning_rate
+from curate.training.superbatch import SuperBatches
+from curate.training.trainee import Trainee
+from data import part_of_cifar10n
+from measuring import Benchmark, Figure, Report
+
+SEEDS, B, b, STEPS, WARM_UP = 4, 256, 128, 41, 18
+AT = (0, 1, 2, 5, 10, 20, 40)
+MODEL = "small_resnet_w8_plain"
+
+
+def measure(work: Path, report: Report) -> list[Figure]:
+    spec = part_of_cifar10n(work, "cifar10n-2-shards", 2, report)
+    figures = []
+    for scores, told in ((False, "the layers' own momentum"), (True, "as a run does")):
+        shares = [overlaps(spec, seed, scores) for seed in range(SEEDS)]
+        report(f"  {told}: done")
+        figures += [
+            Figure(name=f"the same half at step {step}, {told}", samples=tuple(s[i] for s in shares), unit="%")
+            for i, step in enumerate(AT)
+        ]
+    return figures
+
+
+def overlaps(spec, seed: int, scores: bool) -> list[float]:
+    device = torch.device("cpu")
+    model = load_model(ModelSpec(name="online", task="classification", architecture=MODEL, num_classes=10), seed=seed)
+    trainee = Trainee(model, lr=2e-3, device=device, scores=scores)
+    data = SuperBatches(spec, B, views={"online": model.geometry}, seed=seed)
+    found = []
+    for step, batch in zip(range(STEPS), data, strict=False):
+        pixels, labels = batch.views["online"], batch.targets
+        chosen = score_batch(model, pixels, labels).loss.topk(b).indices
+        if step in AT:
+            other = by_the_batch(model, pixels, labels).topk(b).indices
+            found.append(100 * len(set(chosen.tolist()) & set(other.tolist())) / b)
+        trainee.step(pixels[chosen], labels[chosen], learning_rate(step, 10 * STEPS, 1.0, WARM_UP))
+    data.close()
+    return found
+
+
+def by_the_batch(model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Losses by the statistics of this batch, which leave no trace."""
+    module = copy.deepcopy(model.module).train()
+    with torch.no_grad():
+        return torch.nn.functional.cross_entropy(module(model.normalize(pixels)), labels, reduction="none")
+
+
+BENCHMARK = Benchmark(
+    "batch_norm",
+    "how much of the choice is the same by a super-batch's own statistics (chance: 50 %; no goal)",
+    measure,
+    {"model": MODEL, "data": "CIFAR-10N, 2,000 images", "B": B, "b": b, "policy": "hard-learner, top half"},
+)
