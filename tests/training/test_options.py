@@ -63,7 +63,7 @@ def test_a_policy_of_your_own_is_written_by_its_name():
         ({"temperature": float("inf")}, "--temperature is inf"),
         ({"score_scale": float("inf")}, "--score-scale is inf"),
         ({"temperature": float("nan")}, "--temperature is nan"),
-        ({"seed": -1}, "--seed is -1, expected 0 or more, below 2\\^63"),
+        ({"seed": -1}, "--seed is -1, expected 0 or more, below 2^63"),
         ({"seed": 1 << 63}, "--seed is 9223372036854775808, expected 0 or more"),
         ({"filter_ratio": 1.5}, "--filter-ratio is 1.5, expected the share dropped"),
         ({"steps": None}, "exactly one of --budget-flops, --examples and --steps"),
