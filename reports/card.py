@@ -30,6 +30,11 @@ COLUMNS = {
     "similarity": "the dot product of the embeddings of image and caption",
     "image_embedding": "unit-norm, float16",
     "text_embedding": "unit-norm, float16",
+    "logits": "the reference's logits, float16",
+    "offset": "where the image's bytes begin in the tar",
+    "length": "how many bytes the image has",
+    "row_group": "the row group of the Parquet file that holds the image",
+    "row_in_group": "the row in it",
 }
 
 

@@ -85,7 +85,7 @@ def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
     connection = connect(scores=root_of(tables[0]), runs=runs or ".")
     _name_rows(connection, "reference", tables[0])
     joined = ["reference s"]
-    parts = {"s": tuple(name for name in columns_of(tables[0]) if name not in LEFT_OUT)}
+    parts = {"s": tuple(name for name in columns_of(tables[0]) if name in SCORES_COLUMNS and name not in LEFT_OUT)}
     if options.online is not None:
         tables.append(table_of(options.online, spec))
         _name_rows(connection, "online", tables[1])

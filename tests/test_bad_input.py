@@ -225,7 +225,11 @@ def test_one_bad_example_is_told_and_the_job_goes_on(work, name):
     assert (failure["shard"], failure["row"], failure["key"]) == ("00003", 5, member)
     assert failure["stage"] == stage
     assert reason in failure["reason"]
-    assert rows(work.out) == [row for row in rows(work.table) if row["key"] != member]
+    # The images of a shard that was packed again lie elsewhere in it.
+    ours, before = (
+        [{k: v for k, v in row.items() if k != "offset"} for row in rows(table)] for table in (work.out, work.table)
+    )
+    assert ours == [row for row in before if row["key"] != member]
     # And training with this table drops it, says so, and does not stop.
     assert work.train(scores=work.out).code == 0
     counts = json.loads((work.runs / "run/summary.json").read_text())["counts"]
@@ -514,5 +518,5 @@ def test_a_disk_too_small_for_what_the_run_will_write(work, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     error = work.train().error
-    assert "GB for checkpoints and selections, 1e-06 GB are free; free space" in error
+    assert "GB for checkpoints, weights and selections, 1e-06 GB are free; free space" in error
     assert work.no_run()

@@ -19,6 +19,7 @@ from curate.scoring import open_scores
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.training import RunOptions, train
+from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from support.commands import silent
 from support.prepared import TINY_CLIP
@@ -76,6 +77,8 @@ def selections(out):
 def test_every_flop_of_choosing_jointly_is_in_the_ledger(policy, changes, config, embedded, tmp_path, monkeypatch):
     # A fused kernel of attention, taken in evaluation mode, is one that this outer counter does not know.
     monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+    # Nor does it know what other threads compute: the choice is made in this one.
+    monkeypatch.setattr(SubBatches, "_seen_before_the_choice", lambda self: None)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         summary = run(config, tmp_path, embedded, policy=policy, **changes)
     lines = summary["ledger"]
