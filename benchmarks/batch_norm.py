@@ -3,7 +3,8 @@
 A model scores in evaluation mode, by running statistics that begin at zeros and ones. Here a small ResNet trains as a run's
 online model does, on the half of each super-batch with the highest loss; before each step its choice is compared with the one
 by the statistics of the super-batch itself (training mode): a second opinion, not the truth. A choice at random would
-share 50 %. Both with what a run does (`scores`: the first steps count for more of the statistics) and without.
+share 50 %. Both where the first steps count for more of the statistics (`scores`), which runs do not do since it chose worse,
+and without.
 """
 
 from __future__ import annotations

@@ -81,8 +81,6 @@ def build_models(setup: Setup) -> RunModels:
     asked = None if policy.online == "none" else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = startup.coarse_of(options.selection, opened.table)
-    if asked:
-        asked.scores = True
     if asked and coarse:
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
