@@ -3,17 +3,19 @@
 A model scores in evaluation mode, by running statistics that begin at zeros and ones. Here a small ResNet trains as a run's
 online model does, on the half of each super-batch with the highest loss; before each step its choice is compared with the one
 by the statistics of the super-batch itself (training mode): a second opinion, not the truth. A choice at random would
-share 50 %. Both where the first steps count for more of the statistics (`scores`), which runs do not do since it chose worse,
+share 50 %. Both where the first steps count for more of the statistics (`closely`), which runs do not do since it chose worse,
 and without.
 """
 
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from curate.scoring.forward import score_batch
+from curate.scoring.gradients import early_statistics
 from curate.scoring.loading import load_model
 from curate.scoring.models import ModelSpec
 from curate.training.schedule import learning_rate
@@ -30,8 +32,8 @@ MODEL = "small_resnet_w8_plain"
 def measure(work: Path, report: Report) -> list[Figure]:
     spec = part_of_cifar10n(work, "cifar10n-2-shards", 2, report)
     figures = []
-    for scores, told in ((False, "the layers' own momentum"), (True, "as a run does")):
-        shares = [overlaps(spec, seed, scores) for seed in range(SEEDS)]
+    for closely, told in ((False, "the layers' own momentum"), (True, "first steps closely")):
+        shares = [overlaps(spec, seed, closely) for seed in range(SEEDS)]
         report(f"  {told}: done")
         figures += [
             Figure(name=f"the same half at step {step}, {told}", samples=tuple(s[i] for s in shares), unit="%")
@@ -40,10 +42,10 @@ def measure(work: Path, report: Report) -> list[Figure]:
     return figures
 
 
-def overlaps(spec, seed: int, scores: bool) -> list[float]:
+def overlaps(spec, seed: int, closely: bool) -> list[float]:
     device = torch.device("cpu")
     model = load_model(ModelSpec(name="online", task="classification", architecture=MODEL, num_classes=10), seed=seed)
-    trainee = Trainee(model, lr=2e-3, device=device, scores=scores)
+    trainee = Trainee(model, lr=2e-3, device=device)
     data = SuperBatches(spec, B, views={"online": model.geometry}, seed=seed)
     found = []
     for step, batch in zip(range(STEPS), data, strict=False):
@@ -52,7 +54,8 @@ def overlaps(spec, seed: int, scores: bool) -> list[float]:
         if step in AT:
             other = by_the_batch(model, pixels, labels).topk(b).indices
             found.append(100 * len(set(chosen.tolist()) & set(other.tolist())) / b)
-        trainee.step(pixels[chosen], labels[chosen], learning_rate(step, 10 * STEPS, 1.0, WARM_UP))
+        with early_statistics(model.module, step) if closely else nullcontext():
+            trainee.step(pixels[chosen], labels[chosen], learning_rate(step, 10 * STEPS, 1.0, WARM_UP))
     data.close()
     return found
 

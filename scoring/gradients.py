@@ -151,7 +151,8 @@ def early_statistics(module: nn.Module, step: int, parts: int = 1) -> Iterator[N
     batch in so many parts.
 
     Otherwise such a model normalises for its first twenty steps by statistics that are mostly the zeros and ones that it
-    began with, and its scores are close to random.
+    began with, and its scores are close to random. Runs do not use it, since it chose worse (docs/method.md): the benchmark
+    batch_norm does.
     """
     share = 2 / (step + 2)
     found = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,6 @@ from ..scoring.gradients import (
     add_gradients,
     batch_norms,
     checkpoint_activations,
-    early_statistics,
     still_statistics,
 )
 from ..scoring.models import Model
@@ -41,9 +39,8 @@ class Trainee:
     `lr` is the peak of the learning rate. `beta1`, `beta2` and `eps` default to the optimizer's own. With `layer_decay`,
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
-    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. Where the model `scores`
-    super-batches, BatchNorm's statistics follow its first steps closely. With `distill` above 0 so much of the loss is of a
-    teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+    in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
+    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone.
@@ -69,7 +66,6 @@ class Trainee:
         grad_checkpointing: bool = False,
         ema: float | None = None,
         ema_warmup: bool = False,
-        scores: bool = False,
         distill: float = 0.0,
         distill_temperature: float = 1.0,
         compiled: bool = False,
@@ -80,7 +76,6 @@ class Trainee:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr, self.precision, self.compiled = lr, precision, compiled
-        self.scores = scores
         self.accumulate, self.grad_checkpointing, self.clip_grad = accumulate, grad_checkpointing, clip_grad
         if grad_checkpointing:
             checkpoint_activations(model)
@@ -153,8 +148,7 @@ class Trainee:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        with early_statistics(self.module, self.steps, self.accumulate) if self.scores else nullcontext():
-            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
+        loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
         if self.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
         self.optimizer.step()
