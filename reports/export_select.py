@@ -14,7 +14,7 @@ from ..scoring.tables.schema import ENDING
 from .export_options import POLICY_SQL, ExportOptions
 from .metadata import VIEW, add_metadata, mentions
 from .reading import check_read
-from .sql import error_line, literal, parquet_sql
+from .sql import error_line, literal, one_row, parquet_sql
 from .table_choice import about, columns_of, root_of, table_of, tables_of
 from .views import SCORES_COLUMNS, connect, open_root
 
@@ -71,7 +71,7 @@ def _by_query(options: ExportOptions, sql: str, spec: DatasetSpec, config: Confi
         scored = f"SELECT shard, key FROM scores WHERE dataset = {literal(spec.name)}"
         if len(tables) > 1:
             scored = f"SELECT DISTINCT shard, key FROM ({scored})"
-        (of,) = _one(connection, f"SELECT count(*) FROM ({scored})")
+        (of,) = one_row(connection, f"SELECT count(*) FROM ({scored})")
     return Selected(
         connection, f"SELECT * FROM ({once}) {_sorted(columns)}", columns, of, 0, [about(t) for t in tables]
     )
@@ -122,7 +122,7 @@ def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
     )
     check_read(sql)
     columns = _columns(connection, sql)
-    of, with_value = _one(connection, f"SELECT count(*), count(*) FILTER ({HAS_VALUE}) FROM ({valued})")
+    of, with_value = one_row(connection, f"SELECT count(*), count(*) FILTER ({HAS_VALUE}) FROM ({valued})")
     return Selected(connection, f"{sql} {_sorted(columns)}", columns, of, of - with_value, [about(t) for t in tables])
 
 
@@ -148,7 +148,7 @@ def _selections(connection: duckdb.DuckDBPyConnection, run: str, given: str, spe
     if found[0][0] != spec.name:
         raise SpecError(f"--run {given}: trained on data set '{found[0][0]}', the export is of '{spec.name}'")
     of_run = f"FROM selections WHERE run = {literal(run)}"
-    if not _one(connection, f"SELECT count(*) FROM (SELECT 1 {of_run} LIMIT 1)")[0]:
+    if not one_row(connection, f"SELECT count(*) FROM (SELECT 1 {of_run} LIMIT 1)")[0]:
         raise SpecError(f"--run {given}: it recorded no selections; give a run of a policy that selects")
     return (
         "SELECT shard, key, avg(online_loss) AS online_loss, avg(score) AS score, count(*) AS drawn, "
@@ -161,11 +161,3 @@ def _columns(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, ...]
         return tuple(connection.sql(sql).columns)
     except (duckdb.Error, OSError) as e:
         raise QueryError(error_line(e)) from None
-
-
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
-    try:
-        (found,) = connection.execute(sql).fetchall()
-    except (duckdb.Error, OSError) as e:
-        raise QueryError(error_line(e)) from None
-    return tuple(found)

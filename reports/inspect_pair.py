@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,6 +15,7 @@ from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import density
 from .inspect_rows import Data, Rows, add_rows
 from .inspect_scores import FILTERS, MOST_GROUPS, TAILS, Figures, facts_of
+from .sql import one_row
 
 SIDE = 48
 
@@ -44,16 +44,16 @@ def pair_page(
         FROM rows r JOIN others o ON (r.shard, r.key, r.target_hash) = (o.shard, o.key, o.target_hash)
         """
     )
-    (n,) = _one(connection, "SELECT count(*) FROM both_rows")
+    (n,) = one_row(connection, "SELECT count(*) FROM both_rows")
     if not n:
         raise TableError(f"{a.folder} and {b.folder}: no example is in both; give two tables of the same data")
-    (corr,) = _one(connection, "SELECT corr(place, other_place) FROM both_rows")
+    (corr,) = one_row(connection, "SELECT corr(place, other_place) FROM both_rows")
     tiles = [
         Tile(f"{n:,}", "examples in both", "" if of_a.read == of_a.total else f"a sample of {of_a.total:,}"),
         Tile("-" if corr is None else f"{corr:.3f}", "rank correlation of the losses", "Spearman's"),
     ]
     if of_a.has_classes:
-        (same,) = _one(connection, "SELECT avg((predicted = other_predicted)::INT) FROM both_rows")
+        (same,) = one_row(connection, "SELECT avg((predicted = other_predicted)::INT) FROM both_rows")
         tiles.append(Tile(accuracy(same), "get the same class from both"))
     overlap = _overlap(connection, n)
     tiles.append(Tile(overlap[1][1], "of the easier half are in both halves", "50 % by chance"))
@@ -82,16 +82,11 @@ def pair_page(
     return Page(f"curate inspect: two references of {data.name}", lead, tiles, sections, facts), figures
 
 
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
-    (found,) = connection.execute(sql).fetchall()
-    return tuple(found)
-
-
 def _overlap(connection: duckdb.DuckDBPyConnection, n: int) -> list[tuple[str, str, str]]:
     lines = []
     for share in FILTERS:
         kept = 1 - share
-        (both, mine) = _one(
+        (both, mine) = one_row(
             connection,
             f"SELECT count(*) FILTER (place < {kept!r} AND other_place < {kept!r}), count(*) FILTER (place < {kept!r}) "
             "FROM both_rows",
@@ -159,7 +154,7 @@ def _counted(connection: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, tuple[l
     columns, edges = ("loss", "other_loss"), list[list[float]]()
     for column in columns:
         tails = ", ".join(f"quantile_cont({column}, {tail})::DOUBLE" for tail in TAILS)
-        low, high = _one(connection, f"SELECT {tails} FROM both_rows")
+        low, high = one_row(connection, f"SELECT {tails} FROM both_rows")
         edges.append(np.linspace(low, high if low < high else low + 1, SIDE + 1).tolist())
     bins = [f"floor(({c} - {e[0]!r}) / {e[1] - e[0]!r})::INT" for c, e in zip(columns, edges, strict=True)]
     found = connection.execute(f"SELECT {', '.join(bins)}, count(*) FROM both_rows GROUP BY 1, 2").fetchall()

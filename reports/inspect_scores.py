@@ -14,6 +14,7 @@ from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import histogram, spreads
 from .inspect_rows import Rows
+from .sql import one_row
 from .table_choice import columns_of
 
 # By name; they draw what was read before, so that nothing is open any more when they are called.
@@ -34,7 +35,7 @@ LOSSES_OR = {"loss": "losses", "similarity": "similarities"}
 
 def scores_page(rows: Rows, options: InspectOptions) -> tuple[Page, Figures]:
     """The page of one table, and its figures. A table without classes, captions or embeddings has fewer sections."""
-    (mean, middle) = _one(rows, f"SELECT avg({rows.measure}), median({rows.measure}) FROM rows")
+    (mean, middle) = one_row(rows.connection, f"SELECT avg({rows.measure}), median({rows.measure}) FROM rows")
     label = rows.measure if rows.measure != "loss" else f"loss ({rows.table.manifest['loss']})"
     tiles = [
         Tile(f"{rows.read:,}", "examples", "" if rows.read == rows.total else f"a sample of {rows.total:,}"),
@@ -90,15 +91,11 @@ def _word(rows: Rows) -> str:
     return "class" if rows.has_classes else "source"
 
 
-def _one(rows: Rows, sql: str) -> tuple[Any, ...]:
-    (found,) = rows.connection.execute(sql).fetchall()
-    return tuple(found)
-
-
 def binned(rows: Rows, column: str) -> tuple[list[float], list[int]]:
     """(edges, counts) of a column, between its tails."""
-    low, high = _one(
-        rows, f"SELECT {', '.join(f'quantile_cont({column}, {tail})::DOUBLE' for tail in TAILS)} FROM {rows.name}"
+    low, high = one_row(
+        rows.connection,
+        f"SELECT {', '.join(f'quantile_cont({column}, {tail})::DOUBLE' for tail in TAILS)} FROM {rows.name}",
     )
     if not low < high:
         low, high = low - 0.5, low + 0.5
@@ -144,7 +141,7 @@ def _head(rows: Rows, label: int | None, predicted: int | None) -> str:
 def _wrong_labels(rows: Rows, options: InspectOptions, tiles: list[Tile]) -> Section:
     """Where the reference predicts another class, the surest first."""
     disagree = "predicted <> label"
-    (n,) = _one(rows, f"SELECT count(*) FROM rows WHERE {disagree}")
+    (n,) = one_row(rows.connection, f"SELECT count(*) FROM rows WHERE {disagree}")
     tiles.append(Tile(accuracy(n / rows.read), "have another class by the reference", f"{n:,} examples"))
     found = rows.connection.execute(
         f"SELECT label, predicted, count(*) AS n, any_value(total) FROM rows JOIN (SELECT label AS l, count(*) AS total "

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from ..errors import QueryError
 
 Columns = Mapping[str, str]
 
@@ -42,3 +47,12 @@ def error_line(error: BaseException) -> str:
     """DuckDB's message in one line, with its hints and without its excerpt of the query."""
     text = str(error).split("\nLINE ")[0]
     return " ".join(text.split()) or type(error).__name__
+
+
+def one_row(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    """The row of a query that has one. Raises QueryError."""
+    try:
+        (found,) = connection.execute(sql).fetchall()
+    except (duckdb.Error, OSError) as e:
+        raise QueryError(error_line(e)) from None
+    return tuple(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from ..scoring.forward import best_device
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.policies import HARD_LEARNER, LEARNABILITY
+from ..threads import cores
 from ..training.options import BudgetOptions, RunOptions
 from ..training.run import train
 from ..training.startup import disk_bytes
@@ -128,7 +128,7 @@ def measure_run(options: PlanOptions, steps: int, *, config: Config, report: Rep
         stages=stages,
         super_batch=run.super_batch_size,
         read_per_second=_read(dataset, models, run),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         device=str(best_device()),
         disk_bytes=sum(disk_bytes(models, planned, steps, planned.records.selections_every)),
         memory_bytes=memory,
