@@ -94,7 +94,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
-                places = len(sub.selection.index), sub.positions
+                places = job.subs.selector.b, sub.positions
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
                 losses = {
                     name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
@@ -250,7 +250,7 @@ def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group, b = sub.selection, job.group, job.subs.selector.b
+    group, b = job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
@@ -261,10 +261,7 @@ def _line(
         "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
-        "online_loss": _mean(chosen.online_loss),
-        "reference_loss": _mean(chosen.reference_loss),
-        "score": _mean(chosen.score),
-        "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
+        **_means(sub, group if job.subs.local else None),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,
@@ -293,5 +290,19 @@ def _costs(job: TrainingJob) -> dict[str, Any]:
     return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
-def _mean(values: torch.Tensor | None) -> float | None:
-    return None if values is None else float(values.float().mean())
+def _means(sub: SubBatch, group: Group | None) -> dict[str, float | None]:
+    """Of the super-batch's losses and scores, and of the chosen scores. `group` are the ranks where each knows its own rows
+    alone: a collective then."""
+    chosen = sub.selection
+    known = {
+        "online_loss": chosen.online_loss,
+        "reference_loss": chosen.reference_loss,
+        "score": chosen.score,
+        "score_selected": None if chosen.score is None else chosen.score[chosen.index],
+    }
+    if group is None:
+        return {name: None if values is None else float(values.float().mean()) for name, values in known.items()}
+    sums = {name: [float(x.double().sum()), len(x)] for name, x in known.items() if x is not None}
+    totals = group.sum(torch.tensor([*sums.values()], dtype=torch.float64)).tolist() if sums else []
+    found = {name: total / count for name, (total, count) in zip(sums, totals, strict=True)}
+    return {name: found.get(name) for name in known}

@@ -40,6 +40,7 @@ from ..scoring.settings import (
     check_precision,
     super_batch_size,
 )
+from .sharing import SharingOptions
 
 Augment = Literal["none", "flip", "crop-flip"]
 # A policy by its name, or your own.
@@ -343,10 +344,12 @@ class RunOptions(Options):
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
+        self.sharing.refuse_local(self.selection.chosen_policy, self.selection.replay)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

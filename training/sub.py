@@ -23,6 +23,7 @@ from .batch import SuperBatch
 from .division import Division
 from .group import bare
 from .late import made
+from .local import LocalSelector, everybodys, refuse_empty_shares
 from .scorer import caption_groups
 from .superbatch import SuperBatches
 
@@ -33,7 +34,8 @@ class SubBatch(SuperBatch):
 
     In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
     that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
-    with gradients, is the mean over b. `moved` of the b examples went from one rank to another.
+    with gradients, is the mean over b. `moved` of the b examples went from one rank to another. Of a local choice the
+    `selection` is that of this rank's own rows.
     """
 
     selection: Selection = field(kw_only=True)
@@ -74,7 +76,8 @@ class SubBatches:
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
     `timing` is entered with "data", "score", "select" and "decode" (of what was chosen; and "train" for the online step)
     round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise.
-    So is `charge` where a model scores; it may talk to other ranks.
+    So is `charge` where a model scores; it may talk to other ranks. With `local`, each rank of a group chooses its share of
+    b among its own rows, in proportion to them: nothing is exchanged, and the choice is another one for each number of ranks.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -90,6 +93,7 @@ class SubBatches:
         timing: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
         check: Callable[[SuperBatch], None] = lambda batch: None,
         charge: Callable[[SuperBatch], None] = lambda batch: None,
+        local: bool = False,
     ) -> None:
         if online is not None and scorer is not None:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
@@ -109,13 +113,18 @@ class SubBatches:
         self.online, self.scorer = online, online or scorer
         self.device, self.timing = device, timing
         self.check, self.charge = check, charge
+        self._local = LocalSelector(selector, batches.group) if local else None
+        self.local = local and batches.group.size > 1
+        if self.local:
+            refuse_empty_shares(batches.group, batches.lanes, batches.size, selector.b)
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
         selector = self.selector
         state = hashlib.sha256(selector.generator.get_state().numpy().tobytes()).hexdigest()[:16]
+        how = "local" if self.local else "global"
         self.batches.group.refuse_differences(
-            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state}
+            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
         ahead = self._seen_before_the_choice()
         if ahead is not None and not ahead and self.batches.group.size == 1:
@@ -130,14 +139,17 @@ class SubBatches:
                     self.check(batch)
                     batch = batch if self.device is None else batch.to(self.device)
                     known = self._known(batch)
-                if batch.division is not None:
+                if batch.division is not None and not self.local:
                     known = whole_losses(known, batch.division)
-            with self.timing("select"):
-                selection = self._choose(selector, known, len(batch.division or batch))
-            with self.timing("decode"):
-                batch, selection, failures = made(batch, selection)
-                self.batches.count_chosen(failures)
-                sub = sub_batch(batch, selection)
+            if self.local:
+                sub = self._chosen_locally(batch, known)
+            else:
+                with self.timing("select"):
+                    selection = self._choose(selector, known, len(batch.division or batch))
+                with self.timing("decode"):
+                    batch, selection, failures = made(batch, selection)
+                    self.batches.count_chosen(failures)
+                    sub = sub_batch(batch, selection)
             self._step_online(sub)
             yield sub
 
@@ -178,6 +190,26 @@ class SubBatches:
                 sub = sub if self.device is None else sub.to(self.device)
             self._step_online(sub)
             yield sub
+
+    def _chosen_locally(self, batch: SuperBatch, known: Losses) -> SubBatch:
+        """What this rank chooses of its own rows, as one process would of a super-batch of these. A collective."""
+        group, division = self.batches.group, batch.division
+        assert self._local is not None and division is not None
+        with group.together():
+            with self.timing("select"):
+                selector, before = self._local.of_step(division)
+                selection = self._choose(selector, known, len(batch))
+            with self.timing("decode"):
+                own, selection, failures = made(replace(batch, division=None), selection)
+                sub = sub_batch(own, selection)
+        with self.timing("decode"):
+            self.batches.count_chosen(everybodys(failures, group))
+        return replace(
+            sub,
+            drawn=replace(own, division=division),
+            positions=sub.positions + before,
+            weight=len(sub) * group.size / self.selector.b,
+        )
 
     def _step_online(self, sub: SubBatch) -> None:
         if self.online is not None:
