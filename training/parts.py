@@ -224,6 +224,8 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
             timing=timing,
             check=partial(refuse_misfits, checked),
             charge=scorer.charge,
+            score_ahead=options.selection.score_ahead,
+            last=cost.steps,
             local=options.sharing.local,
         ),
         learner=models.learner,
@@ -294,4 +296,5 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -
         score_precision=setup.score_precision,
         device=setup.device,
         joint=options.selection.joint,
+        wait=options.selection.score_ahead,
     )

@@ -40,7 +40,7 @@ class ScoringThread:
     """Scores one super-batch at a time beside the main thread; on a GPU in a stream of its own."""
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="score ahead")
+        self._pool: ThreadPoolExecutor | None = None
         device = None if device is None else torch.device(device)
         self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
         self._last: Future[Any] | None = None
@@ -52,6 +52,8 @@ class ScoringThread:
 
     def begin(self, score: Callable[[], Losses]) -> Callable[[], Losses]:
         """Begin to score by weights that nobody changes meanwhile. Returns what waits for the losses."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="score ahead")
         if self._stream is None:
             self._last = self._pool.submit(score)
             return self._last.result
@@ -72,7 +74,10 @@ class ScoringThread:
         return found
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Once what was begun is done. Another can be begun then."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 class Copy:
@@ -95,7 +100,10 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
 
 def aged(known: Losses, steps: int, B: int) -> Losses:
     """The same losses, each computed so many steps ago."""
-    return known if not steps else replace(known, age_B=torch.full((B,), steps, dtype=torch.int64))
+    if not steps:
+        return known
+    device = known.online_B.device if known.online_B is not None else None
+    return replace(known, age_B=torch.full((B,), steps, dtype=torch.int64, device=device))
 
 
 def losses_to_dict(known: Losses) -> dict[str, Any]:
