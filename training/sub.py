@@ -121,12 +121,13 @@ class SubBatches:
         if ahead is not None and not ahead and self.batches.group.size == 1:
             yield from self._chosen_ahead()
         source = self.batches.stream(lambda batch: batch, ahead)
+        whole: Callable[[], AbstractContextManager[None]] = getattr(self.scorer, "whole", nullcontext)
         while True:
             with self.timing("data"):
                 batch = next(source)
             with self.timing("score"):
                 self.charge(batch)
-                with self.batches.group.together():
+                with whole(), self.batches.group.together():
                     self.check(batch)
                     batch = batch if self.device is None else batch.to(self.device)
                     known = self._known(batch)
