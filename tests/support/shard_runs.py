@@ -23,14 +23,15 @@ CASES = [
 
 
 def all_steps(group, own):
-    """For each case and for this group's way to divide the work, with shards and without: losses, weights and scores."""
-    ways = [None] if group.size == 1 else [None, "fp32"]
-    return {(i, way): steps_of(group, own, way, kind, more) for i, (kind, more) in enumerate(CASES) for way in ways}
+    """What `steps_of` finds for each case, with shards where there are several ranks."""
+    return [steps_of(group, own, kind, more) for kind, more in CASES]
 
 
-def steps_of(group, own, fsdp, kind, more):
-    """(the whole batch's losses, the weights after three steps on rank 0, the losses that score)."""
+def steps_of(group, own, kind, more):
+    """(the whole batch's losses, the weights after three steps on rank 0, the losses that score, values that this rank
+    trains)."""
     torch.manual_seed(0)
+    fsdp = "fp32" if group.size > 1 else None
     model = model_of(kind)
     model.module.double()
     model.normalize = lambda rows: rows.double().permute(0, 3, 1, 2) / 255 - 0.5
@@ -51,7 +52,8 @@ def steps_of(group, own, fsdp, kind, more):
             scored.append(float(model.task.scored(outputs, targets[row : row + 1]).loss))
     state = trainee.state()
     weights = {name: state.weights[name].numpy() for name in state.finite} if group.is_first else None
-    return losses, weights, dict(zip(rows.tolist(), scored, strict=True))
+    held = sum(value.numel() for part in trainee.optimizer.param_groups for value in part["params"])
+    return losses, weights, dict(zip(rows.tolist(), scored, strict=True)), held
 
 
 def legs_of(group, folder, legs):

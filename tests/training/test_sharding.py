@@ -8,10 +8,14 @@ import re
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from curate.errors import SpecError
 from curate.training.group import Group
+from curate.training.memory import Needs, measure
+from curate.training.sharding import blocks_of
 from curate.training.startup import refuse_shards
-from support.rank_runs import train_in
+from curate.training.trainee import Trainee
+from support.rank_runs import model_of, train_in
 from support.ranks import run_ranks
 from support.shard_runs import HARDEST, all_steps, legs_of
 from support.tiny import go, options_of, shard, write_toml
@@ -20,6 +24,11 @@ MODELS = """
 [models.learner]
 architecture = "vit_tiny_patch16_224"
 arguments = { img_size = 16, patch_size = 8, embed_dim = 16, depth = 2, num_heads = 2 }
+preprocessing = { size = 16 }
+
+[models.convolutional]
+architecture = "small_resnet"
+arguments = { channels = [8, 16], layers = [0] }
 preprocessing = { size = 16 }
 """
 # The learner scores by itself, and is measured and kept on the way.
@@ -42,12 +51,47 @@ def test_shards_take_the_steps_of_one_process():
     layers that learn at rates of their own, and with a scale that cannot be cut."""
     alone = all_steps(Group(), [list(range(7))])
     (first, second) = run_ranks(2, all_steps, OWN)
-    for (case, way), (losses, weights, scores) in first.items():
-        expected = alone[case, None]
-        assert losses == pytest.approx(expected[0], rel=1e-9), (case, way)
-        for name, value in expected[1].items():
-            np.testing.assert_allclose(weights[name], value, rtol=1e-6, atol=1e-9, err_msg=f"{case} {way} {name}")
-        assert scores | second[case, way][2] == pytest.approx(expected[2], rel=1e-9), (case, way)
+    for case, (losses, weights, scores, held) in enumerate(first):
+        expected_losses, expected_weights, expected_scores, total = alone[case]
+        assert losses == pytest.approx(expected_losses, rel=1e-9), case
+        for name, value in expected_weights.items():
+            np.testing.assert_allclose(weights[name], value, rtol=1e-6, atol=1e-9, err_msg=f"{case} {name}")
+        assert scores | second[case][2] == pytest.approx(expected_scores, rel=1e-9), case
+        assert held < 0.65 * total and second[case][3] < 0.65 * total, case
+
+
+def test_blocks_are_what_a_model_calls_one_after_another():
+    vit, clip = (model_of(kind).module for kind in ("classes", "softmax"))
+    assert blocks_of(vit) == [vit.blocks[1], vit.blocks[0]]
+    assert set(blocks_of(clip)) == {*clip.visual.transformer.resblocks, *clip.transformer.resblocks}
+    assert blocks_of(torch.nn.Sequential(torch.nn.Linear(2, 2))) == []
+
+
+def test_the_estimate_of_memory_counts_a_rank_s_shard():
+    """A learner that scores is gathered for that."""
+    whole, cut = (measure(needs_with(fsdp)) for fsdp in (None, "fp32"))
+    parameters = whole.held["parameters"]
+    assert cut.held["parameters"] == parameters - parameters // 2
+    assert cut.held["optimizer"] == whole.held["optimizer"] // 2
+    assert cut.peaks["scoring"] == whole.peaks["scoring"] + parameters
+
+
+def needs_with(fsdp):
+    learner = Trainee(model_of("classes"), lr=1e-3, device=torch.device("cpu"), group=Group(0, 2), fsdp=fsdp)
+    return Needs(
+        learner=learner,
+        online=None,
+        scoring=[learner.model],
+        views=[learner.model.geometry],
+        ahead=[learner.model.geometry],
+        sub_batch=8,
+        super_batch=16,
+        micro_batch=16,
+        accumulate=1,
+        grad_checkpointing=False,
+        score_precision="fp32",
+        device=torch.device("cpu"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +130,22 @@ def assert_like_one(folder, name):
 
 
 def test_a_run_in_shards_is_the_run_of_one_process_and_resumes_bit_for_bit(folder):
-    whole, parts, halves = ({"name": name, "fsdp": True, **CHANGES} for name in ("whole", "parts", "halves"))
-    bf16 = {**halves, "precision": "bf16", "steps": 3}
-    legs = [(whole, None), (parts, 5), (parts, None), (bf16, None), ({**bf16, "name": "plain", "fsdp": False}, None)]
+    """In bf16 its losses are those of replicas, and so are a convolutional net's, also with BatchNorm."""
+    whole, parts = ({"name": name, "fsdp": True, **CHANGES} for name in ("whole", "parts"))
+    legs = [(whole, None), (parts, 5), (parts, None)]
+    others = {"bf16": {"precision": "bf16"}, "net": {"learner": "convolutional"}}
+    for name, changes in others.items():
+        legs += [
+            ({**CHANGES, "steps": 3, "name": f"{name}-{cut}", "fsdp": cut, **changes}, None) for cut in (True, False)
+        ]
     told = run_ranks(2, legs_of, folder, legs)
     assert isinstance(told[0], list), told[0]
     assert_like_one(folder, "whole")
     for key, value in weights_of(folder, "whole").items():
         assert (weights_of(folder, "parts")[key] == value).all(), key
-    for line, expected in zip(metrics_of(folder, "halves"), metrics_of(folder, "plain"), strict=True):
-        assert line.get("loss") == pytest.approx(expected.get("loss"), rel=1e-2)
+    for name in others:
+        for line, expected in zip(*(metrics_of(folder, f"{name}-{cut}") for cut in (True, False)), strict=True):
+            assert line.get("loss") == pytest.approx(expected.get("loss"), rel=1e-3), name
 
 
 def test_a_run_is_resumed_with_shards_and_without_by_any_number_of_processes(folder):
