@@ -168,11 +168,12 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     group = job.group
     batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
+    trainees = {name: trainee.state() for name, trainee in job.trainees.items()}
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-            checkpoint.save(job.run, step, job.trainees, _generators(job), state, ranks, scored)
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored)
             job.keeping.saved()
 
 

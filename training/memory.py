@@ -50,6 +50,11 @@ class Needs:
     wait: int = 0
 
     @property
+    def shards(self) -> int:
+        """How many ranks hold a part of the learner's weights each; 1 where all hold all."""
+        return self.learner.group.size if self.learner.fsdp else 1
+
+    @property
     def trainees(self) -> dict[str, Trainee]:
         return {"learner": self.learner} | ({"online model": self.online} if self.online else {})
 
@@ -126,9 +131,10 @@ def measure(needs: Needs) -> Memory:
     models = {id(m.module): m for m in (*(t.model for t in needs.trainees.values()), *needs.scoring)}
     tensors = {id(t): t for m in models.values() for t in (*m.module.parameters(), *m.module.buffers())}
     optimizers = {name: optimizer_bytes(trainee, needs.device) for name, trainee in needs.trainees.items()}
+    whole, shards = parameter_bytes(needs.learner.module), needs.shards
     held = {
-        "parameters": sum(t.nbytes for t in tensors.values()),
-        "optimizer": sum(state for state, _ in optimizers.values()),
+        "parameters": sum(t.nbytes for t in tensors.values()) - whole + whole // shards,
+        "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
         "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
         "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
@@ -143,6 +149,8 @@ def measure(needs: Needs) -> Memory:
     for model in needs.scoring:
         size = min(B, needs.micro_batch)
         peak = scoring_peak(model, size, needs.score_precision, needs.device)
+        if shards > 1 and model.module is needs.learner.module:
+            peak += whole  # gathered; a training step gathers less than the gradients that its peak counts
         # The loop holds the super-batch before until this one is chosen from.
         peaks["scoring"] = max(peaks.get("scoring", 0), peak + own * drawn)
     if needs.joint:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +36,8 @@ class RunScorer:
     `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
     where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
     the ledger. None where it may not. Where `budget` is given, BudgetSpentError is raised before a super-batch is scored
-    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first.
+    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first. All ranks
+    enter `whole()` before they score, where the model is in shards.
     """
 
     policy: Policy
@@ -49,6 +52,7 @@ class RunScorer:
     reference_bias: float = 0.0
     budget: float | None = None
     step_flops: float = 0.0
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def views(self) -> tuple[str, ...]:

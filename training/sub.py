@@ -163,7 +163,8 @@ class SubBatches:
             batch = batch if self.device is None else batch.to(self.device)
             return Scored(batch, state, partial(_given, self._stored.popleft()))
         self.charge(batch)
-        with self.batches.group.together():
+        whole: Callable[[], AbstractContextManager[None]] = getattr(self.scorer, "whole", nullcontext)
+        with whole(), self.batches.group.together():
             self.check(batch)
             batch = batch if self.device is None else batch.to(self.device)
             if self._thread is None:
