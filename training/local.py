@@ -30,14 +30,15 @@ def local_shares(held: Sequence[int], b: int) -> list[int]:
     return [rows + (rank in first) for rank, rows in enumerate(found)]
 
 
-def refuse_empty_shares(group: Group, lanes: int, size: int, b: int) -> None:
-    """Raises SpecError where a rank would choose nothing in some step."""
-    least = lanes // group.size * (size // lanes)
-    if b * least < size:
+def least_share(group: Group, lanes: int, size: int, b: int) -> int:
+    """The fewest examples that a rank chooses in any step. Raises SpecError where that may be none."""
+    least = b * (lanes // group.size * (size // lanes)) // size
+    if not least:
         raise SpecError(
             f"with the local choice each of {group.size} ranks chooses among the rows of its own lanes, and of {lanes} lanes "
             f"one would choose none of b = {b}; start fewer ranks, raise lanes, or choose globally"
         )
+    return least
 
 
 class LocalSelector:

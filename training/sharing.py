@@ -18,6 +18,10 @@ class SharingOptions(Concern):
     """Where several processes share the run: choose among all B examples (global), or let each process choose its share
     among its own (local). Local exchanges nothing, and chooses otherwise with another number of processes."""
 
+    sync_bn: bool = False
+    """Let BatchNorm layers normalise over the examples of all processes (SyncBatchNorm), not over those of each by itself. Needs
+    GPUs."""
+
     def __post_init__(self) -> None:
         check_choice(self, "selection")
 

@@ -23,7 +23,7 @@ from ..scoring.selector import Selector
 from .batch import SuperBatch
 from .division import Division
 from .late import made
-from .local import LocalSelector, everybodys, refuse_empty_shares
+from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
 from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
@@ -113,8 +113,9 @@ class SubBatches:
         self._thread = ScoringThread(device) if score_ahead and hasattr(self.scorer, "snapshot") else None
         self._local = LocalSelector(selector, batches.group) if local else None
         self.local = local and batches.group.size > 1
+        self.least_rows = selector.b // batches.group.size  # of a rank, in any step
         if self.local:
-            refuse_empty_shares(batches.group, batches.lanes, batches.size, selector.b)
+            self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
