@@ -56,6 +56,7 @@ class TarStream:
         self._file, self._url, self._limit = file, url, limit
         self._held, self._at = b"", 0  # what was read last, and how much of it is used up
         self._size = self._zeros = 0  # of all that was read: bytes, and those of zeros at its end
+        self.times = b""  # the last extension that only stated times: many writers give all members the same one
 
     def tell(self) -> int:
         return self._size - len(self._held) + self._at
@@ -139,12 +140,15 @@ def _ordinary(stream: TarStream, tar: tarfile.TarFile) -> Header | None:
     """The next member, if its headers are ordinary ones, with the stream at its content; the others are tarfile's to judge."""
     held, at = stream.ahead(3 * BLOCK)
     start = at
+    if stream.times and held.startswith(stream.times, at):
+        at += len(stream.times)
     found = ORDINARY.match(held, at)
-    if found is not None and found[4] == b"x" and _is_whole(held, at, found[3]):
+    if at == start and found is not None and found[4] == b"x" and _is_whole(held, at, found[3]):
         size = int(found[2], 8)
         if size > BLOCK or not _says_times(held[at + BLOCK : at + 2 * BLOCK].rstrip(b"\0")):
             return None
         at += BLOCK + _padded(size)
+        stream.times = held[start:at]
         found = ORDINARY.match(held, at)
     if found is None or found[4] != b"0" or not _is_whole(held, at, found[3]):
         return None
