@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .command import CONFIG_HELP, reference_page, report, takes, without
+from .command import CONFIG_HELP, Commands, reference_page, report, takes, without
 from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
 from .offered import COMPARED, PLAN, PROBE, RUN
@@ -21,13 +21,11 @@ from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
-cli = typer.Typer(
+cli = Commands(
     name="curate",
     help="Choose what to train on, with every FLOP of the choosing counted.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
