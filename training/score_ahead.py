@@ -67,6 +67,7 @@ class ScoringThread:
         begun = self._last = self._pool.submit(on_stream)
 
         def found() -> Losses:
+            losses: Losses
             losses, done = begun.result()
             torch.cuda.current_stream(stream.device).wait_event(done)
             return losses
@@ -124,7 +125,7 @@ def losses_from_dict(found: dict[str, Any], device: torch.device | str | None) -
     def here(value: Any) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) and device is not None else value
 
-    values = {
+    values: dict[str, Any] = {
         name: Pairs(**{field: here(one) for field, one in value.items()}) if isinstance(value, dict) else here(value)
         for name, value in found.items()
     }

@@ -27,7 +27,8 @@ from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
-from .options import RunOptions, SelectionOptions
+from .options import RunOptions
+from .selection_options import SelectionOptions
 
 # Adam's two moments, in weights.
 OPTIMIZER_STATE = 2

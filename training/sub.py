@@ -164,15 +164,17 @@ class SubBatches:
             batch = batch if self.device is None else batch.to(self.device)
             return Scored(batch, state, partial(_given, self._stored.popleft()))
         self.charge(batch)
-        whole: Callable[[], AbstractContextManager[None]] = getattr(self.scorer, "whole", nullcontext)
+        scorer: Any = self.scorer
+        whole: Callable[[], AbstractContextManager[None]] = getattr(scorer, "whole", nullcontext)
+        begun: Callable[[], Losses]
         with whole(), self.batches.group.together():
             self.check(batch)
             batch = batch if self.device is None else batch.to(self.device)
             if self._thread is None:
-                begun = partial(_given, self._known(self.scorer, batch))
+                begun = partial(_given, self._known(scorer, batch))
             else:
                 self._thread.wait()  # one copy of the weights serves all
-                begun = self._thread.begin(partial(self._known, self.scorer.snapshot(), batch))
+                begun = self._thread.begin(partial(self._known, scorer.snapshot(), batch))
         age, division = min(self.score_ahead, batch.number - 1), batch.division
 
         def found() -> Losses:
