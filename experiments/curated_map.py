@@ -83,6 +83,7 @@ MAIN = {
 }
 OTHERS = {
     "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
+    "bulk, small-loss": Arm("bulk", {"policy": "small-loss", **CHOOSING}, counted=False, needs_curated=False),
     "bulk, curated in the last tenth": Arm("bulk", {}, last="curated"),
     "bulk + curated, a quarter of all drawn": Arm("mixed-quarter", {}),
     "bulk + curated, learnability": choosing("learnability", "mixed", needs_curated=True, **CHOOSING),
@@ -107,19 +108,20 @@ class Cell:
 
 
 def planned() -> Iterator[Cell]:
-    """All cells, in the order in which they are run: seed 0, then the rates at one size, then more seeds."""
-    for seed in range(SEEDS):
-        for arms in (MAIN, OTHERS):
-            yield from (Cell(arm, 0, seed) for arm, what in arms.items() if not what.counted)
-            for curated in SIZES:
-                yield from (
-                    Cell(name, curated, seed)
-                    for name, arm in arms.items()
-                    if arm.counted and (curated or not arm.needs_curated)
-                )
-        if not seed:
-            for lr in RATES:
-                yield from (Cell(name, RATES_AT if arm.counted else 0, seed, lr) for name, arm in ARMS.items())
+    """All cells, in the order in which they are run: the main arms with three seeds at the first four sizes, all else of
+    seed 0, the rates at one size, then what is left."""
+    first = [cell for seed in range(3) for cell in of_seed(seed, MAIN, SIZES[:4])]
+    first += [*of_seed(0, MAIN, SIZES[4:]), *of_seed(0, OTHERS, SIZES)]
+    first += [Cell(name, RATES_AT if arm.counted else 0, 0, lr) for lr in RATES for name, arm in ARMS.items()]
+    yield from dict.fromkeys([*first, *(cell for seed in range(SEEDS) for cell in of_seed(seed, ARMS, SIZES))])
+
+
+def of_seed(seed: int, arms: dict[str, Arm], sizes: tuple[int, ...]) -> Iterator[Cell]:
+    yield from (Cell(arm, 0, seed) for arm, what in arms.items() if not what.counted)
+    for curated in sizes:
+        for name, arm in arms.items():
+            if arm.counted and (curated or not arm.needs_curated):
+                yield Cell(name, curated, seed)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from ..errors import SpecError
 from ..options import Options, Text, Values, check_choice, check_least
-from ..scoring.policies import EASY_REFERENCE, HARD_LEARNER, LEARNABILITY, RHO
+from ..scoring.policies import EASY_REFERENCE, HARD_LEARNER, LEARNABILITY, RHO, SMALL_LOSS
 from ..units import parse_share
 
 FORMATS = {
@@ -31,6 +31,7 @@ POLICY_SQL = {
     LEARNABILITY.name: "online_loss - loss",
     RHO.name: "online_loss - loss",
     HARD_LEARNER.name: "online_loss",
+    SMALL_LOSS.name: "-online_loss",
     EASY_REFERENCE.name: "-loss",
 }
 HIGHEST, LOWEST = "highest", "lowest"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .losses import Losses, Pairs
     from .models import Model, ModelSpec, Scored
     from .policies import POLICIES, Policy, find_policy
-    from .scores import easy_reference, hard_learner, learnability
+    from .scores import easy_reference, hard_learner, learnability, small_loss
     from .selection import Selection, select
     from .selector import Selector
     from .settings import sub_batch_size, super_batch_size
@@ -48,6 +48,7 @@ _HOMES = {
     "score_batch": "forward",
     "select": "selection",
     "select_jointly": "joint",
+    "small_loss": "scores",
     "sub_batch_size": "settings",
     "super_batch_size": "settings",
     "train_flops": "flops",
@@ -76,6 +77,7 @@ __all__ = [
     "scores",
     "select",
     "select_jointly",
+    "small_loss",
     "sub_batch_size",
     "super_batch_size",
     "train_flops",

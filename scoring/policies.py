@@ -84,6 +84,11 @@ def _hard_learner(known: Losses) -> torch.Tensor:
     return scores.hard_learner(online_B)
 
 
+def _small_loss(known: Losses) -> torch.Tensor:
+    (online_B,) = _known(online_loss=known.online_B)
+    return scores.small_loss(online_B)
+
+
 def _easy_reference(known: Losses) -> torch.Tensor:
     (reference_B,) = _known(reference_loss=known.reference_B)
     return scores.easy_reference(reference_B)
@@ -118,6 +123,9 @@ RHO = Policy(
     colour="#d55e00",
 )
 HARD_LEARNER = Policy("hard-learner", _hard_learner, online="model", help="loss(online)", colour="#cc79a7")
+SMALL_LOSS = Policy(
+    "small-loss", _small_loss, online="model", help="-loss(online): the choice of co-teaching", colour="#661100"
+)
 EASY_REFERENCE = Policy("easy-reference", _easy_reference, reference="loss", help="-loss(reference)", colour="#009e73")
 FILTER = Policy(
     "filter",
@@ -161,7 +169,10 @@ ACID = Policy(
 REPLAY = Policy("replay", _replay, help="train on what another run chose", colour="#000000")
 POLICIES: dict[str, Policy] = {
     policy.name: policy
-    for policy in (UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, EASY_REFERENCE, FILTER, JEST, JEST_EASY, ACID)
+    for policy in (
+        *(UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, SMALL_LOSS, EASY_REFERENCE, FILTER),
+        *(JEST, JEST_EASY, ACID),
+    )
 }
 
 

@@ -22,6 +22,14 @@ def easy_reference(reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> tor
     return -scale * reference_loss_B
 
 
+def small_loss(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """`-loss(x | online)`: what is already easy, which among wrong labels is mostly what is right.
+
+    Co-teaching (arXiv 1804.06872) chooses so, by a second network as large as the learner.
+    """
+    return -scale * online_loss_B
+
+
 def learnability(online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """`loss(x | online) - loss(x | reference)`: not yet learned, and possible to learn.
 

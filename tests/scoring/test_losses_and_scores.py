@@ -43,6 +43,7 @@ def test_scores_by_policy():
     known = Losses(online, reference)
     assert find_policy("rho").score(known).tolist() == [2.0, -1.0]
     assert find_policy("hard-learner").score(known).tolist() == [3.0, 1.0]
+    assert find_policy("small-loss").score(known).tolist() == [-3.0, -1.0]
     assert find_policy("easy-reference").score(known).tolist() == [-1.0, -2.0]
 
 

@@ -26,7 +26,7 @@ class OfRealTensors(FlopCounterMode):
         return super()._count_flops(func_packet, out, args, kwargs)
 
 
-@pytest.mark.parametrize("policy", ["uniform", "hard-learner", "easy-reference", "learnability", "rho"])
+@pytest.mark.parametrize("policy", ["uniform", "hard-learner", "small-loss", "easy-reference", "learnability", "rho"])
 def test_every_flop_of_a_run_is_in_the_ledger(policy, digits, tmp_path):
     """A counter around the whole run, data loading and all, must come to exactly what the ledger says."""
     options = RunOptions.of(
@@ -50,8 +50,8 @@ def test_every_flop_of_a_run_is_in_the_ledger(policy, digits, tmp_path):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert spent == 7 * sum(manifest["flops_per_step"].values())
     assert counter.get_total_flops() == spent + outside.get("verification", 0)
-    assert (lines["online_score"] > 0) == (policy in ("hard-learner", "learnability", "rho"))
-    assert (lines["online_train"] > 0) == (policy in ("hard-learner", "learnability"))
+    assert (lines["online_score"] > 0) == (policy in ("hard-learner", "small-loss", "learnability", "rho"))
+    assert (lines["online_train"] > 0) == (policy in ("hard-learner", "small-loss", "learnability"))
     assert (lines["reference_score"] > 0) == (policy in ("easy-reference", "learnability", "rho"))
 
 
