@@ -52,8 +52,9 @@ class Sharded:
         settings: dict[str, Any] = {"mesh": mesh, "ignored_params": set(self._uncut)}
         # As autocast computes: products in bf16; sums over ranks, and what lies between blocks, in float32.
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        rounding: dict[str, Any] = {"mp_policy": half} if precision == "bf16" else {}
         for block in blocks_of(module):
-            fully_shard(block, mp_policy=half if precision == "bf16" else MixedPrecisionPolicy(), **settings)
+            fully_shard(block, **settings, **rounding)
         fully_shard(module, **settings)
         self._parts: list[Any] = [part for part in module.modules() if isinstance(part, FSDPModule)]
         self._shards: list[tuple[DTensor, nn.Parameter]] = []

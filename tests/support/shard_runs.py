@@ -1,10 +1,12 @@
 """Training steps of a model in shards in tests. It stands here because a new process can import it by name."""
 
 import torch
+from curate.errors import WriteError
 from curate.scoring.policies import Policy
+from curate.training import scorer
 from curate.training.trainee import Trainee
 
-from support.rank_runs import CAPTIONS, model_of, train_in
+from support.rank_runs import CAPTIONS, ends, model_of, terminates_1, train_in
 
 
 def own_loss(known):
@@ -54,6 +56,20 @@ def steps_of(group, own, kind, more):
     weights = {name: state.weights[name].numpy() for name in state.finite} if group.is_first else None
     held = sum(value.numel() for part in trainee.optimizer.param_groups for value in part["params"])
     return losses, weights, dict(zip(rows.tolist(), scored, strict=True)), held
+
+
+def cannot_score_1(group):
+    def fails(*_, **__):
+        raise WriteError("no more scores")
+
+    if group.rank == 1:
+        scorer.score_batch = fails
+
+
+def troubles_of(group, folder, changes):
+    """How runs end that a signal and an error on one rank stop."""
+    how = [("stopped", terminates_1), ("failed", cannot_score_1)]
+    return [ends(group, folder, False, 5, then, {**changes, "name": name}) for name, then in how]
 
 
 def legs_of(group, folder, legs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from curate.training.startup import refuse_shards
 from curate.training.trainee import Trainee
 from support.rank_runs import model_of, train_in
 from support.ranks import run_ranks
-from support.shard_runs import HARDEST, all_steps, legs_of
+from support.shard_runs import HARDEST, all_steps, legs_of, troubles_of
 from support.tiny import go, options_of, shard, write_toml
 
 MODELS = """
@@ -155,6 +156,14 @@ def test_a_run_is_resumed_with_shards_and_without_by_any_number_of_processes(fol
     said = run_ranks(3, legs_of, folder, [(sharded, None)])[0][0]
     assert any("resumed after step 9" in line for line in said)
     assert_like_one(folder, "relay")
+
+
+def test_what_stops_one_rank_stops_all(folder):
+    text = f"stopped by {signal.Signals.SIGTERM.name} after step 5 of 12"
+    first, second = run_ranks(2, troubles_of, folder, {**CHANGES, "fsdp": True})
+    assert first == [("StoppedError", text, None), ("WriteError", "no more scores", 1)]
+    assert second == [("StoppedError", text, 0), ("WriteError", "no more scores", None)]
+    assert (folder / "runs/stopped/checkpoints/resume-000000005").is_dir()
 
 
 def test_what_does_not_go_with_shards_is_refused(folder):
