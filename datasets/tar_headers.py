@@ -15,8 +15,8 @@ from ..errors import ShardError
 
 BLOCK = tarfile.BLOCKSIZE
 END_BYTES = 2 * BLOCK
-# So many bytes are read at a time.
-CHUNK = 1 << 18
+# So many bytes are read at a time. Several shards are, and what they hold comes on top of a run's host_bytes.
+CHUNK = 1 << 16
 # A compressed tar may unpack to so many times its size: images hardly shrink, and a bomb is a thousand times larger.
 MAX_RATIO = 100
 MAX_HEADER_BYTES = 1 << 20
@@ -64,15 +64,14 @@ class TarStream:
     def ahead(self, size: int) -> tuple[bytes, int]:
         """Bytes, and where in them the next ones begin: at least `size`, if there are so many."""
         if len(self._held) - self._at < size:
-            parts = [self._held[self._at :]]
-            missing = size - len(parts[0])
-            while missing > 0 and (part := self._fetch(max(missing, CHUNK))):
-                parts.append(part)
-                missing -= len(part)
-            self._held, self._at = b"".join(parts), 0
+            self._held, self._at = self._joined(size, CHUNK), 0
         return self._held, self._at
 
     def read(self, size: int) -> bytes:
+        if size - (len(self._held) - self._at) > CHUNK:  # a large member is not held twice
+            content = self._joined(size, 0)
+            self._held, self._at = b"", 0
+            return content
         held, at = self.ahead(size)
         self._at = min(at + max(size, 0), len(held))
         return held[at : self._at]
@@ -102,6 +101,15 @@ class TarStream:
         self._held, self._at = b"", 0
         if not END_BYTES <= self._size - end <= self._zeros:
             raise tarfile.ReadError("no end-of-archive mark where the members end")
+
+    def _joined(self, size: int, at_least: int) -> bytes:
+        """What is held and not used up, and what follows: `size` bytes or more, if there are so many."""
+        parts = [self._held[self._at :]]
+        missing = size - len(parts[0])
+        while missing > 0 and (part := self._fetch(max(missing, at_least))):
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
 
     def _fetch(self, size: int) -> bytes:
         data: bytes = self._file.read(size)
