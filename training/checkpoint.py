@@ -34,10 +34,12 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint brings back beside the weights: the next step, and the state that `save` was given."""
+    """What a checkpoint brings back beside the weights: the next step, and what `save` was given: the state, and the losses
+    of super-batches that wait for their turn."""
 
     step: int
     state: dict[str, Any]
+    scored: Sequence[dict[str, Any]]
 
 
 def save(
@@ -47,9 +49,10 @@ def save(
     generators: dict[str, torch.Generator],
     state: dict[str, Any],
     ranks: Sequence[dict[str, Any]] = (),
+    scored: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write the checkpoint of having done `step` steps. `state` must be JSON-able. `ranks` are the `random_state` of every
-    rank, where there are several.
+    rank, where there are several. `scored` are the losses of super-batches that wait for their turn.
 
     Raises DivergedError where a weight is not finite, and WriteError; the older checkpoints stay then.
     """
@@ -60,6 +63,7 @@ def save(
         "generators": {name: generator.get_state() for name, generator in generators.items()},
         **random_state(alone=not ranks),
         **({"ranks": list(ranks)} if ranks else {}),
+        **({"scored": list(scored)} if scored else {}),
     }
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
@@ -164,7 +168,7 @@ def _load(
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])
     _set_random_state(tensors, group, state["step"])
-    return Resumed(state.pop("step"), state)
+    return Resumed(state.pop("step"), state, tensors.get("scored", ()))
 
 
 def _set_random_state(tensors: dict[str, Any], group: Group, step: int) -> None:

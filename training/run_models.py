@@ -39,11 +39,10 @@ class RunModels:
     def trained(self) -> dict[str, Model]:
         return {name: trainee.model for name, trainee in self.trainees.items()}
 
-    def join(self, b: int) -> None:
-        """Let all ranks step together, on b examples at a time. A collective."""
-        group = self.learner.group
+    def join(self, rows: int) -> None:
+        """Let all ranks step together, each on `rows` examples or more. A collective."""
         for trainee in self.trainees.values():
-            trainee.join(b // group.size)
+            trainee.join(rows)
 
 
 def build_models(setup: Setup) -> RunModels:
@@ -74,6 +73,7 @@ def build_models(setup: Setup) -> RunModels:
         "device": device,
         "precision": setup.precision,
         "group": setup.group,
+        "sync_bn": options.sharing.sync_bn,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from ..scoring.models import Model, Scored
 from ..scoring.policies import Policy
 from ..scoring.settings import Precision
 from .batch import SuperBatch
+from .score_ahead import Copy
 
 ONLINE, REFERENCE = "scorer", "reference"
 """The names under which super-batches hold what these two models see."""
@@ -71,6 +74,20 @@ class RunScorer:
         if flops and self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
             raise BudgetSpentError
         self.ledger.add_scored_in_run(flops)
+
+    def snapshot(self) -> RunScorer:
+        """A scorer with the model's weights as they are now; the next call brings it up to date."""
+        copied, scorer = self._copied
+        copied.update()
+        return scorer
+
+    @cached_property
+    def _copied(self) -> tuple[Copy, RunScorer]:
+        assert self.model is not None
+        copied, model = Copy(self.model.module), copy(self.model)
+        model.module = copied.module
+        compiled = self.forward is not self.model.module
+        return copied, replace(self, model=model, forward=torch.compile(copied.module) if compiled else copied.module)
 
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""

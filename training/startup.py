@@ -27,7 +27,8 @@ from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
-from .options import RunOptions, SelectionOptions
+from .options import RunOptions
+from .selection_options import SelectionOptions
 
 # Adam's two moments, in weights.
 OPTIMIZER_STATE = 2
@@ -47,6 +48,11 @@ def refuse_shards(options: RunOptions, ranks: int) -> None:
         return
     if ranks == 1:
         raise SpecError("--fsdp divides the learner among several processes; start them with torchrun, or leave it out")
+    online = options.selection.chosen_policy.online
+    if options.selection.score_ahead and (online == "learner" or (online == "either" and not options.selection.online)):
+        raise SpecError("--score-ahead copies the learner, which --fsdp divides; leave one of them out")
+    if options.sharing.sync_bn:
+        raise SpecError("--fsdp was not tried with --sync-bn; leave one of them out")
     if asked.ema is not None:
         raise SpecError("--fsdp keeps no moving average of weights; leave --ema out")
     if asked.compile:

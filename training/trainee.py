@@ -12,6 +12,7 @@ from typing import Any
 
 import timm.optim
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 
 from ..errors import ModelError, SpecError
@@ -65,10 +66,11 @@ class Trainee:
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone. With `fsdp` each rank then holds a shard of the
     weights and of all that belongs to them; blocks are gathered in this number format, and `forward` is called within
-    `whole()`.
+    `whole()`. With `sync_bn`,
+    BatchNorm layers normalise over what all ranks compute at a time.
 
-    Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
-    cannot do what is asked.
+    Raises SpecError for an optimizer that timm does not know or that lacks what is set, and where BatchNorm cannot be
+    synchronised, and ModelError for a model that cannot do what is asked.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Trainee:
         precision: Precision = "fp32",
         group: Group | None = None,
         fsdp: Precision | None = None,
+        sync_bn: bool = False,
     ) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -104,6 +107,11 @@ class Trainee:
             checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.group = group or Group()
+        self.sync_bn = sync_bn and self.group.size > 1 and bool(batch_norms(self.module))
+        if self.sync_bn and device.type == "cpu":
+            raise SpecError(
+                "--sync-bn: torch's SyncBatchNorm runs on GPUs alone, and this run is on the CPU; leave it out"
+            )
         self._run = self.forward
         self.fsdp = fsdp
         self._sharded: Any = None
@@ -134,13 +142,20 @@ class Trainee:
         return made
 
     def join(self, rows: int) -> None:
-        """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
+        """Share the steps with the other ranks of the group, each on `rows` examples or more. A collective.
 
         A first pass over blank images settles in which order gradients are averaged. Otherwise that order would be another
         one in the first step of a process, and a resumed run would differ in its last bits.
         """
         if self.group.size == 1:
             return
+        if self.sync_bn:
+            if rows < self.accumulate:  # else ranks would synchronise other numbers of parts, and wait for ever
+                raise SpecError(
+                    f"--accumulate is {self.accumulate}, and with --sync-bn expected at most {rows}, the examples of a rank"
+                )
+            # Timm's, since torch's own would lose the activation of timm's layers. Parameters stay the same tensors.
+            convert_sync_batchnorm(self.module)
         if self.fsdp is not None:
             self._shard(self.fsdp)
         else:

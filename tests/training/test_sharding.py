@@ -174,6 +174,11 @@ def test_what_does_not_go_with_shards_is_refused(folder):
         ({"ema": 0.9}, "leave --ema out"),
         ({"compile": True}, "leave --compile out"),
         ({"optimizer": "lamb"}, "take one of adam, adamw"),
+        (
+            {"policy": "rho", "score_ahead": 1, "online": None, "reference_scores": "scores"},
+            "--score-ahead copies the learner",
+        ),
+        ({"sync_bn": True}, "--fsdp was not tried with --sync-bn"),
         ({"accumulate": 9}, "--accumulate is 9; with --fsdp expected at most a process's share of --batch-size, 8"),
     ):
         with pytest.raises(SpecError, match=re.escape(said)):
