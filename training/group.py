@@ -265,7 +265,7 @@ def _read(environment: dict[str, str]) -> Group:
     return Group(rank, size, local_rank)
 
 
-def _store_of_restart(group: Group, environment: dict[str, str], time_out: timedelta) -> dist.Store | None:
+def _store_of_restart(group: Group, environment: dict[str, str], time_out: timedelta) -> Any:
     """Where ranks that torchrun starts again find each other; None for a first start.
 
     torchrun's own store outlives them. It still has the addresses of those that were killed, to which the new ones would
@@ -275,8 +275,9 @@ def _store_of_restart(group: Group, environment: dict[str, str], time_out: timed
     if restart == "0" or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    shared = dist.TCPStore(address, port, group.size, is_master=False, timeout=time_out)
-    return dist.PrefixStore(f"restart {restart}", shared)
+    stores: Any = dist  # which torch does not declare to have them
+    shared = stores.TCPStore(address, port, group.size, is_master=False, timeout=time_out)
+    return stores.PrefixStore(f"restart {restart}", shared)
 
 
 def _time_out(environment: dict[str, str]) -> timedelta:
