@@ -1,4 +1,7 @@
-"""The commands: parse, call, print. No logic, and no heavy import before the command that needs it."""
+"""The commands: parse, call, print. No logic, and no heavy import before the command that needs it.
+
+Options, curate.toml and the data set's entry are read before torch and Beam are imported, which takes many seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .command import CONFIG_HELP, reference_page, report, takes, without
+from .command import CONFIG_HELP, Commands, reference_page, report, takes, without
 from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
-from .offered import COMPARED, PLAN, PROBE, RUN
+from .offered import COMPARED, PLAN, PROBE, RUN, TRAINED
 from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
@@ -21,13 +24,11 @@ from .reports.export_options import ExportOptions
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions
 from .training.options import RunOptions
 
-cli = typer.Typer(
+cli = Commands(
     name="curate",
     help="Choose what to train on, with every FLOP of the choosing counted.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
@@ -97,16 +98,20 @@ def score_reference(
 
     Example: curate score-reference --dataset cifar10n --reference runs/reference
     """
+    from .datasets.shards import check_there
     from .datasets.spec import find_dataset, load_config
-    from .pipelines.score_reference import score_reference as run_scoring
-    from .scoring.loading import find_model
 
     alone("score-reference")
     known = load_config(config)
     dataset = find_dataset(given["dataset"], known)
+    options = ScoreOptions.of(**{**given, "dataset": dataset}, runner_options=tuple(beam_options or ()))
+    if not options.follow:
+        check_there(dataset)
+    from .pipelines.score_reference import score_reference as run_scoring
+    from .scoring.loading import find_model
+
     reference = find_model(given["reference"], task=dataset.task, num_classes=dataset.num_classes, config=known)
-    beam = tuple(beam_options or ())
-    options = ScoreOptions.of(**{**given, "dataset": dataset, "reference": reference}, runner_options=beam)
+    options = options.but(reference=reference)
     summary = run_scoring(options, report)
     report(summary.line())
     typer.echo(summary.folder)
@@ -140,7 +145,7 @@ def status(
 
 
 @cli.command()
-@takes(RUN, also={"dataset": "--train-data"})
+@takes(TRAINED, also={"dataset": "--train-data"})
 def train(
     given: dict[str, Any],
     train_num_samples: Annotated[
@@ -189,11 +194,8 @@ def plan(
 
     Example: curate plan --ratio 1/49 --expected-saving 25%
     """
-    from .datasets.spec import load_config
+    from .datasets.spec import find_dataset, load_config
     from .reports.plan import check_format, write_plan
-    from .reports.probe import read_probe
-    from .studies.plan import make_plan
-    from .studies.probe import run_probe
 
     alone("plan")
     options = PlanOptions.of(**given)
@@ -201,6 +203,12 @@ def plan(
     if measure and options.learner is None:
         raise SpecError("--measure makes steps of a run; give --learner, --online, --dataset and --budget-flops")
     known, measured, taken = load_config(config), None, None
+    if options.dataset is not None:
+        find_dataset(options.dataset, known)
+    from .reports.probe import read_probe
+    from .studies.plan import make_plan
+    from .studies.probe import run_probe
+
     made = make_plan(options, known)
     if measure:
         from .studies.measure import measure_run
@@ -224,14 +232,15 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
     --policies uniform,learnability --budget-flops 10TF --search-lr 5e-4,1e-3,2e-3
     """
     from .datasets.spec import analysis_files, find_dataset, load_config
-    from .reports.comparison import write_folder
-    from .studies.comparison import compare_runs
 
     alone("compare")
     known = load_config(config)
     options = CompareOptions(base=RunOptions.of(**base), **given)
-    compared = compare_runs(options, config=known, report=report)
     dataset = find_dataset(options.base.dataset, known)
+    from .reports.comparison import write_folder
+    from .studies.comparison import compare_runs
+
+    compared = compare_runs(options, config=known, report=report)
     typer.echo(write_folder(options.out, compared, dataset, analysis_files(known), report=report))
 
 
@@ -246,10 +255,13 @@ def evaluate(
 
     Example: curate evaluate runs/icons-jest-learner-seed0 --dataset emoji
     """
-    from .datasets.spec import load_config
+    from .datasets.spec import find_dataset, load_config
+
+    known = load_config(config)
+    find_dataset(dataset, known)
     from .training.evaluate import evaluate_by_name
 
-    typer.echo(json.dumps(evaluate_by_name(model, dataset, load_config(config), precision), indent=1))
+    typer.echo(json.dumps(evaluate_by_name(model, dataset, known, precision), indent=1))
 
 
 @cli.command()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from .options import Option, flag, options_of
 from .progress import Screen
@@ -14,6 +16,86 @@ from .progress import Screen
 CONFIG_HELP = "Read data sets and models from this file. Default: the nearest curate.toml, from here upward."
 report = Screen()
 """Progress, to standard error, so that results can be piped."""
+
+
+INDENT, COLUMN, WIDEST = 2, 26, 100
+"""Of a page of help: the spaces before an option, the column of its help, and the most characters of a line."""
+
+
+class Commands(typer.Typer):
+    """A Typer whose pages of help lose nothing on a terminal of 80 columns. Rich's tables cut the options' names there."""
+
+    def __init__(self, **settings: Any) -> None:
+        context = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
+        super().__init__(cls=_Group, context_settings=context, rich_markup_mode=None, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:
+        return super().command(name, cls=_Command, context_settings=self.info.context_settings, **settings)
+
+
+class _Command(TyperCommand):
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        _write_text(self, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_panels(self, ctx, formatter)
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if not args:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        _write_text(self, formatter)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _write_panels(self, ctx, formatter)
+        shown = [command for command in self.commands.values() if not command.hidden]
+        _write_panel("Commands", [(c.name or "", _unwrapped(c.help or "").split("\n\n")[0]) for c in shown], formatter)
+
+
+def _write_text(command: Any, formatter: Any) -> None:
+    for paragraph in _unwrapped(command.help or "").split("\n\n"):
+        formatter.write("\n" + "".join(_lines(paragraph, INDENT, formatter.width)))
+
+
+def _write_panels(command: Any, ctx: Any, formatter: Any) -> None:
+    """The options by their concern, those of no concern first."""
+    panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(ctx):
+        kind = "Options" if parameter.param_type_name == "option" else "Arguments"
+        record = parameter.get_help_record(ctx)
+        if record is not None:
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+    for panel, rows in panels.items():
+        _write_panel(panel, rows, formatter)
+
+
+def _write_panel(panel: str, rows: Iterable[tuple[str, str]], formatter: Any) -> None:
+    """A title and its rows: what is typed, and beside it, or below where it is long, what that does."""
+    for i, (spelled, help) in enumerate(rows):
+        told = [line for part in help.split("\n\n") for line in _lines(part, COLUMN, formatter.width)]
+        title = f"\n{panel}:\n" if i == 0 else ""
+        first = "".join(_lines(spelled, INDENT, formatter.width))
+        if told and len(first) < COLUMN:
+            first = first.rstrip("\n").ljust(COLUMN) + told.pop(0).lstrip()
+        formatter.write("".join([title, first, *told]))
+
+
+def _lines(text: str, indent: int, width: int) -> list[str]:
+    """A paragraph in lines, indented. No word is cut, nor broken at a hyphen: it may be an option to copy."""
+    margin = " " * indent
+    wrapped = textwrap.wrap(
+        *(text, width),
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line + "\n" for line in wrapped]
 
 
 def without(options: type, *names: str) -> dict[str, Option]:
@@ -59,7 +141,7 @@ def _parameter(option: Option, also: str | None) -> inspect.Parameter:
         default = text.show(default)
     declared = typer.Option(
         *([flag(option.name), also] if also else []),
-        help=option.help.replace("[", r"\["),  # Rich takes a bracket for markup
+        help=option.help,
         metavar=text.metavar if text else "|".join(option.values) or None,
         parser=(lambda given: text.parse(given, flag(option.name))) if text else None,
         show_default=default is not False,
@@ -96,7 +178,7 @@ def _row(parameter: Any) -> str:
     if not spellings[0].startswith("-") and parameter.metavar:
         spellings = [parameter.metavar]
     spelled = ", ".join(f"`{spelling}`" for spelling in spellings)
-    help = (parameter.help or "").replace(r"\[", "[").replace("\n\n", "<br>").replace("|", r"\|")
+    help = (parameter.help or "").replace("\n\n", "<br>").replace("|", r"\|")
     values = f" `{parameter.metavar}`" if "|" in (parameter.metavar or "") else ""
     default = parameter.default
     shown = "required" if parameter.required else "" if default in (None, False, "") else f"`{default}`"

@@ -18,6 +18,7 @@ from .datasets.notices import in_one_line
 from .errors import CurateError, SpecError, StoppedError
 from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .training.signals import SIGNALS, handled_by
+from .training.started import several_started
 from .units import Report
 
 INTERRUPTED = 130
@@ -137,7 +138,7 @@ def _end(number: int, frame: Any) -> None:
 
 def alone(command: str) -> None:
     """Raises SpecError where torchrun or srun started several processes, which would all do the same."""
-    if any(os.environ.get(name, "1") not in ("", "0", "1") for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
+    if several_started():
         raise SpecError(
             f"{command} runs in one process, and several were started; start it without torchrun or srun -n"
         )

@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all, and are synced to the disk before they appear.
+"""Files and folders that appear whole or not at all, and are synced to the disk before they appear. Who may read them is as
+the umask has it, whatever wrote them.
 
 The partial files of a killed writer have names that start with `.` and end with `.partial`; `remove_partials` finds them.
 """
@@ -69,9 +70,11 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.partial", name):
                 _delete(target.with_name(name))
         partial.mkdir()
+        mode = partial.stat().st_mode & 0o666
         yield partial
         for below, _, names in os.walk(partial):
             for name in names:
+                os.chmod(os.path.join(below, name), mode)
                 _sync(os.path.join(below, name))
             _sync(below)
         with _partial_of(target) as replaced:
@@ -187,7 +190,10 @@ def _os_error(error: Exception) -> OSError | None:
 def _in_place_of(path: str) -> Iterator[Path]:
     """A temporary name for a local file, renamed to `path` once its content is synced to the disk."""
     with _partial_of(Path(path)) as partial:
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        os.chmod(partial, mode)  # some writers, safetensors for one, leave a file that its owner alone reads
         _sync(partial)
         os.replace(partial, path)
         _sync(os.path.dirname(path))

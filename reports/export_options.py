@@ -83,9 +83,10 @@ class ExportOptions(Options):
     online: str | None = None
     """Read the column online_loss from this score table, which another model made of the same data set."""
     run: str | None = None
-    """Read online_loss, score, drawn and selected from what this run recorded: means and counts over its steps."""
+    """Read online_loss, score, drawn and selected from what this run recorded, a folder or a name: means and counts over its
+    steps."""
     runs: str = "runs"
-    """Read the runs under this folder, with --sql."""
+    """Read the runs under this folder: with --sql, and for a --run that is a name."""
     uid: Annotated[Literal["json", "key", "metadata"] | None, Values(UIDS)] = None
     """Take DataComp's uids from here. Default: the query's column uid if it has one, else json."""
     shard_size: int | None = None
@@ -107,13 +108,17 @@ class ExportOptions(Options):
             raise SpecError("--keep needs --by, which says what to choose by; try --by loss")
         if self.online is not None and self.run is not None:
             raise SpecError("--online and --run both give online_loss; drop one")
-        if self.order is None and self.by not in ORDER_OF:
-            raise SpecError(f"--by {self.by} needs --order lowest or --order highest, which says what to keep")
 
     @property
     def highest(self) -> bool:
         """Whether the examples with the highest values are kept."""
-        return (self.order or ORDER_OF[self.by or ""]) == HIGHEST
+        return (self.order or ORDER_OF.get(self.by or "")) == HIGHEST
+
+    def check_order(self) -> None:
+        """Raises SpecError where nothing says which values are kept. Call it once --by is known to name what is there: of a
+        misspelt column no order helps."""
+        if self.order is None and self.by not in ORDER_OF:
+            raise SpecError(f"--by {self.by} needs --order lowest or --order highest, which says what to keep")
 
     def format_of(self, target: str) -> str:
         """The format to write `target` in. Raises SpecError where neither option nor ending says it."""

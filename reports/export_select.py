@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import duckdb
 
 from ..datasets.spec import Config, DatasetSpec, analysis_files
-from ..errors import QueryError, SpecError
+from ..datasets.storage import exists, join_url
+from ..errors import QueryError, SpecError, did_you_mean
 from ..scoring.tables.lookup import ScoreTable
 from ..scoring.tables.schema import ENDING
 from .export_options import POLICY_SQL, ExportOptions
@@ -81,7 +84,7 @@ def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
     assert options.by is not None and options.keep is not None
     by = POLICY_SQL.get(options.by, options.by)
     tables = [table_of(options.scores, spec)]
-    runs, _, run = (options.run or "").rstrip("/").rpartition("/")
+    runs, _, run = _run_of(options).rpartition("/")
     connection = connect(scores=root_of(tables[0]), runs=runs or ".")
     _name_rows(connection, "reference", tables[0])
     joined = ["reference s"]
@@ -121,9 +124,32 @@ def _by_value(options: ExportOptions, spec: DatasetSpec) -> Selected:
         f"FROM ({valued}) WHERE {HAS_VALUE}) WHERE _place <= {f'round(_of * {share!r})' if share is not None else rows}"
     )
     check_read(sql)
-    columns = _columns(connection, sql)
-    of, with_value = one_row(connection, f"SELECT count(*), count(*) FILTER ({HAS_VALUE}) FROM ({valued})")
+    with _asked_for(options, [name for names in parts.values() for name in names]):
+        _columns(connection, valued)
+        options.check_order()
+        columns = _columns(connection, sql)
+        of, with_value = one_row(connection, f"SELECT count(*), count(*) FILTER ({HAS_VALUE}) FROM ({valued})")
     return Selected(connection, f"{sql} {_sorted(columns)}", columns, of, of - with_value, [about(t) for t in tables])
+
+
+@contextmanager
+def _asked_for(options: ExportOptions, known: list[str]) -> Iterator[None]:
+    """What DuckDB says of --by and --per in the words of an export. `known` are the columns that they may name."""
+    given = f"--by {options.by}" + (f" --per {options.per}" if options.per is not None else "")
+    try:
+        yield
+    except QueryError as e:
+        missing = re.search(r'Referenced column "([^"]+)" not found', str(e))
+        told = f"there is no column '{missing[1]}'; {did_you_mean(missing[1], known)}" if missing else str(e)
+        raise QueryError(f"{given}: {told}") from None
+
+
+def _run_of(options: ExportOptions) -> str:
+    """The folder of --run, which may also be a run's name, as SQL has it: then it is below --runs."""
+    run = (options.run or "").rstrip("/")
+    by_name = join_url(options.runs, run)
+    is_name = run and "/" not in run and not exists(join_url(run, "config.json"))
+    return by_name if is_name and exists(join_url(by_name, "config.json")) else run
 
 
 def _sorted(columns: tuple[str, ...]) -> str:

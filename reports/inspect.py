@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from ..datasets.spec import Config, analysis_files
-from ..datasets.storage import exists, join_url
+from ..datasets.storage import exists, full_url, join_url
 from ..datasets.writing import write_whole
 from ..errors import CurateError, QueryError, SpecError
 from ..scoring.tables.lookup import ScoreTable, open_scores
@@ -26,10 +27,15 @@ from .table_choice import root_of, tables_of
 from .views import connect
 
 LONGEST_CAPTION = 160
+FOLDER, INDEX = "inspect", "index.html"
+# As inspect_page.py writes a plot; it has the name of its file.
+FIGURE = re.compile(r'<figure id="(\w+)" class=one>')
 
 
 def inspect(what: str, other: str | None, options: InspectOptions, config: Config, report: Report) -> str:
     """Write the page about `what`, a score table or a run; with `other`, about two score tables. Returns its path.
+
+    A page that is there already is replaced with all its plots.
 
     Raises SpecError for what is neither, TableError where tables do not fit the data set or each other, QueryError where
     files cannot be read, WriteError.
@@ -39,10 +45,17 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
             if other is not None:
                 raise SpecError(f"{what} is a run; give two score tables to compare them, or one run")
             page, figures, data = run_page(what, options, config)
+            name = full_url(what).rstrip("/").rpartition("/")[2]
         else:
-            page, figures, data = _of_tables(what, other, options, config, report)
+            tables = [_table(one, options) for one in (what, other) if one is not None]
+            page, figures, data = _of_tables(tables, options, config, report)
+            name = "-vs-".join(map(_name, tables))
         report(f"{page.title}: {page.facts.get('read', '')}")
-        out = Path(options.out)
+        out = Path(options.out or Path(FOLDER, name))
+        replaced = _page_in(out)
+        if replaced:
+            report(f"{out / INDEX}: in place of the page that was there")
+            figures = dict.fromkeys(FIGURE.findall(replaced), lambda: None) | figures  # its plots are not left behind
         images = {}
         if data.spec is not None and options.images:
             images = read_images(data.spec, page.names(), size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
@@ -50,15 +63,28 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
     except duckdb.Error as e:
         raise QueryError(f"{what}: {error_line(e)}") from None
     text = page_html(page, plots, images).encode()
-    write_whole(out / "index.html", text)
+    write_whole(out / INDEX, text)
     report(f"{len(images):,} images, {len(text) / 1e6:.2g} MB")
-    return str(out / "index.html")
+    return str(out / INDEX)
+
+
+def _page_in(folder: Path) -> str:
+    """The page of an earlier `curate inspect` in this folder; empty where there is none."""
+    try:
+        return (folder / INDEX).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _name(table: ScoreTable) -> str:
+    """`digits-reference-6080bdda` for the folder dataset=digits/reference=reference-6080bdda; else the folder's own name."""
+    parts = full_url(table.folder).rsplit("/", 2)[-2:]
+    return "-".join(part.partition("=")[2] for part in parts if "=" in part) or parts[-1]
 
 
 def _of_tables(
-    what: str, other: str | None, options: InspectOptions, config: Config, report: Report
+    tables: list[ScoreTable], options: InspectOptions, config: Config, report: Report
 ) -> tuple[Page, Figures, Data]:
-    tables = [_table(one, options) for one in (what, other) if one is not None]
     data = find_data(str(tables[0].manifest["dataset"]), options.dataset, config)
     if data.spec is None:
         report(f"no images: {data.why}")

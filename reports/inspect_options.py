@@ -16,8 +16,9 @@ class InspectOptions(Options):
 
     dataset: str | None = None
     """Take images and class names from this data set. Default: the one that was scored or trained on, by its name."""
-    out: str = "inspect"
-    """Write index.html and the plots to this folder, in place of those that are there."""
+    out: str | None = None
+    """Write index.html and the plots to this folder, in place of those that are there. Default: inspect/NAME, with the name of
+    the run, or of the data set and the reference."""
     rows: int = 2_000_000
     """Read about this many rows. Of a larger table whole shards are drawn at random, of a longer run steps; the page says so."""
     images: int = 24

@@ -153,7 +153,7 @@ def _page(
         "learner": str(about.get("learner")),
         "read": read,
     }
-    lead = f"What {run.rpartition('/')[2]} chose of {data.name} with {about.get('policy')}."
+    lead = f"What the run {run.rpartition('/')[2]} chose of {data.name} by the policy {about.get('policy')}."
     return Page(f"curate inspect: {run}", lead, tiles, sections, facts), figures
 
 

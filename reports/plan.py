@@ -6,8 +6,10 @@ import json
 import sys
 from typing import IO, Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from ..errors import SpecError
@@ -17,7 +19,7 @@ from .probe import Probe, probe_lines
 
 FORMATS = ("table", "json")
 # What each regime counts in addition to the one before it.
-COUNTS = ("learner train", "+ online score + online train", "+ reference score", "+ reference train")
+COUNTS = ("learner train", "online score and online train", "reference score", "reference train")
 
 
 def check_format(format: str) -> None:
@@ -47,17 +49,16 @@ def write_plan(
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
         return
     console = Console(file=file, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 120
     console.print(_title(plan))
-    console.print(_ledger(plan))
+    _print(console, _ledger(plan))
     shares = plan["budget_shares"]
     console.print(
         f"Scoring takes {_percent(shares['online_score'])} of the budget, "
         f"{_percent(shares['online_score_and_train'])} with training the online model.\n"
         f"* outside the budget; " + _shared(plan["runs"])
     )
-    console.print(_regimes(plan))
+    _print(console, _regimes(plan))
+    console.print(_counts())
     for line in measured_lines(measured) if measured is not None else []:
         console.print(escape(line))
     for line in (probe_lines(probe, plan) if probe is not None else []) + _explanation(plan):
@@ -96,8 +97,18 @@ def _title(plan: dict[str, Any]) -> str:
     )
 
 
+def _print(console: Console, table: Table) -> None:
+    """Whole, however narrow the terminal is. At 80 columns it fits."""
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), table).maximum)
+    console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+
+
 def _ledger(plan: dict[str, Any]) -> Table:
-    table = Table(title="\nThe selecting run's ledger", title_justify="left")
+    table = _table("The selecting run's ledger")
     table.add_column("line")
     if plan["updates"] is not None:
         table.add_column("FLOPs", justify="right")
@@ -110,18 +121,17 @@ def _ledger(plan: dict[str, Any]) -> Table:
 
 
 def _regimes(plan: dict[str, Any]) -> Table:
-    table = Table(title="\nUpdates that must be saved to break even", title_justify="left")
+    table = _table("Updates that must be saved to break even")
     table.add_column("regime")
-    table.add_column("counts")
-    table.add_column("total, of\nthe budget", justify="right")
-    table.add_column("break-even:\nupdates saved", justify="right")
+    table.add_column("total,\nof the\nbudget", justify="right")
+    table.add_column("saved to\nbreak\neven", justify="right")
     if plan["updates"] is not None:
-        table.add_column("so at most\nupdates", justify="right")
+        table.add_column("so at\nmost\nupdates", justify="right")
     if plan["expected_saving"] is not None:
-        table.add_column(f"at {_percent(plan['expected_saving'])}:\ncompute saved", justify="right")
+        table.add_column(f"compute\nsaved at\n{_percent(plan['expected_saving'])}", justify="right")
         table.add_column("largest\nratio", justify="right")
         table.add_column("sizes\ndown", justify="right")
-    for (name, label), counts in zip(REGIMES.items(), COUNTS, strict=True):
+    for name, label in REGIMES.items():
         regime = plan["regimes"][name]
         cells = [_percent(regime["total"] / plan["budget"]), _percent(regime["break_even"])]
         if plan["updates"] is not None:
@@ -133,8 +143,13 @@ def _regimes(plan: dict[str, Any]) -> Table:
                 "any" if largest is None else _one_over(largest),
                 str(regime["sizes_down"]),
             ]
-        table.add_row(label, counts, *cells)
+        table.add_row(label, *cells)
     return table
+
+
+def _counts() -> str:
+    first, *others = (f"{label} {{}}{counts}" for label, counts in zip(REGIMES.values(), COUNTS, strict=True))
+    return f"{first.format('counts ')}; {', '.join(other.format('also ') for other in others)}.".capitalize()
 
 
 def _explanation(plan: dict[str, Any]) -> list[str]:

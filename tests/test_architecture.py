@@ -115,6 +115,58 @@ def test_light_commands_import_neither_torch_nor_beam(arguments, tmp_path):
     assert done.stdout
 
 
+MISTAKES = """
+train --dataset there --learner L --steps 1 --polcy uniform
+train --dataset there --learner L --steps 1 --policy lucky
+train --dataset unknown --learner L --steps 1
+train --dataset there --learner L --steps 1 --lr -1
+train --dataset none/{0..3}.tar --learner L --steps 1
+train --dataset there --learner L --steps 1 --policy easy-reference --reference-scores none
+train --dataset there --learner L --steps 1 --config none.toml
+train --learner L --steps 1
+score-reference --dataset unknown --reference L
+score-reference --dataset none/{0..3}.tar --reference L
+score-reference --dataset there --reference L --batch-size 0
+compare --dataset unknown --learner L --budget-flops 1TF
+plan --dataset unknown --learner L --online S --budget-flops 1TF
+plan
+evaluate L --dataset unknown
+status none
+status runs
+inspect none
+export x.npy --dataset unknown --keep 1 --by loss
+export x.npy --dataset there --keep 1 --by loss
+prepare unknown
+card none
+doctor --dataset unknown
+"""
+
+
+def test_a_simple_mistake_is_told_before_torch_and_beam_are_imported(tmp_path):
+    """Their imports take seconds. `runs` holds a run, `there` is a data set whose one shard is there."""
+    (tmp_path / "there.tar").write_bytes(bytes(10240))
+    (tmp_path / "curate.toml").write_text(
+        '[datasets.there]\ntrain = "there.tar"\nlabel = "cls"\nclasses = ["a", "b"]\n'
+    )
+    (tmp_path / "runs/one").mkdir(parents=True)
+    (tmp_path / "runs/one/config.json").write_text("{}")
+    code = (
+        "import sys\n"
+        "from curate.cli import app\n"
+        "for line in sys.stdin.read().split('\\n'):\n"
+        "    if not line: continue\n"
+        "    sys.argv = ['curate', *line.split()]\n"
+        "    try: app()\n"
+        "    except SystemExit as e: assert e.code, line\n"
+        "    else: raise AssertionError(line)\n"
+        "    heavy = {'torch', 'apache_beam', 'timm', 'open_clip'} & set(sys.modules)\n"
+        "    assert not heavy, (line, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=MISTAKES, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("curate: ") == MISTAKES.count("\n") - 2, done.stderr  # typer tells of the unknown option
+
+
 def test_who_scores_classes_does_not_wait_for_open_clip():
     code = "import sys, curate.scoring.tasks; assert not {'open_clip', 'timm', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -143,5 +195,9 @@ def test_policies_and_tasks_are_named_in_their_registries_alone(path):
 
 @pytest.mark.parametrize("path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
 def test_one_module_alone_talks_to_other_ranks(path):
+    """Shards are tensors of torch.distributed; group.py has no use for them."""
     text = path.read_text()
-    assert "torch.distributed" not in text or str(path.relative_to(ROOT)) == "training/group.py"
+    assert "torch.distributed" not in text or str(path.relative_to(ROOT)) in (
+        "training/group.py",
+        "training/sharding.py",
+    )

@@ -94,15 +94,38 @@ def test_the_help_has_an_example_of_options_that_are_there(command):
     assert required <= set(words)
 
 
-@pytest.mark.parametrize("command", OPTIONS)
-def test_every_help_is_a_sentence_and_is_shown_whole(command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_loses_nothing_at_80_columns(command, monkeypatch):
+    """Every spelling, value and default, and every sentence, whatever lines they stand in."""
+    monkeypatch.setenv("COLUMNS", "80")
     shown = curate(command, "--help")
-    assert shown.code == 0
+    assert shown.code == 0 and "…" not in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+    words = " ".join(shown.out.split())
+    for paragraph in COMMANDS[command].help.split("\n\n"):
+        assert " ".join(paragraph.split()) in words
     for parameter in COMMANDS[command].params:
         assert parameter.help and parameter.help.rstrip().endswith("."), parameter.name
-        for line in parameter.help.split("\n\n"):
-            assert line in shown.out, parameter.name
+        for spelled in (*parameter.opts, *parameter.secondary_opts):
+            if spelled.startswith("-"):
+                assert spelled in words.replace(",", " ").split()
+        if parameter.metavar and not parameter.multiple:
+            assert parameter.metavar in words, parameter.name
+        assert " ".join(parameter.help.split()) in words, parameter.name
+        if parameter.show_default and parameter.default not in (None, False, "") and not parameter.required:
+            default = parameter.opts[0].removeprefix("--") if parameter.default is True else parameter.default
+            assert f"[default: {default}]" in words, parameter.name
+        panel = getattr(parameter, "rich_help_panel", None)
+        assert panel is None or f"{panel}:" in shown.out.splitlines()
+
+
+def test_without_a_command_the_help_names_all_of_them(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = curate()
+    assert (shown.code, shown.out) == (2, curate("--help").out)
+    words = " ".join(shown.out.split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {' '.join(command.help.partition(chr(10) * 2)[0].split())}" in words
 
 
 def test_the_help_explains_every_policy_by_its_row():

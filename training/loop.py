@@ -80,7 +80,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
     job.pace.start(step, str(job.run))
     said: set[str] = set()
     _say_skipped(job, said)
-    at_step = batches.own_state()
+    at_step = job.subs.own_state()
     subs = iter(job.subs)
     unlogged: tuple[SubBatch, float, dict[str, torch.Tensor]] | None = None
     try:
@@ -103,7 +103,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 for trainee in job.trainees.values():
                     trainee.align()
             step += 1
-            at_step = batches.own_state()
+            at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
 
             with job.timing("record"):
@@ -153,6 +153,7 @@ def _resume(job: TrainingJob) -> int:
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
+    job.subs.restore(found.scored)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     with job.group.together():
@@ -165,13 +166,14 @@ def _resume(job: TrainingJob) -> int:
 def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     """A checkpoint, with `own` the loader's state after this step. No file of selections spans one. A collective."""
     group = job.group
-    batches = job.subs.batches.whole_state(own)
+    batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
+    trainees = {name: trainee.state() for name, trainee in job.trainees.items()}
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-            checkpoint.save(job.run, step, job.trainees, _generators(job), state, ranks)
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored)
             job.keeping.saved()
 
 
@@ -262,6 +264,7 @@ def _line(
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
         **_means(sub, group if job.subs.local else None),
+        **({"score_age": min(job.subs.score_ahead, step - 1)} if job.subs.score_ahead else {}),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -179,6 +180,7 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | Rep
         policy=options.selection.chosen_policy,
         model=models.scorer,
         forward=models.forward,
+        whole=models.learner.whole if models.online is None else nullcontext,
         reference=cost.made_in_run,
         reference_cost=cost.reference,
         ledger=cost.ledger,
@@ -224,6 +226,8 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
             timing=timing,
             check=partial(refuse_misfits, checked),
             charge=scorer.charge,
+            score_ahead=options.selection.score_ahead,
+            last=cost.steps,
             local=options.sharing.local,
         ),
         learner=models.learner,
@@ -252,11 +256,12 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
 def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     """What is measured and kept on the way."""
     options, learner = setup.options, models.learner
+    evaluates = options.records.evaluate and setup.dataset.test
+    flops = forward_flops(learner.model).per_example if evaluates else 0.0  # shards could not be measured later
+    known: Any = (setup.device, setup.precision, setup.group, flops)
 
     def measure() -> dict[str, float]:
-        return quality_of(
-            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
-        )
+        return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, *known)
 
     return Keeping(
         setup.run,
@@ -294,4 +299,5 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -
         score_precision=setup.score_precision,
         device=setup.device,
         joint=options.selection.joint,
+        wait=options.selection.score_ahead,
     )

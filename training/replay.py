@@ -39,6 +39,14 @@ class Record:
     selected: np.ndarray
 
 
+def config_of(folder: str) -> dict[str, Any]:
+    """The options of the run that --replay names. Raises RunError where the folder is no run's."""
+    path = Path(folder, "config.json")
+    if not path.exists():
+        raise RunError(f"--replay {folder}: is no run's folder (it has no config.json); give one such as runs/NAME")
+    return read_document(path)
+
+
 class RecordedRun:
     """A finished or unfinished run whose choices are recorded at every step.
 
@@ -46,10 +54,7 @@ class RecordedRun:
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        if not (self.folder / "config.json").exists():
-            raise RunError(f"--replay {folder}: is no run's folder (it has no config.json); give one such as runs/NAME")
-        self.config = read_document(self.folder / "config.json")
+        self.folder, self.config = Path(folder), config_of(folder)
         self._files = sorted((self.folder / "selections").glob("*.parquet"))
         ranges = [tuple(int(step) for step in file.stem.split("-")) for file in self._files]
         self._held: tuple[Path, pa.Table, np.ndarray] | None = None
@@ -74,6 +79,11 @@ class RecordedRun:
 
         Raises SpecError where the user gave another value, or asks for more steps than were recorded.
         """
+        if options.dataset != self.config["dataset"]:
+            raise SpecError(
+                f"--dataset is {options.dataset}, but {self.folder} was trained on {self.config['dataset']}, and its choices "
+                "are replayed; leave it out"
+            )
         given = options.to_dict()
         taken = {}
         for name in STREAM:

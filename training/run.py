@@ -47,6 +47,7 @@ def train(
     group = group or Group()
     recorded = None
     with group.together():
+        startup.refuse_shards(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -141,7 +142,7 @@ def _train(
     with float32_products(device, precision):
         models.join(job.subs.least_rows)
         done = train_loop(job)
-        return finish(options, dataset, job, done, models.table, device, precision, started)
+        return finish(options, dataset, job, done, models.table, started)
 
 
 def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:

@@ -24,6 +24,8 @@ from .schema import ENDING, FAILURES, MANIFEST, PLACES
 if TYPE_CHECKING:
     import torch
 
+# What every run's folder has.
+RUN = "config.json"
 # Shards whose scores `lookup` keeps: two for each lane.
 RECENT = 64
 
@@ -271,13 +273,28 @@ def open_scores(path: str) -> ScoreTable:
         folder = path.rstrip("/")
     else:
         found = [url for depth in ("*", "*/*") for url in glob(join_url(path, depth, MANIFEST))]
-        if len(found) != 1:
-            choices = ": " + ", ".join(sorted(f.removesuffix("/" + MANIFEST) for f in found)) if found else ""
-            raise TableError(f"{path}: {len(found)} score tables there, expected one{choices}; give a table's folder")
+        if not found:
+            raise TableError(f"{path}: {_instead(path)}")
+        if len(found) > 1:
+            choices = ", ".join(sorted(f.removesuffix("/" + MANIFEST) for f in found))
+            raise TableError(f"{path}: {len(found)} score tables there, expected one: {choices}; give a table's folder")
         folder = found[0].removesuffix("/" + MANIFEST)
     manifest = read_manifest(folder)
     assert manifest is not None
     return ScoreTable(folder, manifest)
+
+
+def _instead(path: str) -> str:
+    """What is there in place of a score table, and what to do."""
+    if exists(join_url(path, RUN)):
+        return "is a run, no score table; give the folder of a table, which 'curate score-reference' writes"
+    runs = sorted(glob(join_url(path, "*", RUN)))
+    if runs:
+        names = ", ".join(join_url(path, run.split("/")[-2]) for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
+        return f"holds runs ({names}) and no score table; give the folder of one run, or of a score table"
+    if not exists(path):
+        return "no such folder; 'curate score-reference' writes score tables, 'curate train' writes runs"
+    return "0 score tables there, expected one; give a table's folder"
 
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:

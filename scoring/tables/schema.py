@@ -13,15 +13,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
-import torch
 
 from ...datasets.shards import Shard
 from ...datasets.spec import DatasetSpec
 from ...datasets.storage import join_url
 from ...errors import without_secrets
-from ..models import Task
+
+if TYPE_CHECKING:  # who looks at a table's folder alone does not wait for torch
+    import torch
+
+    from ..models import Task
 
 MANIFEST = "_manifest.json"
 ENDING = ".parquet"
@@ -39,7 +44,7 @@ def vector_type(width: int) -> pa.DataType:
 
 def vector_column(vectors_ND: torch.Tensor) -> pa.Array:
     """Vectors [N, D] as a column of `vector_type`. What float16 cannot hold becomes its largest number."""
-    most = torch.finfo(torch.float16).max
+    most = float(np.finfo(np.float16).max)
     flat = pa.array(vectors_ND.float().clamp(-most, most).half().cpu().numpy().ravel(), type=pa.float16())
     return pa.FixedSizeListArray.from_arrays(flat, type=vector_type(vectors_ND.shape[1]))
 

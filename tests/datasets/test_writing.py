@@ -161,17 +161,6 @@ def test_a_large_file_is_put_on_a_store_once_it_is_whole():
     assert fsspec.filesystem("memory").cat_file("/whole/file") == b"content"
 
 
-def test_a_written_file_is_read_by_whom_the_umask_lets_read(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_whole(tmp_path / "a", b"x")
-        with whole_file(tmp_path / "b") as partial:
-            partial.write_bytes(b"x")
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
-
-
 KILLED = """
 import os, signal, sys
 from curate.datasets import writing
@@ -181,6 +170,23 @@ if sys.argv[1] == "file":
 with writing.whole_folder(sys.argv[2]) as partial:
     (partial / "half").touch()
 """
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_who_may_read_a_file_is_as_the_umask_has_it_whatever_writes_it(tmp_path, umask, mode):
+    """safetensors makes files of its own, for their owner alone."""
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "bytes", b"content")
+        with whole_file(tmp_path / "weights") as partial:
+            save_file({"a": torch.zeros(3)}, partial)
+        with whole_folder(tmp_path / "checkpoint") as partial:
+            save_file({"a": torch.zeros(3)}, partial / "weights")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {"bytes": mode, "weights": mode}
+    assert len(files) == 3
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):

@@ -110,6 +110,9 @@ def test_learnability_by_what_a_run_recorded(made, tmp_path):
     rows = pq.read_table(tmp_path / "x.parquet").to_pylist()
     assert names(rows) == best(drawn, lambda one: one.loss - one.online_loss, 15)
     assert {(row["drawn"], row["selected"]) for row in rows} == {(2, 1)}
+    by_name = ("--run", "mine", "--runs", tmp_path / "runs")  # as the view runs has it
+    assert export(made, tmp_path / "z.parquet", "--keep", "50%", "--by", "learnability", *by_name).code == 0
+    assert pq.read_table(tmp_path / "z.parquet").to_pylist() == rows
     other = export(made, tmp_path / "y.parquet", "--keep", "1", "--by", "score", "--run", tmp_path / "runs" / "no")
     assert "no run there" in other.error
 
@@ -141,7 +144,18 @@ def test_the_view_of_metadata(made, tmp_path):
         ("x.npy", ("--keep", "much", "--by", "loss"), "--keep is 'much', expected a share such as 50% or a number"),
         ("x.npy", ("--keep", "50%", "--by", "loss + 1"), "needs --order lowest or --order highest"),
         ("x.npy", ("--keep", "50%", "--by", "learnability"), "needs an online model; give --run"),
-        ("x.npy", ("--keep", "50%", "--by", "los", "--order", "lowest"), '"los" not found'),
+        ("x.npy", ("--keep", "50%", "--by", "losss"), "--by losss: there is no column 'losss'; did you mean 'loss'?"),
+        ("x.npy", ("--keep", "1", "--by", "loss + siz"), "--by loss + siz: there is no column 'siz'; known are"),
+        (
+            "x.npy",
+            ("--keep", "1", "--by", "loss", "--per", "kex"),
+            "--per kex: there is no column 'kex'; did you mean 'key'?",
+        ),
+        (
+            "x.npy",
+            ("--keep", "1", "--by", "caption", "--order", "lowest"),
+            "--by caption: Conversion Error: Could not convert",
+        ),
         ("x.npy", ("--sql", "SELECT 1 AS shard", "--by", "loss"), "--by belongs to --keep"),
         ("x.npy", ("--sql", "SELECT key FROM scores"), "an export also needs shard"),
         ("x.npy", ("--sql", "DROP TABLE scores"), "DROP is not a read"),

@@ -273,13 +273,36 @@ def test_what_a_run_chose(digits, tmp_path):
     done = curate("inspect", run, "--config", digits.toml, "--out", tmp_path / "page", "--rows", rows // 5)
     assert done.code == 0, done.err
     assert "2 of 10 recorded steps, every 5th" in (tmp_path / "page/index.html").read_text()
+    assert "What the run one chose of digits by the policy learnability." in Page(tmp_path / "page/index.html").text
+
+
+def test_each_page_has_a_folder_of_its_own_or_takes_the_place_of_another_wholly(digits, tmp_path, monkeypatch):
+    """Two pages of the default; and one whose folder holds the page of something else, with other plots."""
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "scores/dataset=digits/reference=other-0123abcd"
+    shutil.copytree(digits.table, copy)
+    quick = ("--config", digits.toml, "--images", 0)
+    written = [curate("inspect", *tables, *quick) for tables in ([copy], [digits.table, copy])]
+    name = str(digits.table).rpartition("reference=")[2]
+    assert [done.out.strip() for done in written] == [
+        "inspect/digits-other-0123abcd/index.html",
+        f"inspect/digits-{name}-vs-digits-other-0123abcd/index.html",
+    ]
+    assert not any("in place of" in done.err for done in written)
+    page = tmp_path / written[0].out.strip()
+    before = {path.name for path in page.parent.glob("plots/*")}
+    (page.parent / "plots/mine.svg").write_text("")
+    done = curate("inspect", digits.table, copy, *quick, "--out", page.parent)
+    assert f"{page}: in place of the page that was there" in done.err
+    after = {path.name for path in page.parent.glob("plots/*")}
+    assert "losses.svg" in before - after and "mine.svg" in after
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "0 score tables there"),
-        (["nowhere", "--dataset", "unknown-set"], "0 score tables there"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere", "--dataset", "unknown-set"], "nowhere: no such folder"),
         (["TABLE", "--dataset", "unknown-set"], "unknown data set 'unknown-set'"),
         (["TABLE", "--images", "501"], "--images is 501"),
         (["TABLE", "--out", "s3://bucket/page"], "a URL"),

@@ -1,13 +1,18 @@
+import io
 import json
+import re
 
 import pytest
+from curate.ledger import StepCost
+from curate.reports.plan import write_plan
+from curate.studies.plan import Plan
 from support.commands import curate
 
 
 def row(text, label):
     """The cells of the one line of a printed table that starts with `label`."""
-    (line,) = [line for line in text.splitlines() if line.startswith(f"│ {label} ")]
-    return [cell.strip() for cell in line.strip("│").split("│")]
+    (line,) = [line for line in text.splitlines() if re.match(rf" ?{label} (\*| )", line)]
+    return re.split(r" {2,}", line.strip())
 
 
 def test_a_bare_ratio():
@@ -27,6 +32,27 @@ def test_expected_saving_names_the_factor_of_a_size():
     assert row(done.out, "foundation data set")[-2:] == ["1/5", "1"]
     assert row(done.out, "nothing amortised")[-2:] == ["1/11", "1"]
     assert "25.0 % fewer" in done.out and "a factor of 3.7 in FLOPs" in done.out
+
+
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_nothing_of_a_table_is_cut(columns, monkeypatch):
+    """All columns at once, in a terminal of any width; at 80 columns they fit."""
+    monkeypatch.setenv("COLUMNS", columns)
+    plan = Plan(
+        ratio=1 / 49,
+        filter_ratio=0.5,
+        step=StepCost(learner_train=9e8, online_score=1e7, online_train=2e7),
+        uniform_steps=1_234_567,
+        steps=1_200_000,
+        expected_saving=0.25,
+        budget=1.1e15,
+    )
+    printed = io.StringIO()
+    write_plan(plan.to_dict(), file=printed)
+    assert "…" not in printed.getvalue()
+    found = row(printed.getvalue(), "nothing amortised")
+    assert found == ["nothing amortised", "101.5 %", "3.2 %", "1,194,742", "22.5 %", "1/4.9", "0"]
+    assert max(len(line) for line in printed.getvalue().splitlines() if re.match(" ?(nothing|online|─)", line)) <= 80
 
 
 def test_a_scorer_that_never_pays():

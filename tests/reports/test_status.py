@@ -11,6 +11,7 @@ import pytest
 from curate.datasets.spec import Config
 from curate.errors import TableError
 from curate.reports.status import table_status
+from curate.scoring.tables.lookup import open_scores
 from support.commands import curate
 
 NOBODY = Config(None, {}, {})
@@ -116,3 +117,17 @@ def with_a_bad_picture(digits, tmp_path):
 def test_no_table(tmp_path):
     with pytest.raises(TableError, match="0 score tables there"):
         table_status(str(tmp_path), NOBODY)
+    assert (
+        "/none: no such folder; 'curate score-reference' writes score tables"
+        in curate("status", tmp_path / "none").error
+    )
+    for name in "dbca":
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    runs = tmp_path / "runs"
+    told = curate("status", runs).error
+    assert told.startswith(
+        f"{runs}: holds runs ({runs}/a, {runs}/b, {runs}/c, ...) and no score table; give the folder of one run"
+    )
+    with pytest.raises(TableError, match="runs/a: is a run, no score table; give the folder of a table"):
+        open_scores(str(runs / "a"))

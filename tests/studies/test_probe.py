@@ -56,6 +56,6 @@ def test_uniform_always_runs_and_is_not_named():
 
 def test_a_table_that_is_not_there_leaves_no_half_run(digits, tmp_path):
     plan = PlanOptions.of(**PLAN, reference_scores=str(tmp_path / "none"))
-    with pytest.raises(TableError, match="score tables there, expected one"):
+    with pytest.raises(TableError, match="none: no such folder"):
         run_probe(ProbeOptions(plan=plan, probe=0.05, out=str(tmp_path / "probe")), config=digits.config, report=silent)
     assert not list(tmp_path.glob("probe/runs/*learnability*"))

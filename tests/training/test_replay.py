@@ -9,7 +9,7 @@ from curate.datasets.spec import load_config
 from curate.errors import RunError, SpecError
 from curate.training import RunOptions, run, train
 from curate.training.loop import train_loop
-from support.commands import silent
+from support.commands import curate, silent
 from support.tiny import CutError
 
 STEPS = 12
@@ -93,6 +93,10 @@ def test_a_budget_buys_no_more_steps_than_were_recorded(out):
     ("changes", "said"),
     [
         (dict(steps=STEPS + 1), "13 steps are asked for, .*recorded 12"),
+        (
+            dict(dataset="digits-curated"),
+            "--dataset is digits-curated, but .*chosen was trained on digits, .*leave it out",
+        ),
         (dict(batch_size=32), "--batch-size is 32, but .*chosen was made with 16"),
         (dict(policy="rho", reference_scores="scores"), "leave --policy rho out"),
         (dict(online="small"), "leave --online small out"),
@@ -102,6 +106,28 @@ def test_what_does_not_fit_the_recorded_run_is_refused(out, changes, said):
     with pytest.raises(SpecError, match=said):
         go(out, "no", replay=str(out / "chosen"), **changes)
     assert not (out / "no").exists()
+
+
+def test_the_command_takes_the_data_set_from_the_run(out):
+    given = (
+        "--config",
+        out / "curate.toml",
+        "--learner",
+        "learner",
+        "--out",
+        out,
+        "--no-evaluate",
+        "--precision",
+        "fp32",
+    )
+    done = curate("train", "--replay", out / "chosen", "--steps", 2, "--name", "short", *given)
+    assert done.code == 0, done.err
+    assert json.loads((out / "short/config.json").read_text())["dataset"] == "digits"
+    assert rows_of(out, "short") == [row for row in rows_of(out, "chosen") if row["step"] <= 2]
+    assert (
+        curate("train", "--steps", 2, *given).error
+        == "train needs a data set; give --dataset, a name in curate.toml or shards"
+    )
 
 
 def test_a_run_whose_choices_are_not_all_there_is_refused(digits, out):
