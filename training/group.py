@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import CurateError, RankError, SpecError, StoppedError
 
 T = TypeVar("T")
-# How long a rank waits for the others: at the start one may load models and check a table.
-TIME_OUT = timedelta(seconds=300)
+# How many minutes a rank waits for the others, and their number where it is not set: at the start one may load models and check
+# a table.
+TIME_OUT, MINUTES = "CURATE_TIMEOUT_MINUTES", "5"
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,23 @@ class Group:
         """The group that torchrun's or srun's variables describe; a group of one without them.
 
         Starts torch.distributed (nccl for GPUs, gloo for what lies on the CPU) unless it runs already, which must then be
-        with both; takes the GPU of this process's local rank. Raises SpecError where the variables are incomplete or make no
-        sense.
+        with both; takes the GPU of this process's local rank. Ranks wait $CURATE_TIMEOUT_MINUTES (5) for each other. Raises
+        SpecError where the variables are incomplete or make no sense.
         """
-        found = _read(dict(os.environ) if environment is None else environment)
+        environment = dict(os.environ) if environment is None else environment
+        found = _read(environment)
         if found.size == 1:
             return found
         if not dist.is_available():
             raise SpecError(f"{found.size} processes were started, but this torch is built without torch.distributed")
+        time_out = _time_out(environment)
         if torch.cuda.is_available():
             torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             try:
-                dist.init_process_group(backend, rank=found.rank, world_size=found.size, timeout=TIME_OUT)
+                store = _store_of_restart(found, environment, time_out)
+                dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.size, timeout=time_out)
             except (ValueError, RuntimeError) as e:
                 raise SpecError(
                     f"{found.size} processes cannot find each other ({_first_line(e)}); start them with torchrun, or set "
@@ -259,6 +263,32 @@ def _read(environment: dict[str, str]) -> Group:
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         os.environ.setdefault("MASTER_PORT", str(20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000))
     return Group(rank, size, local_rank)
+
+
+def _store_of_restart(group: Group, environment: dict[str, str], time_out: timedelta) -> Any:
+    """Where ranks that torchrun starts again find each other; None for a first start.
+
+    torchrun's own store outlives them. It still has the addresses of those that were killed, to which the new ones would
+    connect for ever (github.com/pytorch/pytorch/issues/135712), unless they write to a part of it of their own.
+    """
+    restart = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    stores: Any = dist  # which torch does not declare to have them
+    shared = stores.TCPStore(address, port, group.size, is_master=False, timeout=time_out)
+    return stores.PrefixStore(f"restart {restart}", shared)
+
+
+def _time_out(environment: dict[str, str]) -> timedelta:
+    given = environment.get(TIME_OUT) or MINUTES
+    try:
+        found = timedelta(minutes=float(given))
+    except (ValueError, OverflowError):
+        found = timedelta(0)
+    if found <= timedelta(0):
+        raise SpecError(f"{TIME_OUT} is '{given}', expected a number of minutes above 0, such as {MINUTES}")
+    return found
 
 
 def _first_line(error: BaseException) -> str:

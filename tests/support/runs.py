@@ -8,7 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-CLOCK = ("seconds", "samples_per_second", "mfu", "data_share")
+CLOCK = (
+    "seconds",
+    "samples_per_second",
+    "mfu",
+    "data_share",
+    "samples_per_second_per_gpu",
+    "slowest_data_seconds",
+)
 
 
 def left_by(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch.distributed as dist
 from curate.errors import RankError, ShardError, SpecError
 from curate.training.group import Group
 from support.rank_work import dies, everything, fails_on, rows_of
@@ -73,3 +74,17 @@ def test_a_single_process_needs_no_group(environment, expected):
 def test_variables_that_make_no_sense_are_one_line(environment):
     with pytest.raises(SpecError, match="RANK"):
         Group.from_env(environment)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "five", "nan", "inf"])
+def test_a_time_out_that_is_no_number_of_minutes_is_one_line(minutes):
+    with pytest.raises(SpecError, match=f"CURATE_TIMEOUT_MINUTES is '{minutes}', expected a number of minutes above 0"):
+        Group.from_env({"RANK": "0", "WORLD_SIZE": "2", "CURATE_TIMEOUT_MINUTES": minutes})
+
+
+def test_ranks_wait_as_long_as_the_variable_says(monkeypatch):
+    found = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **given: found.append(given["timeout"].total_seconds()))
+    for more in ({}, {"CURATE_TIMEOUT_MINUTES": "0.5"}):
+        Group.from_env({"RANK": "0", "WORLD_SIZE": "2", **more})
+    assert found == [300, 30]
