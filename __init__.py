@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from .scoring.tables.lookup import ScoreTable, open_scores
     from .training.batch import SuperBatch
     from .training.group import Group
+    from .training.online_model import OnlineModel
     from .training.options import RunOptions
     from .training.records import SelectionLog
     from .training.run import train
-    from .training.sub import OnlineModel, SubBatch, SubBatches
+    from .training.sub import SubBatch, SubBatches
     from .training.superbatch import SuperBatches
 
 __version__ = "0.2.0.dev0"
@@ -46,7 +47,7 @@ _HOMES = {
     "Kept": "scoring.tables.keep",
     "Ledger": "scoring.flops:ComputeLedger",
     "Losses": "scoring.losses",
-    "OnlineModel": "training.sub",
+    "OnlineModel": "training.online_model",
     "Pairs": "scoring.losses",
     "Policy": "scoring.policies",
     "RunOptions": "training.options",

@@ -124,7 +124,7 @@ def checkpoint_seconds(work: Path) -> float:
     run = work / "runs" / "checkpoint"
     shutil.rmtree(run, ignore_errors=True)
     started = time.perf_counter()
-    checkpoint.save(run, 1, {"learner": trainee}, {}, {})
+    checkpoint.save(run, 1, {"learner": trainee.state()}, {}, {})
     return time.perf_counter() - started
 
 

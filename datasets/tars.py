@@ -9,7 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 from ..errors import ExampleError, ShardError, printable
 from .fields import MAX_JSON_BYTES, json_field, split_field
@@ -18,26 +18,18 @@ from .notices import say_once
 from .shards import Shard
 from .spec import DatasetSpec
 from .storage import Reader, open_read, without_query
+from .tar_headers import CUT, MAX_RATIO, Header, TarStream, headers
 from .targets import MAX_TARGET_BYTES
 
 # key, the image's bytes, the target's stored bytes (an error concerns this example alone), the meanings of its numbers, and
 # the image's place in the file, as `Example` has it.
 Record = tuple[str, bytes | ExampleError | None, bytes | ExampleError | None, tuple[str, ...], tuple[int, int] | None]
 
-TAR_END_BYTES = 1024
 # More than an uncompressed image of as many pixels as decoding.py takes.
 MAX_IMAGE_BYTES = 512 << 20
-MAX_HEADER_BYTES = 1 << 20
 DEREFERENCE = "tar --dereference --hard-dereference"
-EXTENSIONS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-# A compressed tar may unpack to so many times its size: images hardly shrink, and a bomb is a thousand times larger.
-MAX_RATIO, FREE_BYTES = 100, 1 << 30
+# Small files may unpack to anything.
+FREE_BYTES = 1 << 30
 # How files begin that are easily taken for a tar.
 GZIP = "gzip"
 PACKED = {
@@ -105,33 +97,26 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
         is_packed = without_query(shard.url).lower().endswith("gz")
         limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None
-        tail = _Tail(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
+        stream = TarStream(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
         try:
-            with tarfile.open(fileobj=cast(Any, tail), mode="r|", tarinfo=_Header) as tar:
-                for member in tar:
-                    cast(Any, tar).members = []  # tarfile keeps every member: memory would grow with the shard
-                    if member.issparse():  # a few bytes can declare a terabyte of zeros
-                        raise ShardError(f"{shard.url}: '{member.name}' is a sparse file; pack it without --sparse")
-                    if member.isdir() or METADATA.match(member.name):
-                        continue
-                    if is_hidden_member(member.name):
-                        passed_over.add(HIDDEN, member.name)
-                        continue
-                    member_key, ending = base_plus_ext(printable(member.name))
-                    if member_key is None:
-                        passed_over.add(NAMELESS, member.name)
-                        continue
-                    key, ending = member_key, ending.lower()
-                    most = wanted(member_key, ending)
-                    if most or member.isreg():
-                        content = _content(tar, member, *most) if most else None
-                        place = None if is_packed else (member.offset_data, member.size)
-                        yield Member(member_key, ending, member.name, content, place)
-            while tail.read(1 << 20):
-                pass
-            # tarfile takes a missing end mark, or a damaged header anywhere, for a normal end.
-            if not TAR_END_BYTES <= tail.size - tar.offset <= tail.zeros:
-                raise tarfile.ReadError("no end-of-archive mark where the members end")
+            for member in headers(stream):
+                name = member.name
+                if member.is_sparse:  # a few bytes can declare a terabyte of zeros
+                    raise ShardError(f"{shard.url}: '{name}' is a sparse file; pack it without --sparse")
+                if member.is_folder or METADATA.match(name):
+                    continue
+                if is_hidden_member(name):
+                    passed_over.add(HIDDEN, name)
+                    continue
+                member_key, ending = base_plus_ext(name if name.isascii() else printable(name))
+                if member_key is None:
+                    passed_over.add(NAMELESS, name)
+                    continue
+                key, ending = member_key, ending.lower()
+                most = wanted(key, ending)
+                if most or member.is_file:
+                    content = _content(stream, member, *most) if most else None
+                    yield Member(key, ending, name, content, None if is_packed else (member.first, member.size))
         except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
             if key is None:
                 _check_name(shard, is_packed)
@@ -197,13 +182,15 @@ def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
         )
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int, stage: str) -> bytes | ExampleError:
-    if not member.isreg():
+def _content(stream: TarStream, member: Header, most: int, stage: str) -> bytes | ExampleError:
+    if not member.is_file:
         return ExampleError(stage, f"{member.name} is a link, which is not followed; pack it with {DEREFERENCE}")
     if member.size > most:
         return ExampleError(stage, f"{member.name} has {member.size:,} bytes, at most {most:,} are read")
-    file = tar.extractfile(member)
-    return file.read() if file is not None else b""
+    content = stream.read(member.size)
+    if len(content) < member.size:
+        raise tarfile.ReadError(CUT)
+    return content
 
 
 def _inner(content: bytes, spec: DatasetSpec) -> bytes | ExampleError | None:
@@ -211,31 +198,3 @@ def _inner(content: bytes, spec: DatasetSpec) -> bytes | ExampleError | None:
         return json_field(content, spec.target_field, is_label=spec.target.has_classes)
     except ExampleError as e:
         return e
-
-
-class _Header(tarfile.TarInfo):
-    """A header whose extensions (long names, attributes), which tarfile reads into memory, are not too large."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> Any:
-        if self.type in EXTENSIONS and self.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes, at most {MAX_HEADER_BYTES:,} are read")
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
-class _Tail:
-    """Forwards reads, and counts the bytes and the zeros at their end. Raises ShardError past `limit` bytes."""
-
-    def __init__(self, file: Any, url: str, limit: int | None) -> None:
-        self._file, self._url, self._limit = file, url, limit
-        self.size = self.zeros = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._file.read(size)
-        zeros = len(data) - len(data.rstrip(b"\0"))
-        self.zeros = zeros + (self.zeros if zeros == len(data) else 0)
-        self.size += len(data)
-        if self._limit is not None and self.size > self._limit:
-            raise ShardError(
-                f"{self._url}: unpacks to more than {self._limit:,} bytes, {MAX_RATIO} times its size; a decompression bomb"
-            )
-        return data

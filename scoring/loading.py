@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +93,11 @@ def load_model(spec: ModelSpec, *, seed: int = 0, trained: bool = False) -> Mode
     return coarsened(model, Coarse.from_dict(spec.coarse)) if spec.coarse else model
 
 
-def load_weights(module: nn.Module, url: str) -> None:
-    """Load a .safetensors file, or a .pt with `weights_only`. Raises ModelError where tensors do not fit."""
+def load_weights(
+    module: nn.Module, url: str, prepared: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]] = dict
+) -> None:
+    """Load a .safetensors file, or a .pt with `weights_only`; `prepared` makes of its tensors what the module takes. Raises
+    ModelError where tensors do not fit."""
     try:
         content = read_bytes(url)
         plain = url.split("?")[0] if "://" in url else url  # a signed URL has a query
@@ -105,7 +108,7 @@ def load_weights(module: nn.Module, url: str) -> None:
             raise ValueError(f"it holds a {type(state).__name__}, expected a state dict: tensors by name")
         state = {name.removeprefix("_orig_mod.").removeprefix("module."): tensor for name, tensor in state.items()}
         _check_names(state, module.state_dict())
-        module.load_state_dict(state)
+        module.load_state_dict(prepared(state))
     except FileNotFoundError:
         raise ModelError(f"{url}: no such weights file") from None
     except StorageError as e:
@@ -136,9 +139,14 @@ def _unpickled(content: bytes) -> Any:
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a .safetensors file that appears whole or not at all. Raises WriteError."""
-    state = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
+    save_tensors(module.state_dict(), path)
+
+
+def save_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """The same of a module's state."""
+    tensors = {k: v.detach().contiguous().clone() for k, v in state.items()}
     with whole_file(path) as partial:
-        safetensors.torch.save_file(state, partial)
+        safetensors.torch.save_file(tensors, partial)
 
 
 def _from_run(folder: str, task: Task, num_classes: int) -> ModelSpec:

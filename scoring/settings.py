@@ -13,6 +13,7 @@ Precision = Literal["fp32", "bf16"]
 Sampler = Literal["softmax", "topk"]
 ContrastiveLoss = Literal["sigmoid", "softmax"]
 OnMissing = Literal["error", "score", "skip"]
+Choice = Literal["global", "local"]
 KeepBy = Literal["all", "class", "shard"]
 # JEST's number of chunks (arXiv 2406.17711).
 N_CHUNKS = 16

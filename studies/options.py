@@ -33,8 +33,8 @@ from ..training.options import (
     OptimizationOptions,
     RecordOptions,
     RunOptions,
-    SelectionOptions,
 )
+from ..training.selection_options import SelectionOptions
 from ..units import parse_names
 
 Policies = Annotated[

@@ -20,10 +20,10 @@ import torch
 
 from ..datasets.writing import remove_partials, whole_folder, write_errors
 from ..errors import DivergedError, RunError
-from ..scoring.loading import load_weights, save_weights
+from ..scoring.loading import load_weights, save_tensors
 from ..units import Report
 from .group import Group
-from .trainee import Trainee
+from .trainee import Trainee, TraineeState
 
 KEPT = 2
 STATE = "state.json"
@@ -34,38 +34,42 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint brings back beside the weights: the next step, and the state that `save` was given."""
+    """What a checkpoint brings back beside the weights: the next step, and what `save` was given: the state, and the losses
+    of super-batches that wait for their turn."""
 
     step: int
     state: dict[str, Any]
+    scored: Sequence[dict[str, Any]]
 
 
 def save(
     run: Path,
     step: int,
-    trainees: dict[str, Trainee],
+    trainees: Mapping[str, TraineeState],
     generators: dict[str, torch.Generator],
     state: dict[str, Any],
     ranks: Sequence[dict[str, Any]] = (),
+    scored: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write the checkpoint of having done `step` steps. `state` must be JSON-able. `ranks` are the `random_state` of every
-    rank, where there are several.
+    rank, where there are several. `scored` are the losses of super-batches that wait for their turn.
 
     Raises DivergedError where a weight is not finite, and WriteError; the older checkpoints stay then.
     """
     refuse_diverged(run, step, trainees)
     folder = run / "checkpoints" / f"resume-{step:09d}"
     tensors = {
-        "optimizers": {name: trainee.optimizer.state_dict() for name, trainee in trainees.items()},
+        "optimizers": {name: dict(trainee.optimizer) for name, trainee in trainees.items()},
         "generators": {name: generator.get_state() for name, generator in generators.items()},
         **random_state(alone=not ranks),
         **({"ranks": list(ranks)} if ranks else {}),
+        **({"scored": list(scored)} if scored else {}),
     }
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
-            save_weights(trainee.module, partial / f"{name}.safetensors")
+            save_tensors(trainee.weights, partial / f"{name}.safetensors")
             if trainee.average is not None:
-                save_weights(trainee.average.module, partial / f"{name}-average.safetensors")
+                save_tensors(trainee.average, partial / f"{name}-average.safetensors")
         with (partial / TENSORS).open("wb") as file:  # by its path, torch would hide why it cannot be written
             torch.save(tensors, file)
         sums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
@@ -88,13 +92,11 @@ def random_state(alone: bool) -> dict[str, Any]:
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def refuse_diverged(run: Path, step: int, trainees: Mapping[str, Trainee]) -> None:
+def refuse_diverged(run: Path, step: int, trainees: Mapping[str, TraineeState]) -> None:
     """Raises DivergedError where a weight of a model is NaN or infinite."""
     for name, trainee in trainees.items():
-        # Other buffers may hold infinities of their own, such as masks of attention.
-        averages = (b for n, b in trainee.module.named_buffers() if n.endswith(("running_mean", "running_var")))
-        for tensor in (*trainee.module.parameters(), *averages):
-            if not bool(torch.isfinite(tensor).all()):
+        for key, tensor in trainee.weights.items():
+            if key in trainee.finite and not bool(torch.isfinite(tensor).all()):
                 raise DivergedError(
                     f"{run}: a weight of the {name} is nan or infinite after step {step:,}; lower --lr or --online-lr"
                 )
@@ -158,15 +160,15 @@ def _load(
             raise ValueError(f"{name} is damaged")
     tensors = torch.load(folder / TENSORS, map_location="cpu", weights_only=True)
     for name, trainee in trainees.items():
-        load_weights(trainee.module, str(folder / f"{name}.safetensors"))
+        load_weights(trainee.module, str(folder / f"{name}.safetensors"), trainee.parts_of)
         if trainee.average is not None:
             load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"))
         trainee.steps = state["step"]
-        trainee.optimizer.load_state_dict(tensors["optimizers"][name])
+        trainee.load_optimizer(tensors["optimizers"][name])
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])
     _set_random_state(tensors, group, state["step"])
-    return Resumed(state.pop("step"), state)
+    return Resumed(state.pop("step"), state, tensors.get("scored", ()))
 
 
 def _set_random_state(tensors: dict[str, Any], group: Group, step: int) -> None:

@@ -33,6 +33,12 @@ class Division:
     def __len__(self) -> int:
         return len(self.holder_B)
 
+    @property
+    def rows(self) -> list[int]:
+        """How many of the B rows each rank holds."""
+        found: list[int] = np.bincount(self.holder_B, minlength=self.group.size).tolist()
+        return found
+
     @cached_property
     def _order(self) -> torch.Tensor:
         """Where the rows of rank 0, of rank 1, and so on stand in the super-batch."""

@@ -13,7 +13,7 @@ from ..datasets.spec import Config, DatasetSpec
 from ..errors import CurateError, StoppedError
 from ..scoring.flops import forward_flops
 from ..scoring.forward import best_device, best_precision
-from ..scoring.loading import find_model, load_model, save_weights
+from ..scoring.loading import find_model, load_model, save_tensors
 from ..scoring.models import Model
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
@@ -34,21 +34,17 @@ def finish(
     job: TrainingJob,
     steps: int,
     table: ScoreTable | None,
-    device: torch.device,
-    precision: Precision,
     started: float,
 ) -> dict[str, Any]:
     """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
-    run, ledger, learner, group = job.run, job.ledger, job.learner.result, job.group
-    with group.together():
-        if group.is_first:
-            _write_weights(job, steps)
-    quality: dict[str, float] = {}
+    run, ledger, group = job.run, job.ledger, job.group
+    _write_weights(job, steps)
+    quality: Mapping[str, float] = {}
     error: BaseException | None = None
     with job.timing(EVALUATE):
         if options.records.evaluate and dataset.test:
             try:
-                quality = quality_of(options, learner, dataset, ledger.outside, device, precision, group)
+                quality = job.keeping.quality()
             except BaseException as e:
                 error = e
     best = job.keeping.finish(steps, quality)
@@ -94,13 +90,18 @@ def finish(
 
 
 def _write_weights(job: TrainingJob, steps: int) -> None:
+    """Rank 0 writes. A collective."""
     run = job.run
-    checkpoint.refuse_diverged(run, steps, job.trainees)
-    (run / "checkpoints").mkdir(exist_ok=True)
-    for name, trainee in job.trainees.items():
-        save_weights(trainee.result.module, run / "checkpoints" / f"{name}.safetensors")
-        if trainee.average is not None:
-            save_weights(trainee.module, run / "checkpoints" / f"{name}-last.safetensors")
+    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.trainees.items()}
+    with job.group.together():
+        if not job.group.is_first:
+            return
+        checkpoint.refuse_diverged(run, steps, trainees)
+        (run / "checkpoints").mkdir(exist_ok=True)
+        for name, trainee in trainees.items():
+            save_tensors(trainee.result, run / "checkpoints" / f"{name}.safetensors")
+            if trainee.average is not None:
+                save_tensors(trainee.weights, run / "checkpoints" / f"{name}-last.safetensors")
 
 
 def quality_of(
@@ -111,12 +112,14 @@ def quality_of(
     device: torch.device,
     precision: Precision,
     group: Group,
+    flops: float,
 ) -> dict[str, float]:
-    """Quality on the test split; its cost is added to `outside`. Raises FailuresError where it is that of too few."""
+    """Quality on the test split; its cost, `flops` an example, is added to `outside`. Raises FailuresError where it is that of
+    too few."""
     quality = evaluate(learner, dataset, device=device, precision=precision, ranks=group)
     n, failures = int(quality["test_examples"]), int(quality.get("test_failures", 0))
     refuse_few(f"data set '{dataset.name}', test split", n, failures, options.data.max_failures)
-    outside["evaluation"] = outside.get("evaluation", 0.0) + forward_flops(learner).per_example * n
+    outside["evaluation"] = outside.get("evaluation", 0.0) + flops * n
     return quality
 
 
@@ -139,7 +142,8 @@ def evaluate_again(
         precision = folder.began_with(run).get("precision") or best_precision(device)
         spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
         learner = load_model(spec).to(device)
-    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group)
+    flops = forward_flops(learner).per_example
+    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group, flops)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
     with group.together():
         if group.is_first:

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "evaluate_every",
         "keep_every",
         "cache_bytes",
+        "fsdp",
         "evaluate",
         "out",
         "name",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..datasets.writing import write_errors
 from ..errors import CurateError, StoppedError
-from ..scoring.loading import save_weights
+from ..scoring.loading import save_tensors
 from .group import Group
 from .records import RunRecords
 from .trainee import Trainee
@@ -42,7 +42,7 @@ class Keeping:
         group: Group | None = None,
     ) -> None:
         self._folder, self._learner, self._records, self._measure = run / "checkpoints", learner, records, measure
-        self._quality, self._steps = quality, steps
+        self._named, self._steps = quality, steps
         self._evaluate_every, self._keep_every = evaluate_every, keep_every
         self._group = group or Group()
         self.best: tuple[int, float] | None = None
@@ -52,7 +52,7 @@ class Keeping:
         """Know the best of what was measured by the records; let go of what was measured later."""
         self.best = None
         for at, quality in self._group.first(lambda: list(self._records.measured())):
-            self._better(at, quality.get(self._quality))
+            self._better(at, quality.get(self._named))
         self._best_then = self.best
         if self._group.is_first:
             self._prune()
@@ -67,17 +67,22 @@ class Keeping:
     def measures(self, step: int) -> bool:
         return self._due(self._evaluate_every, step)
 
+    def quality(self) -> Mapping[str, float]:
+        """All measures of the learner as it is now. A collective."""
+        with self._learner.whole():
+            return self._measure()
+
     def measure(self, step: int) -> Mapping[str, float]:
         """The learner's quality after `step`; its weights are written where it is the best so far. Where the test split
         cannot be read just now, that is logged, and the run goes on. A collective."""
         try:
-            quality = self._measure()
+            quality = self.quality()
         except StoppedError:
             raise
         except CurateError as e:
             self._records.log(f"not evaluated after step {step:,}: {e}")
             return {}
-        if self._better(step, quality.get(self._quality)):
+        if self._better(step, quality.get(self._named)):
             self._write(self._file(step))
         return quality
 
@@ -92,7 +97,7 @@ class Keeping:
         if self._evaluate_every is None:
             return None
         final = self._folder / f"{BEST}.safetensors"
-        if self._better(step, quality.get(self._quality)):
+        if self._better(step, quality.get(self._named)):
             self._write(final)
         with self._group.together(), write_errors(final):
             if self._group.is_first:
@@ -100,7 +105,7 @@ class Keeping:
                     self._file(self.best[0]).replace(final)
                 for file in self._bests():
                     file.unlink()
-        return {"step": self.best[0], self._quality: self.best[1]} if self.best else None
+        return {"step": self.best[0], self._named: self.best[1]} if self.best else None
 
     def _due(self, every: int | None, step: int) -> bool:
         return every is not None and 0 < step < self._steps and step % every == 0
@@ -112,9 +117,10 @@ class Keeping:
         return better
 
     def _write(self, path: Path) -> None:
+        state = self._learner.state(optimizer=False)
         with self._group.together():
             if self._group.is_first:
-                save_weights(self._learner.result.module, path)
+                save_tensors(state.result, path)
 
     def _file(self, step: int) -> Path:
         return self._folder / f"{BEST}-{step:09d}.safetensors"

@@ -80,7 +80,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
     job.pace.start(step, str(job.run))
     said: set[str] = set()
     _say_skipped(job, said)
-    at_step = batches.own_state()
+    at_step = job.subs.own_state()
     subs = iter(job.subs)
     unlogged: tuple[SubBatch, float, dict[str, torch.Tensor]] | None = None
     try:
@@ -94,7 +94,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
-                places = len(sub.selection.index), sub.positions
+                places = job.subs.selector.b, sub.positions
                 views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
                 losses = {
                     name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
@@ -103,7 +103,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 for trainee in job.trainees.values():
                     trainee.align()
             step += 1
-            at_step = batches.own_state()
+            at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
 
             with job.timing("record"):
@@ -153,6 +153,7 @@ def _resume(job: TrainingJob) -> int:
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
+    job.subs.restore(found.scored)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     with job.group.together():
@@ -165,13 +166,14 @@ def _resume(job: TrainingJob) -> int:
 def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     """A checkpoint, with `own` the loader's state after this step. No file of selections spans one. A collective."""
     group = job.group
-    batches = job.subs.batches.whole_state(own)
+    batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
+    trainees = {name: trainee.state() for name, trainee in job.trainees.items()}
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-            checkpoint.save(job.run, step, job.trainees, _generators(job), state, ranks)
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored)
             job.keeping.saved()
 
 
@@ -250,7 +252,7 @@ def _line(
     job: TrainingJob, rates: Rates, step: int, sub: SubBatch, share: float, losses: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """A line of metrics.jsonl. A collective."""
-    chosen, group, b = sub.selection, job.group, job.subs.selector.b
+    group, b = job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
         means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
@@ -261,10 +263,8 @@ def _line(
         "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
-        "online_loss": _mean(chosen.online_loss),
-        "reference_loss": _mean(chosen.reference_loss),
-        "score": _mean(chosen.score),
-        "score_selected": None if chosen.score is None else _mean(chosen.score[chosen.index]),
+        **_means(sub, group if job.subs.local else None),
+        **({"score_age": min(job.subs.score_ahead, step - 1)} if job.subs.score_ahead else {}),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,
@@ -293,5 +293,19 @@ def _costs(job: TrainingJob) -> dict[str, Any]:
     return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
 
 
-def _mean(values: torch.Tensor | None) -> float | None:
-    return None if values is None else float(values.float().mean())
+def _means(sub: SubBatch, group: Group | None) -> dict[str, float | None]:
+    """Of the super-batch's losses and scores, and of the chosen scores. `group` are the ranks where each knows its own rows
+    alone: a collective then."""
+    chosen = sub.selection
+    known = {
+        "online_loss": chosen.online_loss,
+        "reference_loss": chosen.reference_loss,
+        "score": chosen.score,
+        "score_selected": None if chosen.score is None else chosen.score[chosen.index],
+    }
+    if group is None:
+        return {name: None if values is None else float(values.float().mean()) for name, values in known.items()}
+    sums = {name: [float(x.double().sum()), len(x)] for name, x in known.items() if x is not None}
+    totals = group.sum(torch.tensor([*sums.values()], dtype=torch.float64)).tolist() if sums else []
+    found = {name: total / count for name, (total, count) in zip(sums, totals, strict=True)}
+    return {name: found.get(name) for name in known}

@@ -32,7 +32,7 @@ JOINT_BLOCKS = 6
 class Needs:
     """What a run computes at a step. `scoring` are the models that score the super-batch; `joint` says that the choice
     compares all pairs. Of `views` those made `ahead` are made of the whole super-batch. `grad_checkpointing` is the
-    learner's."""
+    learner's. So many super-batches `wait`, scored, for their turn."""
 
     learner: Trainee
     online: Trainee | None
@@ -47,10 +47,21 @@ class Needs:
     score_precision: Precision
     device: torch.device
     joint: bool = False
+    wait: int = 0
+
+    @property
+    def shards(self) -> int:
+        """How many ranks hold a part of the learner's weights each; 1 where all hold all."""
+        return self.learner.group.size if self.learner.fsdp else 1
 
     @property
     def trainees(self) -> dict[str, Trainee]:
         return {"learner": self.learner} | ({"online model": self.online} if self.online else {})
+
+    @property
+    def super_batches(self) -> int:
+        """On the host at one time."""
+        return SUPER_BATCHES + self.wait
 
     @property
     def image_bytes(self) -> int:
@@ -120,12 +131,13 @@ def measure(needs: Needs) -> Memory:
     models = {id(m.module): m for m in (*(t.model for t in needs.trainees.values()), *needs.scoring)}
     tensors = {id(t): t for m in models.values() for t in (*m.module.parameters(), *m.module.buffers())}
     optimizers = {name: optimizer_bytes(trainee, needs.device) for name, trainee in needs.trainees.items()}
+    whole, shards = parameter_bytes(needs.learner.module), needs.shards
     held = {
-        "parameters": sum(t.nbytes for t in tensors.values()),
-        "optimizer": sum(state for state, _ in optimizers.values()),
+        "parameters": sum(t.nbytes for t in tensors.values()) - whole + whole // shards,
+        "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
         "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
-        "images": 2 * b * images + (1 if own else SUPER_BATCHES) * drawn,
+        "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
     }
     peaks = {}
     for name, trainee in needs.trainees.items():
@@ -137,11 +149,13 @@ def measure(needs: Needs) -> Memory:
     for model in needs.scoring:
         size = min(B, needs.micro_batch)
         peak = scoring_peak(model, size, needs.score_precision, needs.device)
+        if shards > 1 and model.module is needs.learner.module:
+            peak += whole  # gathered; a training step gathers less than the gradients that its peak counts
         # The loop holds the super-batch before until this one is chosen from.
         peaks["scoring"] = max(peaks.get("scoring", 0), peak + own * drawn)
     if needs.joint:
         peaks["choosing"] = JOINT_BLOCKS * B * BLOCK * 4
-    return Memory(held, peaks, (SUPER_BATCHES + own) * drawn)
+    return Memory(held, peaks, (needs.super_batches + own) * drawn)
 
 
 def available(needs: Needs) -> int | None:
@@ -178,7 +192,7 @@ def crude(needs: Needs) -> int:
         8 * parameters
         + compared
         + needs.image_bytes * 4 * MOST_ACTIVATIONS * at_a_time
-        + needs.image_bytes_ahead * SUPER_BATCHES * needs.super_batch
+        + needs.image_bytes_ahead * needs.super_batches * needs.super_batch
     )
 
 

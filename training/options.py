@@ -12,7 +12,6 @@ from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
 from ..errors import SpecError, nearest, without_secrets
-from ..ledger import BASELINE
 from ..options import (
     Bytes,
     Concern,
@@ -20,30 +19,17 @@ from ..options import (
     Options,
     Share,
     Text,
-    Values,
     check_choice,
     check_least,
     check_local,
     flag,
     options_of,
 )
-from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
-from ..scoring.settings import (
-    N_CHUNKS,
-    Coarse,
-    ContrastiveLoss,
-    KeepBy,
-    OnMissing,
-    Precision,
-    Sampler,
-    check_keep,
-    check_precision,
-    super_batch_size,
-)
+from ..scoring.settings import Precision, check_precision, super_batch_size
+from .selection_options import SelectionOptions
+from .sharing import SharingOptions
 
 Augment = Literal["none", "flip", "crop-flip"]
-# A policy by its name, or your own.
-Chosen = Annotated[str | Policy, Values({policy.name: policy.help for policy in POLICIES.values()})]
 # Options that had another name in the config.json of an earlier version.
 RENAMED = {"shuffle_bytes": "host_bytes"}
 
@@ -67,93 +53,6 @@ class BudgetOptions(Concern):
                 "give exactly one of --budget-flops, --examples and --steps (--train-num-samples is a way to say --examples)"
             )
         check_least(self, 1, "examples", "steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions(Concern):
-    """How the b of B examples are chosen, and what their scores come from."""
-
-    policy: Chosen = BASELINE
-    """Choose examples by this policy. Your own policy is module:NAME, imported from the working folder."""
-    online: str | None = None
-    """Train this small model along with the learner and score every super-batch with it."""
-    reference_scores: str | None = None
-    """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
-    reference: str | None = None
-    """Check that the score table comes from this model. Default: your own run or entry that made the table."""
-    trust_table: bool = False
-    """Build the model that the score table describes. Only for a table whose maker you trust."""
-    replay: str | None = None
-    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
-    filter_ratio: float = 0.5
-    """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
-    keep: Share = 0.5
-    """Keep this share of the data set, the best by the stored score, where the policy filters. The rest is never drawn."""
-    keep_by: KeepBy = "all"
-    """Keep the share of the whole data set, of each class, or of each shard."""
-    temperature: float = 1.0
-    """Divide scores by this before the softmax. Lower values choose more strictly."""
-    score_scale: float | None = None
-    """Multiply losses by this in the score. Default: 1; 20 where image-text pairs are scored one by one."""
-    sampler: Sampler = "softmax"
-    """Draw examples with probability softmax(score), or take those with the highest scores (topk)."""
-    chunks: int = N_CHUNKS
-    """Draw the sub-batch in this many chunks, where the policy chooses pairs jointly."""
-    joint_loss: ContrastiveLoss | None = None
-    """Score pairs jointly by this contrastive loss. Default: sigmoid if both models have a bias, else softmax."""
-    score_size: int | None = None
-    """Score images at this many pixels a side, below the model's own size. Default: as the score table was made."""
-    score_patch_dropout: float | None = None
-    """Score a vision transformer without this share of its patches. Default: as the score table was made."""
-    on_missing: OnMissing = "error"
-    """Stop with an error where the table lacks an example, score it during the run, or skip it."""
-
-    def __post_init__(self) -> None:
-        if self.replay is not None and str(self.policy) != BASELINE:
-            raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
-        if self.replay is not None and self.online:
-            raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
-        policy = self.chosen_policy
-        if policy.online == "model" and not self.online:
-            raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
-        if policy.reference != "none" and not self.reference_scores:
-            raise SpecError(
-                f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
-            )
-        if not 0 <= self.filter_ratio < 1:
-            raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
-        check_keep(self.keep, self.keep_by)
-        if policy.filters and self.on_missing == "score":
-            raise SpecError(
-                f"policy '{self.policy}' keeps the best by stored scores, and --on-missing score has none; use skip"
-            )
-        check_least(self, 1, "chunks")
-        if not 0 < self.temperature < math.inf:
-            raise SpecError(
-                f"--temperature is {self.temperature}, expected more than 0; for a hard choice --sampler topk"
-            )
-        if self.score_scale is not None and not 0 < self.score_scale < math.inf:
-            raise SpecError(f"--score-scale is {self.score_scale:g}, expected a number above 0")
-        check_choice(self, "sampler")
-        check_choice(self, "joint_loss")
-        check_choice(self, "on_missing")
-        _ = self.coarse
-
-    @property
-    def chosen_policy(self) -> Policy:
-        return find_policy(self.policy) if self.replay is None else REPLAY
-
-    @property
-    def selects(self) -> bool:
-        return self.chosen_policy.selects
-
-    @property
-    def joint(self) -> bool:
-        return self.chosen_policy.joint
-
-    @property
-    def coarse(self) -> Coarse:
-        return Coarse(size=self.score_size, patch_dropout=self.score_patch_dropout or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +109,8 @@ class OptimizationOptions(Concern):
     """Keep less of the learner's forward pass in memory, and compute the rest again in its backward pass."""
     micro_batch: int = 2048
     """Score this many examples in one forward pass. Fewer need less memory."""
+    fsdp: bool = False
+    """Under torchrun, cut the learner's weights, gradients and optimizer state into shards, one for each process (FSDP2)."""
 
     @property
     def stepping(self) -> dict[str, Any]:
@@ -343,10 +244,12 @@ class RunOptions(Options):
     optimization: OptimizationOptions = field(default_factory=OptimizationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
+        self.sharing.refuse_local(self.selection.chosen_policy, self.selection.replay)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

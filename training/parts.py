@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -55,6 +56,7 @@ class Resolved:
     augment: str
     warmup: int
     joint_loss: ContrastiveLoss
+    choosing: dict[str, int]
 
     def to_dict(self, models: RunModels) -> dict[str, Any]:
         """As manifest.json has it."""
@@ -66,6 +68,7 @@ class Resolved:
                 "score scale": self.scale,
                 "joint loss": self.joint_loss,
             },
+            **self.choosing,
         }
 
 
@@ -103,7 +106,9 @@ def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps:
     if scale is None:
         scale = 1.0 if options.selection.joint else task.score_scale
     augment = options.optimization.augment or task.augment
-    return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss)
+    # Another number of ranks would choose otherwise, so a resume has as many.
+    choosing = {"ranks that choose": setup.group.size} if options.sharing.local else {}
+    return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss, choosing)
 
 
 def manifest_of(
@@ -175,6 +180,7 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | Rep
         policy=options.selection.chosen_policy,
         model=models.scorer,
         forward=models.forward,
+        whole=models.learner.whole if models.online is None else nullcontext,
         reference=cost.made_in_run,
         reference_cost=cost.reference,
         ledger=cost.ledger,
@@ -220,6 +226,9 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
             timing=timing,
             check=partial(refuse_misfits, checked),
             charge=scorer.charge,
+            score_ahead=options.selection.score_ahead,
+            last=cost.steps,
+            local=options.sharing.local,
         ),
         learner=models.learner,
         online=models.online,
@@ -247,11 +256,12 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
 def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     """What is measured and kept on the way."""
     options, learner = setup.options, models.learner
+    evaluates = options.records.evaluate and setup.dataset.test
+    flops = forward_flops(learner.model).per_example if evaluates else 0.0  # shards could not be measured later
+    known: Any = (setup.device, setup.precision, setup.group, flops)
 
     def measure() -> dict[str, float]:
-        return quality_of(
-            options, learner.result, setup.dataset, cost.ledger.outside, setup.device, setup.precision, setup.group
-        )
+        return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, *known)
 
     return Keeping(
         setup.run,
@@ -269,18 +279,25 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
 def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -> Needs:
     """What the run computes at a step on one rank, for the estimate of its memory."""
     options, ranks, batches = setup.options, setup.group.size, subs.batches
+
+    def largest_part(size: int) -> int:
+        """The rows of the rank that has most lanes."""
+        return -(-size * -(-batches.lanes // ranks) // batches.lanes)
+
+    b = options.optimization.batch_size
     return Needs(
         learner=models.learner,
         online=models.online,
         scoring=[model for model in (models.scorer, cost.made_in_run) if model],
         views=batches.views.values(),
         ahead=subs.views_ahead,
-        sub_batch=-(-options.optimization.batch_size // ranks),
-        super_batch=-(-batches.size * -(-batches.lanes // ranks) // batches.lanes),
+        sub_batch=largest_part(b) if subs.local else -(-b // ranks),
+        super_batch=largest_part(batches.size),
         micro_batch=options.optimization.micro_batch,
         accumulate=options.optimization.accumulate,
         grad_checkpointing=options.optimization.grad_checkpointing,
         score_precision=setup.score_precision,
         device=setup.device,
         joint=options.selection.joint,
+        wait=options.selection.score_ahead,
     )

@@ -21,6 +21,7 @@ from ..progress import Bar
 from ..scoring.selection import Selection
 from ..units import Report
 from .batch import SuperBatch
+from .local import whole_selection
 from .options import RunOptions
 from .sub import SubBatch
 from .trackers import Trackers
@@ -64,6 +65,7 @@ class SelectionLog:
         if step % self.every or selection.score is None:
             return
         shards, keys = batch.whole_names()
+        selection = whole_selection(batch, selection)
         if not self._writes or (batch.division is not None and not batch.division.group.is_first):
             return
         B = len(shards)

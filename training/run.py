@@ -48,6 +48,7 @@ def train(
     group = group or Group()
     recorded = None
     with group.together():
+        startup.refuse_shards(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -140,9 +141,9 @@ def _train(
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
     with float32_products(device, precision):
-        models.join(options.optimization.batch_size)
+        models.join(job.subs.least_rows)
         done = train_loop(job)
-        return finish(options, dataset, job, done, models.table, device, precision, started)
+        return finish(options, dataset, job, done, models.table, started)
 
 
 def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:
@@ -183,12 +184,14 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
-    accumulate, ranks = setup.options.optimization.accumulate, setup.group.size
-    if accumulate * ranks > 1:
-        said = f"normalise over each of {accumulate * ranks} parts of a batch, not over all of it"
-        for name, model in models.trained.items():
-            if batch_norms(model.module):
-                log(f"the {name}'s BatchNorm layers {said}: gradients differ from those of the whole batch")
+    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
+    named = {"learner": "the learner", "online": "the online model"}
+    normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
+    if count > 1 and normalising:
+        log(
+            f"BatchNorm layers of {' and '.join(normalising)} normalise over each of {count} parts of a batch, not over all "
+            "of it: gradients differ from those of the whole batch"
+        )
     zero = unusual(cost.uncounted)
     if zero:
         log(

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from ..errors import SpecError
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
+from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import startup
 from .reference import Reference, note_geometry, note_views, open_reference
@@ -37,11 +39,10 @@ class RunModels:
     def trained(self) -> dict[str, Model]:
         return {name: trainee.model for name, trainee in self.trainees.items()}
 
-    def join(self, b: int) -> None:
-        """Let all ranks step together, on b examples at a time. A collective."""
-        group = self.learner.group
+    def join(self, rows: int) -> None:
+        """Let all ranks step together, each on `rows` examples or more. A collective."""
         for trainee in self.trainees.values():
-            trainee.join(b // group.size)
+            trainee.join(rows)
 
 
 def build_models(setup: Setup) -> RunModels:
@@ -65,23 +66,28 @@ def build_models(setup: Setup) -> RunModels:
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
-    compiled = options.optimization.compile
+    compiled, fsdp = options.optimization.compile, options.optimization.fsdp
     settings: dict[str, Any] = {
         **options.optimization.stepping,
-        "compiled": compiled if compiled is not None else device.type == "cuda",
+        "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,
         "device": device,
         "precision": setup.precision,
         "group": setup.group,
+        "sync_bn": options.sharing.sync_bn,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr
     online_lr = options.optimization.online_lr if options.optimization.online_lr is not None else lr
-    learner_trainee = Trainee(learner, lr=lr, **options.optimization.of_the_learner, **settings)
+    gathered: Precision = setup.precision if online or setup.precision == setup.score_precision else "fp32"
+    shards = gathered if fsdp else None
+    learner_trainee = Trainee(learner, lr=lr, fsdp=shards, **options.optimization.of_the_learner, **settings)
     online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
 
     asked = None if policy.online == "none" else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = startup.coarse_of(options.selection, opened.table)
     if asked and coarse:
+        if fsdp and asked is learner_trainee:
+            raise SpecError("--fsdp: a learner in shards cannot score with fewer pixels or patches; give --online NAME")
         scorer = coarsened(asked.model, coarse)
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
     note_geometry(opened.table, scorer, log)

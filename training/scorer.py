@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +19,7 @@ from ..scoring.models import Model, Scored
 from ..scoring.policies import Policy
 from ..scoring.settings import Precision
 from .batch import SuperBatch
+from .score_ahead import Copy
 
 ONLINE, REFERENCE = "scorer", "reference"
 """The names under which super-batches hold what these two models see."""
@@ -31,7 +36,8 @@ class RunScorer:
     `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
     where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
     the ledger. None where it may not. Where `budget` is given, BudgetSpentError is raised before a super-batch is scored
-    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first.
+    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first. All ranks
+    enter `whole()` before they score, where the model is in shards.
     """
 
     policy: Policy
@@ -46,6 +52,7 @@ class RunScorer:
     reference_bias: float = 0.0
     budget: float | None = None
     step_flops: float = 0.0
+    whole: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -67,6 +74,20 @@ class RunScorer:
         if flops and self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
             raise BudgetSpentError
         self.ledger.add_scored_in_run(flops)
+
+    def snapshot(self) -> RunScorer:
+        """A scorer with the model's weights as they are now; the next call brings it up to date."""
+        copied, scorer = self._copied
+        copied.update()
+        return scorer
+
+    @cached_property
+    def _copied(self) -> tuple[Copy, RunScorer]:
+        assert self.model is not None
+        copied, model = Copy(self.model.module), copy(self.model)
+        model.module = copied.module
+        compiled = self.forward is not self.model.module
+        return copied, replace(self, model=model, forward=torch.compile(copied.module) if compiled else copied.module)
 
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""

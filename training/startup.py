@@ -27,15 +27,45 @@ from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
-from .options import RunOptions, SelectionOptions
+from .options import RunOptions
+from .selection_options import SelectionOptions
 
 # Adam's two moments, in weights.
 OPTIMIZER_STATE = 2
+# They treat each weight by itself, so they need not see all of a tensor.
+SHARDED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")
 
 
 def stream_seed(seed: int, name: str) -> int:
     """A seed of its own for each use of random numbers, so that neighbouring seeds share none."""
     return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def refuse_shards(options: RunOptions, ranks: int) -> None:
+    """Raises SpecError where --fsdp does not go with the other options, or with so many ranks."""
+    asked = options.optimization
+    if not asked.fsdp:
+        return
+    if ranks == 1:
+        raise SpecError("--fsdp divides the learner among several processes; start them with torchrun, or leave it out")
+    online = options.selection.chosen_policy.online
+    if options.selection.score_ahead and (online == "learner" or (online == "either" and not options.selection.online)):
+        raise SpecError("--score-ahead copies the learner, which --fsdp divides; leave one of them out")
+    if options.sharing.sync_bn:
+        raise SpecError("--fsdp was not tried with --sync-bn; leave one of them out")
+    if asked.ema is not None:
+        raise SpecError("--fsdp keeps no moving average of weights; leave --ema out")
+    if asked.compile:
+        raise SpecError("--fsdp was not tried with torch.compile; leave --compile out")
+    if asked.optimizer not in SHARDED_OPTIMIZERS:
+        raise SpecError(
+            f"--optimizer {asked.optimizer} was not tried with --fsdp; take one of {', '.join(SHARDED_OPTIMIZERS)}"
+        )
+    if asked.accumulate > asked.batch_size // ranks:
+        raise SpecError(
+            f"--accumulate is {asked.accumulate}; with --fsdp expected at most a process's share of --batch-size, "
+            f"{asked.batch_size // ranks}"
+        )
 
 
 def missing_share(table: ScoreTable | None, shards: Sequence[Shard]) -> float:

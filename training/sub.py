@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..datasets.decoding import View
 from ..datasets.readers import Failure
@@ -21,8 +22,10 @@ from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
 from .division import Division
-from .group import bare
 from .late import made
+from .local import LocalSelector, everybodys, least_share
+from .online_model import OnlineScorer, Scorer
+from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
 from .superbatch import SuperBatches
 
@@ -33,7 +36,8 @@ class SubBatch(SuperBatch):
 
     In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
     that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
-    with gradients, is the mean over b. `moved` of the b examples went from one rank to another.
+    with gradients, is the mean over b. `moved` of the b examples went from one rank to another. Of a local choice the
+    `selection` is that of this rank's own rows.
     """
 
     selection: Selection = field(kw_only=True)
@@ -51,22 +55,6 @@ class SubBatch(SuperBatch):
         return changed
 
 
-class Scorer(Protocol):
-    """What is known of a super-batch: losses [B], or `Losses`.
-
-    It may have `views`, the names of the views that it reads. The others are then made of the chosen examples alone. With
-    no names in it, it scores by what the score table has, and is called in another thread, before its turn.
-    """
-
-    def score(self, batch: SuperBatch) -> torch.Tensor | Losses: ...
-
-
-class OnlineScorer(Scorer, Protocol):
-    """A scorer that also learns from what was chosen."""
-
-    def step(self, batch: SuperBatch) -> Any: ...
-
-
 class SubBatches:
     """An endless stream of sub-batches: draws a super-batch, scores it, and chooses (steps 1 to 3 of Algorithm 1).
 
@@ -74,7 +62,11 @@ class SubBatches:
     scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
     `timing` is entered with "data", "score", "select" and "decode" (of what was chosen; and "train" for the online step)
     round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise.
-    So is `charge` where a model scores; it may talk to other ranks.
+    So is `charge` where a model scores; it may talk to other ranks. With `local`, each rank of a group chooses its share of
+    b among its own rows, in proportion to them: nothing is exchanged, and the choice is another one for each number of ranks.
+
+    With `score_ahead`, scoring of a super-batch begins so many super-batches before its turn, by the weights of then, in a
+    thread of its own where the scorer has a `snapshot`. Nothing behind the super-batch numbered `last` is scored.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -90,6 +82,9 @@ class SubBatches:
         timing: Callable[[str], AbstractContextManager[Any]] = lambda stage: nullcontext(),
         check: Callable[[SuperBatch], None] = lambda batch: None,
         charge: Callable[[SuperBatch], None] = lambda batch: None,
+        local: bool = False,
+        score_ahead: int = 0,
+        last: int | None = None,
     ) -> None:
         if online is not None and scorer is not None:
             raise SpecError("online and scorer are both given; an online model is a scorer, drop one")
@@ -109,37 +104,85 @@ class SubBatches:
         self.online, self.scorer = online, online or scorer
         self.device, self.timing = device, timing
         self.check, self.charge = check, charge
+        if score_ahead and self._seen_before_the_choice() == ():
+            raise SpecError(f"score_ahead is {score_ahead} and no model scores; leave it out")
+        self.score_ahead, self.last = score_ahead, last
+        self._waiting: deque[Scored] = deque()
+        self._turn: dict[str, Any] = {}
+        self._stored: deque[Losses] = deque()
+        self._thread = ScoringThread(device) if score_ahead and hasattr(self.scorer, "snapshot") else None
+        self._local = LocalSelector(selector, batches.group) if local else None
+        self.local = local and batches.group.size > 1
+        self.least_rows = selector.b // batches.group.size  # of a rank, in any step
+        if self.local:
+            self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
         selector = self.selector
         state = hashlib.sha256(selector.generator.get_state().numpy().tobytes()).hexdigest()[:16]
+        how = "local" if self.local else "global"
         self.batches.group.refuse_differences(
-            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state}
+            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
         ahead = self._seen_before_the_choice()
         if ahead is not None and not ahead and self.batches.group.size == 1:
             yield from self._chosen_ahead()
-        source = self.batches.stream(lambda batch: batch, ahead)
-        while True:
-            with self.timing("data"):
-                batch = next(source)
-            with self.timing("score"):
-                self.charge(batch)
-                with self.batches.group.together():
-                    self.check(batch)
-                    batch = batch if self.device is None else batch.to(self.device)
-                    known = self._known(batch)
-                if batch.division is not None:
-                    known = whole_losses(known, batch.division)
-            with self.timing("select"):
-                selection = self._choose(selector, known, len(batch.division or batch))
-            with self.timing("decode"):
-                batch, selection, failures = made(batch, selection)
-                self.batches.count_chosen(failures)
-                sub = sub_batch(batch, selection)
+        for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
+            if self.local:
+                sub = self._chosen_locally(batch, known)
+            else:
+                with self.timing("select"):
+                    selection = self._choose(selector, known, len(batch.division or batch))
+                with self.timing("decode"):
+                    batch, selection, failures = made(batch, selection)
+                    self.batches.count_chosen(failures)
+                    sub = sub_batch(batch, selection)
             self._step_online(sub)
             yield sub
+
+    def _scored(self, source: Iterator[SuperBatch]) -> Iterator[tuple[SuperBatch, Losses]]:
+        """Each super-batch in its turn, with its losses. It was begun to be scored `score_ahead` super-batches before."""
+        waiting, newest = self._waiting, 0
+        while True:
+            while len(waiting) <= self.score_ahead and (not waiting or newest != self.last):
+                with self.timing("data"):
+                    batch = next(source)
+                newest = batch.number
+                with self.timing("score"):
+                    waiting.append(self._begun(batch))
+            with self.timing("score"):
+                known = waiting[0].known()
+            one = waiting.popleft()
+            self._turn = one.state
+            yield one.batch, known
+
+    def _begun(self, batch: SuperBatch) -> Scored:
+        """A super-batch whose scoring is begun, or was before a checkpoint."""
+        state = self.batches.own_state()
+        if self._stored:
+            batch = batch if self.device is None else batch.to(self.device)
+            return Scored(batch, state, partial(_given, self._stored.popleft()))
+        self.charge(batch)
+        scorer: Any = self.scorer
+        whole: Callable[[], AbstractContextManager[None]] = getattr(scorer, "whole", nullcontext)
+        begun: Callable[[], Losses]
+        with whole(), self.batches.group.together():
+            self.check(batch)
+            batch = batch if self.device is None else batch.to(self.device)
+            if self._thread is None:
+                begun = partial(_given, self._known(scorer, batch))
+            else:
+                self._thread.wait()  # one copy of the weights serves all
+                begun = self._thread.begin(partial(self._known, scorer.snapshot(), batch))
+        age, division = min(self.score_ahead, batch.number - 1), batch.division
+
+        def found() -> Losses:
+            with self.batches.group.together():
+                known = aged(begun(), age, len(batch))
+            return known if division is None or self.local else whole_losses(known, division)
+
+        return Scored(batch, state, found)
 
     @property
     def views_ahead(self) -> list[View]:
@@ -163,7 +206,7 @@ class SubBatches:
 
         def chosen(batch: SuperBatch) -> tuple[SubBatch, list[Failure], torch.Tensor]:
             self.check(batch)
-            selection = self._choose(selector, self._known(batch), len(batch))
+            selection = self._choose(selector, self._known(self.scorer, batch), len(batch))
             batch, selection, failures = made(batch, selection)
             return sub_batch(batch, selection), failures, selector.generator.get_state()
 
@@ -179,15 +222,35 @@ class SubBatches:
             self._step_online(sub)
             yield sub
 
+    def _chosen_locally(self, batch: SuperBatch, known: Losses) -> SubBatch:
+        """What this rank chooses of its own rows, as one process would of a super-batch of these. A collective."""
+        group, division = self.batches.group, batch.division
+        assert self._local is not None and division is not None
+        with group.together():
+            with self.timing("select"):
+                selector, before = self._local.of_step(division)
+                selection = self._choose(selector, known, len(batch))
+            with self.timing("decode"):
+                own, selection, failures = made(replace(batch, division=None), selection)
+                sub = sub_batch(own, selection)
+        with self.timing("decode"):
+            self.batches.count_chosen(everybodys(failures, group))
+        return replace(
+            sub,
+            drawn=replace(own, division=division),
+            positions=sub.positions + before,
+            weight=len(sub) * group.size / self.selector.b,
+        )
+
     def _step_online(self, sub: SubBatch) -> None:
         if self.online is not None:
             with self.timing("train"):
                 self.online.step(sub)
 
-    def _known(self, batch: SuperBatch) -> Losses:
+    def _known(self, scorer: Scorer | None, batch: SuperBatch) -> Losses:
         if not self.selector.policy.selects:
             return Losses()
-        found = self.scorer.score(batch) if self.scorer is not None else None
+        found = scorer.score(batch) if scorer is not None else None
         if isinstance(found, Losses):
             return found
         return Losses(found, batch.reference_loss, reference_pairs=self._stored_pairs(batch))
@@ -209,13 +272,35 @@ class SubBatches:
 
     def close(self) -> None:
         self.batches.close()
+        if self._thread is not None:
+            self._thread.close()
+
+    def own_state(self) -> dict[str, Any]:
+        """Where the stream of super-batches stands behind the one that was chosen from last: this rank's part."""
+        now = self.batches.own_state()
+        return {**self._turn, "bad_chosen": now["bad_chosen"]} if self._waiting else now
+
+    def scored(self) -> list[dict[str, Any]]:
+        """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
+        return [losses_to_dict(one.known()) for one in self._waiting]
+
+    def restore(self, scored: Iterable[dict[str, Any]]) -> None:
+        """Take these losses for the next super-batches; `state_dict` of the stream is loaded before."""
+        self._waiting.clear()
+        self._stored = deque(losses_from_dict(one, self.device) for one in scored)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches.state_dict(), "selector": self.selector.state_dict()}
+        state = {"batches": self.batches.whole_state(self.own_state()), "selector": self.selector.state_dict()}
+        return {**state, "scored": self.scored()} if self.score_ahead else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.batches.load_state_dict(state["batches"])
         self.selector.load_state_dict(state["selector"])
+        self.restore(state.get("scored", ()))
+
+
+def _given(known: Losses) -> Losses:
+    return known
 
 
 def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
@@ -267,66 +352,3 @@ def whole_losses(known: Losses, division: Division) -> Losses:
         whole(known.age_B),
         whole(known.chosen_B),
     )
-
-
-class OnlineModel:
-    """A small model of yours, of any library, that scores super-batches and trains on what was chosen.
-
-    `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
-    score, and in training mode to train on their mean. Where the loss to train on is another one, such as a contrastive
-    loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `views` names the views that `losses` reads
-    (all, if it is left out): the others are made of the chosen examples alone. `scheduler`, if given, is stepped after
-    the optimizer. In a group of processes `module` is wrapped in DistributedDataParallel; it scores without the wrapper.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        losses: Callable[[nn.Module, SuperBatch], torch.Tensor],
-        optimizer: torch.optim.Optimizer,
-        *,
-        views: Iterable[str] | None = None,
-        training_loss: Callable[[nn.Module, SuperBatch], torch.Tensor] | None = None,
-        scheduler: Any = None,
-    ) -> None:
-        self.module, self.losses, self.optimizer, self.scheduler = module, losses, optimizer, scheduler
-        self.views = None if views is None else frozenset(views)
-        self.training_loss = training_loss or (lambda module, batch: losses(module, batch).mean())
-
-    def score(self, batch: SuperBatch) -> torch.Tensor:
-        """Losses float32 [B] of a super-batch; the module's training mode is put back."""
-        module = bare(self.module)
-        modes = {part: part.training for part in module.modules()}
-        module.eval()
-        try:
-            with torch.no_grad():
-                loss_B = self.losses(module, batch).float()
-        finally:
-            for part, training in modes.items():
-                part.training = training
-        if loss_B.shape != (len(batch),):
-            raise SpecError(
-                f"losses has shape {tuple(loss_B.shape)}, expected one loss for each of {len(batch)} examples"
-            )
-        return loss_B
-
-    def step(self, batch: SuperBatch) -> torch.Tensor:
-        """One optimizer step on a sub-batch. Returns the detached loss."""
-        self.module.train()
-        loss = self.training_loss(self.module, batch) * getattr(batch, "weight", 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return loss.detach()
-
-    def state_dict(self) -> dict[str, Any]:
-        state = {"module": bare(self.module).state_dict(), "optimizer": self.optimizer.state_dict()}
-        return state if self.scheduler is None else {**state, "scheduler": self.scheduler.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        bare(self.module).load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])

@@ -159,10 +159,13 @@ class SuperBatches:
         """From where the stream stands, for ever."""
         return self.stream(lambda batch: batch)
 
-    def stream(self, then: Callable[[SuperBatch], T], ahead: Collection[str] | None = None) -> Iterator[T]:
+    def stream(
+        self, then: Callable[[SuperBatch], T], ahead: Collection[str] | None = None, waiting: int = 0
+    ) -> Iterator[T]:
         """What `then`, called in the thread that reads ahead, makes of each super-batch from where the stream stands.
 
         Of the views only those named `ahead` are made there, all if it is None. Others are made when they are asked for.
+        The consumer holds `waiting` of them beside the one in use.
         """
         late = self._late(ahead)
         self.group.refuse_differences(
@@ -185,7 +188,8 @@ class SuperBatches:
         )
 
         images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
-        depth = 2 if (2 + IN_HANDS) * self.size * images <= self._layout.host_bytes else 1
+        in_hands = IN_HANDS + waiting
+        depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
 
         def draw() -> Iterator[tuple[T, dict[str, Any]]]:
             held: list[int] = []
@@ -193,7 +197,7 @@ class SuperBatches:
                 while True:
                     batch, size = self._super_batch(drawing, late)
                     held.append(size)
-                    drawing.room.add(size - (held.pop(0) if len(held) > depth + IN_HANDS else 0))
+                    drawing.room.add(size - (held.pop(0) if len(held) > depth + in_hands else 0))
                     yield then(batch), drawing.state()
             finally:
                 drawing.close()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import timm.optim
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 
 from ..errors import ModelError, SpecError
 from ..options import flag
-from ..scoring.fit import some_unused
+from ..scoring.fit import first_line, some_unused
 from ..scoring.forward import autocast
 from ..scoring.gradients import (
     add_gradients,
@@ -33,6 +36,24 @@ MAX_LOGIT_SCALE = math.log(100)
 Places = tuple[int, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class TraineeState:
+    """What a trainee's checkpoint holds: states of its module, its optimizer, and the average of its weights.
+
+    Of `weights` those in `finite` must be finite.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    average: Mapping[str, torch.Tensor] | None
+    finite: frozenset[str]
+
+    @property
+    def result(self) -> Mapping[str, torch.Tensor]:
+        """The weights that are evaluated and kept."""
+        return self.weights if self.average is None else self.average
+
+
 class Trainee:
     """The learner, or the online model: both take the same steps on the same sub-batches.
 
@@ -43,10 +64,13 @@ class Trainee:
     so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
-    all of them before the first step. `forward` scores on one rank alone.
+    all of them before the first step. `forward` scores on one rank alone. With `fsdp` each rank then holds a shard of the
+    weights and of all that belongs to them; blocks are gathered in this number format, and `forward` is called within
+    `whole()`. With `sync_bn`,
+    BatchNorm layers normalise over what all ranks compute at a time.
 
-    Raises SpecError for an optimizer that timm does not know or that lacks what is set, and ModelError for a model that
-    cannot do what is asked.
+    Raises SpecError for an optimizer that timm does not know or that lacks what is set, and where BatchNorm cannot be
+    synchronised, and ModelError for a model that cannot do what is asked.
     """
 
     def __init__(
@@ -72,6 +96,8 @@ class Trainee:
         device: torch.device,
         precision: Precision = "fp32",
         group: Group | None = None,
+        fsdp: Precision | None = None,
+        sync_bn: bool = False,
     ) -> None:
         self.model = model.to(device)
         self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,7 +107,14 @@ class Trainee:
             checkpoint_activations(model)
         self.forward: Any = torch.compile(self.module) if compiled else self.module
         self.group = group or Group()
+        self.sync_bn = sync_bn and self.group.size > 1 and bool(batch_norms(self.module))
+        if self.sync_bn and device.type == "cpu":
+            raise SpecError(
+                "--sync-bn: torch's SyncBatchNorm runs on GPUs alone, and this run is on the CPU; leave it out"
+            )
         self._run = self.forward
+        self.fsdp = fsdp
+        self._sharded: Any = None
         self.loss = model.task.training_loss(model, label_smoothing, self.group)
         self.distill = distill
         self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
@@ -109,15 +142,25 @@ class Trainee:
         return made
 
     def join(self, rows: int) -> None:
-        """Share the steps with the other ranks of the group, `rows` examples on this one. A collective.
+        """Share the steps with the other ranks of the group, each on `rows` examples or more. A collective.
 
         A first pass over blank images settles in which order gradients are averaged. Otherwise that order would be another
         one in the first step of a process, and a resumed run would differ in its last bits.
         """
         if self.group.size == 1:
             return
-        shared: Any = self.group.divide(self.module, some_unused=some_unused(self.model))
-        self._run = torch.compile(shared) if self.compiled else shared
+        if self.sync_bn:
+            if rows < self.accumulate:  # else ranks would synchronise other numbers of parts, and wait for ever
+                raise SpecError(
+                    f"--accumulate is {self.accumulate}, and with --sync-bn expected at most {rows}, the examples of a rank"
+                )
+            # Timm's, since torch's own would lose the activation of timm's layers. Parameters stay the same tensors.
+            convert_sync_batchnorm(self.module)
+        if self.fsdp is not None:
+            self._shard(self.fsdp)
+        else:
+            shared: Any = self.group.divide(self.module, some_unused=some_unused(self.model))
+            self._run = torch.compile(shared) if self.compiled else shared
         device = next(self.module.parameters()).device
         size = self.model.geometry.size
         blank = torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=device)
@@ -125,7 +168,54 @@ class Trainee:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), still_statistics(self.module):
             self._add_gradients(blank, targets, self.loss, 1.0)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
+
+    def _shard(self, precision: Precision) -> None:
+        from .sharding import Sharded  # its imports take a while
+
+        try:
+            self._sharded = Sharded(self.module, self.group, precision)
+        except (NotImplementedError, ValueError) as e:
+            raise self.group.alike(
+                ModelError(
+                    f"model '{self.model.spec.name}' cannot be cut into shards ({first_line(e)}); leave --fsdp out"
+                )
+            ) from e
+        self.optimizer = self.make_optimizer(self.model)
+        self._sharded.take(self.optimizer)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, the weights are whole on every rank, so that each may score as it likes. A collective."""
+        return nullcontext() if self._sharded is None else self._sharded.whole()
+
+    def state(self, *, optimizer: bool = True) -> TraineeState:
+        """What a checkpoint holds, with `optimizer` or without. With shards it is a collective, and on rank 0 alone has it
+        tensors, on the CPU."""
+        shards = self._sharded
+        named = {name for name, _ in self.module.named_parameters()}
+        # Other buffers may hold infinities of their own, such as masks of attention.
+        named |= {name for name, _ in self.module.named_buffers() if name.endswith(("running_mean", "running_var"))}
+        if not optimizer:
+            state: Mapping[str, Any] = {}
+        else:
+            state = self.optimizer.state_dict() if shards is None else shards.optimizer_state(self.optimizer)
+        return TraineeState(
+            self.module.state_dict() if shards is None else shards.weights(),
+            state,
+            None if self.average is None else self.average.module.state_dict(),
+            frozenset(named),
+        )
+
+    def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Whole tensors as the module loads them."""
+        return weights if self._sharded is None else self._sharded.parts_of(weights)
+
+    def load_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Load an optimizer's state of `state`, of this trainee or of one with other shards or none."""
+        if self._sharded is None:
+            self.optimizer.load_state_dict(dict(state))
+        else:
+            self._sharded.load_optimizer(self.optimizer, state)
 
     def align(self) -> None:
         """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
@@ -149,10 +239,13 @@ class Trainee:
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
         loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
-        if self.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # now, so that no gradients are held while the next batch is scored
+        if self._sharded is not None:
+            self._sharded.step(self.optimizer, self.clip_grad)
+        else:
+            if self.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)  # now, so that none are held while the next batch is scored
         scale = getattr(self.module, "logit_scale", None)
         if scale is not None:
             with torch.no_grad():

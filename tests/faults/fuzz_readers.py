@@ -14,7 +14,14 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["tarfile", "gzip", "curate.datasets.readers", "curate.datasets.tars", "webdataset.tariterators"]
+    include=[
+        "tarfile",
+        "gzip",
+        "curate.datasets.readers",
+        "curate.datasets.tars",
+        "curate.datasets.tar_headers",
+        "webdataset.tariterators",
+    ]
 ):
     import gzip
     import tarfile

@@ -59,13 +59,14 @@ def choose(group, spec, steps, state, options):
     """Steps of a stream of sub-batches that score by `KeyScorer`: what this rank was given, and the state after them."""
     options = {"size": 60, "b": 21, "policy": "hard-learner", "selector_seed": 3, "late": False, **options}
     size, b, policy, seed, late = (options.pop(name) for name in ("size", "b", "policy", "selector_seed", "late"))
+    local, sampler = options.pop("local", False), options.pop("sampler", "softmax")
     if seed == "rank":
         seed = group.rank
     batches = SuperBatches(spec, size, views={"image": Geometry(size=8)}, group=group, **options)
     scorer = KeyScorer()
     if late:
         scorer.views = ()
-    subs = SubBatches(batches, Selector(policy, b, seed=seed), scorer=scorer)
+    subs = SubBatches(batches, Selector(policy, b, seed=seed, sampler=sampler), scorer=scorer, local=local)
     if state is not None:
         subs.load_state_dict(state)
     found = []

@@ -60,13 +60,18 @@ def chosen(folder, name):
     return [[(r["step"], r["shard"], r["key"]) for r in rows if r["selected"] or whole] for whole in (True, False)]
 
 
-def assert_like_one(folder, name):
-    assert chosen(folder, name) == chosen(folder, "one")
+def assert_same_choice(folder, name, other):
+    """And the same weights, to rounding."""
+    assert chosen(folder, name) == chosen(folder, other)
     ours, theirs = (
-        safetensors.numpy.load_file(folder / f"runs/{run}/checkpoints/learner.safetensors") for run in (name, "one")
+        safetensors.numpy.load_file(folder / f"runs/{run}/checkpoints/learner.safetensors") for run in (name, other)
     )
     for key, value in theirs.items():
         np.testing.assert_allclose(ours[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def assert_like_one(folder, name):
+    assert_same_choice(folder, name, "one")
     ours, theirs = summary(folder, name), summary(folder, "one")
     for exact in ("steps", "examples_trained", "examples_scored", "ledger", "outside_the_ledger", "counts"):
         assert ours[exact] == theirs[exact], exact
@@ -95,6 +100,16 @@ def test_two_one_four_two_continue_the_same_run(folder):
     for ranks, until in ((2, 4), (1, 7), (4, 10), (2, None)):
         run_ranks(ranks, train_in, folder, True, until, None, changes)
     assert_like_one(folder, "2142")
+
+
+def test_what_two_ranks_scored_ahead_waits_for_one_process(folder):
+    changes = {**CHANGES, "score_ahead": 2}
+    train_in(Group(), folder, False, None, None, {"name": "ahead", **changes})
+    run_ranks(2, train_in, folder, False, 5, None, {"name": "ahead-2", **changes})
+    train_in(Group(), folder, True, None, None, {"name": "ahead-2", **changes})
+    assert_same_choice(folder, "ahead-2", "ahead")
+    assert chosen(folder, "ahead") != chosen(folder, "one")
+    assert summary(folder, "ahead")["counts"] == summary(folder, "ahead-2")["counts"]
 
 
 def test_three_ranks_resume_bit_for_bit_with_dropout(folder):

@@ -93,7 +93,7 @@ def test_order_depends_on_the_seed_alone(many, options):
     assert one == two != other
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(stop=st.integers(1, 40), again=st.integers(0, 20), size=st.integers(33, 130), tight=st.booleans())
 def test_every_prefix_resumes_to_the_same_rest(many, stop, again, size, tight):
     options = TIGHT if tight else {}

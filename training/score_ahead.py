@@ -1,0 +1,132 @@
+"""Scoring ahead: a super-batch is scored some steps before its turn, in a thread of its own, while the learner trains.
+
+The weights that score it are a copy of the scorer's, made between two steps. So the choice differs from that of Algorithm 1
+(it is made by losses of older weights), but never from one run to the next, and a resumed run continues with the losses
+that its checkpoint has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..scoring.losses import Losses, Pairs
+from .batch import SuperBatch
+
+
+@dataclass
+class Scored:
+    """A super-batch that waits for its turn: its losses once `found` has them, and where the stream stood behind it."""
+
+    batch: SuperBatch
+    state: dict[str, Any]
+    found: Callable[[], Losses]
+    _known: Losses | None = None
+
+    def known(self) -> Losses:
+        """Its losses, waited for. A collective where ranks divide the super-batch, the first time."""
+        if self._known is None:
+            self._known = self.found()
+        return self._known
+
+
+class ScoringThread:
+    """Scores one super-batch at a time beside the main thread; on a GPU in a stream of its own."""
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        device = None if device is None else torch.device(device)
+        self._stream = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
+        self._last: Future[Any] | None = None
+
+    def wait(self) -> None:
+        """Until what was begun last is done."""
+        if self._last is not None:
+            self._last.exception()
+
+    def begin(self, score: Callable[[], Losses]) -> Callable[[], Losses]:
+        """Begin to score by weights that nobody changes meanwhile. Returns what waits for the losses."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="score ahead")
+        if self._stream is None:
+            self._last = self._pool.submit(score)
+            return self._last.result
+        stream, ready = self._stream, torch.cuda.current_stream(self._stream.device).record_event()
+
+        def on_stream() -> tuple[Losses, Any]:
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                return score(), stream.record_event()
+
+        begun = self._last = self._pool.submit(on_stream)
+
+        def found() -> Losses:
+            losses: Losses
+            losses, done = begun.result()
+            torch.cuda.current_stream(stream.device).wait_event(done)
+            return losses
+
+        return found
+
+    def close(self) -> None:
+        """Once what was begun is done. Another can be begun then."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+class Copy:
+    """A copy of a module that is brought up to date between steps, so that another thread can read it during them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._original = module
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    def update(self) -> None:
+        pairs = zip(_tensors(self.module), _tensors(self._original), strict=True)
+        with torch.no_grad():
+            for mine, now in pairs:
+                mine.copy_(now, non_blocking=True)
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def aged(known: Losses, steps: int, B: int) -> Losses:
+    """The same losses, each computed so many steps ago."""
+    if not steps:
+        return known
+    device = known.online_B.device if known.online_B is not None else None
+    return replace(known, age_B=torch.full((B,), steps, dtype=torch.int64, device=device))
+
+
+def losses_to_dict(known: Losses) -> dict[str, Any]:
+    """As a checkpoint holds them: tensors on the CPU."""
+
+    def host(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: host(one) for name, one in value.items()}
+        return value.detach().cpu() if isinstance(value, torch.Tensor) else value
+
+    found: dict[str, Any] = host(asdict(known))
+    return found
+
+
+def losses_from_dict(found: dict[str, Any], device: torch.device | str | None) -> Losses:
+    """The opposite of `losses_to_dict`."""
+
+    def here(value: Any) -> Any:
+        return value.to(device) if isinstance(value, torch.Tensor) and device is not None else value
+
+    values: dict[str, Any] = {
+        name: Pairs(**{field: here(one) for field, one in value.items()}) if isinstance(value, dict) else here(value)
+        for name, value in found.items()
+    }
+    return Losses(**values)

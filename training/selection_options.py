@@ -1,0 +1,122 @@
+"""Options of how a run chooses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..errors import SpecError
+from ..ledger import BASELINE
+from ..options import Concern, Share, Values, check_choice, check_least
+from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
+from ..scoring.settings import (
+    N_CHUNKS,
+    Coarse,
+    ContrastiveLoss,
+    KeepBy,
+    OnMissing,
+    Sampler,
+    check_keep,
+)
+
+# A policy by its name, or your own.
+Chosen = Annotated[str | Policy, Values({policy.name: policy.help for policy in POLICIES.values()})]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(Concern):
+    """How the b of B examples are chosen, and what their scores come from."""
+
+    policy: Chosen = BASELINE
+    """Choose examples by this policy. Your own policy is module:NAME, imported from the working folder."""
+    online: str | None = None
+    """Train this small model along with the learner and score every super-batch with it."""
+    reference_scores: str | None = None
+    """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
+    reference: str | None = None
+    """Check that the score table comes from this model. Default: your own run or entry that made the table."""
+    trust_table: bool = False
+    """Build the model that the score table describes. Only for a table whose maker you trust."""
+    replay: str | None = None
+    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
+    filter_ratio: float = 0.5
+    """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
+    keep: Share = 0.5
+    """Keep this share of the data set, the best by the stored score, where the policy filters. The rest is never drawn."""
+    keep_by: KeepBy = "all"
+    """Keep the share of the whole data set, of each class, or of each shard."""
+    temperature: float = 1.0
+    """Divide scores by this before the softmax. Lower values choose more strictly."""
+    score_scale: float | None = None
+    """Multiply losses by this in the score. Default: 1; 20 where image-text pairs are scored one by one."""
+    sampler: Sampler = "softmax"
+    """Draw examples with probability softmax(score), or take those with the highest scores (topk)."""
+    chunks: int = N_CHUNKS
+    """Draw the sub-batch in this many chunks, where the policy chooses pairs jointly."""
+    joint_loss: ContrastiveLoss | None = None
+    """Score pairs jointly by this contrastive loss. Default: sigmoid if both models have a bias, else softmax."""
+    score_size: int | None = None
+    """Score images at this many pixels a side, below the model's own size. Default: as the score table was made."""
+    score_patch_dropout: float | None = None
+    """Score a vision transformer without this share of its patches. Default: as the score table was made."""
+    score_ahead: int = 0
+    """Score each super-batch so many steps before its turn, while the learner trains. Its losses are then of weights so
+    many steps old. With 0 they are of the present weights, as in Algorithm 1."""
+    on_missing: OnMissing = "error"
+    """Stop with an error where the table lacks an example, score it during the run, or skip it."""
+
+    def __post_init__(self) -> None:
+        if self.replay is not None and str(self.policy) != BASELINE:
+            raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
+        if self.replay is not None and self.online:
+            raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
+        policy = self.chosen_policy
+        if policy.online == "model" and not self.online:
+            raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
+        if policy.reference != "none" and not self.reference_scores:
+            raise SpecError(
+                f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
+            )
+        if not 0 <= self.filter_ratio < 1:
+            raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
+        check_keep(self.keep, self.keep_by)
+        if policy.filters and self.on_missing == "score":
+            raise SpecError(
+                f"policy '{self.policy}' keeps the best by stored scores, and --on-missing score has none; use skip"
+            )
+        check_least(self, 1, "chunks")
+        if not 0 < self.temperature < math.inf:
+            raise SpecError(
+                f"--temperature is {self.temperature}, expected more than 0; for a hard choice --sampler topk"
+            )
+        if self.score_scale is not None and not 0 < self.score_scale < math.inf:
+            raise SpecError(f"--score-scale is {self.score_scale:g}, expected a number above 0")
+        check_least(self, 0, "score_ahead")
+        if self.score_ahead and (policy.online == "none" or self.on_missing == "score"):
+            what = (
+                "--on-missing score"
+                if self.on_missing == "score"
+                else f"policy '{policy}', which scores nothing in the run"
+            )
+            raise SpecError(f"--score-ahead cannot be with {what}; leave it out")
+        check_choice(self, "sampler")
+        check_choice(self, "joint_loss")
+        check_choice(self, "on_missing")
+        _ = self.coarse
+
+    @property
+    def chosen_policy(self) -> Policy:
+        return find_policy(self.policy) if self.replay is None else REPLAY
+
+    @property
+    def selects(self) -> bool:
+        return self.chosen_policy.selects
+
+    @property
+    def joint(self) -> bool:
+        return self.chosen_policy.joint
+
+    @property
+    def coarse(self) -> Coarse:
+        return Coarse(size=self.score_size, patch_dropout=self.score_patch_dropout or 0.0)

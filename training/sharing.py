@@ -1,0 +1,40 @@
+"""Options of a run that several processes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import SpecError
+from ..options import Concern, check_choice
+from ..scoring.policies import Policy
+from ..scoring.settings import Choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingOptions(Concern):
+    """How several processes share one run. In a run of one process they change nothing."""
+
+    selection: Choice = "global"
+    """Where several processes share the run: choose among all B examples (global), or let each process choose its share
+    among its own (local). Local exchanges nothing, and chooses otherwise with another number of processes."""
+
+    sync_bn: bool = False
+    """Let BatchNorm layers normalise over the examples of all processes (SyncBatchNorm), not over those of each by itself. Needs
+    GPUs."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, "selection")
+
+    @property
+    def local(self) -> bool:
+        return self.selection == "local"
+
+    def refuse_local(self, policy: Policy, replay: str | None) -> None:
+        """Raises SpecError where a choice cannot be local."""
+        if self.local and replay is not None:
+            raise SpecError(f"--replay {replay} trains on what that run chose; leave --selection local out")
+        if self.local and policy.joint:
+            raise SpecError(
+                f"policy '{policy}' compares all pairs of the super-batch, and --selection local has those of one process; "
+                "leave it out"
+            )
