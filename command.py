@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -18,6 +18,7 @@ report = Screen()
 """Progress, to standard error, so that results can be piped."""
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 INDENT, COLUMN, WIDEST = 2, 26, 100
 """Of a page of help: the spaces before an option, the column of its help, and the most characters of a line."""
 
@@ -29,7 +30,7 @@ class Commands(typer.Typer):
         context = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
         super().__init__(cls=_Group, context_settings=context, rich_markup_mode=None, **settings)
 
-    def command(self, name: str | None = None, **settings: Any) -> Any:
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[F], F]:
         return super().command(name, cls=_Command, context_settings=self.info.context_settings, **settings)
 
 

@@ -13,11 +13,11 @@ from ..errors import SpecError, StorageError, printable
 from .columns import class_names
 from .hidden import is_hidden
 from .patterns import (
-    SHARD_ENDINGS,
     expand_braces,
     format_of_folder,
     has_wildcard,
     in_folder,
+    is_shard,
     is_shards_folder,
     matching,
 )
@@ -35,9 +35,9 @@ def guess_format(pattern: str) -> Literal["webdataset", "parquet", "folder"]:
     """From the ending: .tar (or .tar.gz) is webdataset, .parquet parquet. Anything else is a folder: of images, or where
     it has none and holds such shards, of those."""
     for plain in (pattern.rstrip("}"), pattern.split("?")[0].rstrip("}")):  # a wildcard, or a URL's query
-        if plain.endswith(SHARD_ENDINGS["webdataset"]):
+        if is_shard(plain, "webdataset"):
             return "webdataset"
-        if plain.endswith(SHARD_ENDINGS["parquet"]):
+        if is_shard(plain, "parquet"):
             return "parquet"
     try:
         is_known = bool(pattern) and not has_wildcard(pattern) and "{" not in pattern and is_folder(pattern)

@@ -22,6 +22,11 @@ WEB, LISTED_FROM = ("http://", "https://"), 16
 HIDDEN, READ_ALREADY = "hidden or system file", "link to a folder that is read already"
 
 
+def is_shard(name: str, format: str) -> bool:
+    """Whether a path, or a URL without its query, ends as a shard of this format does, in small or capital letters."""
+    return name.lower().endswith(SHARD_ENDINGS[format])
+
+
 def expand_braces(dataset: str, pattern: str) -> list[str]:
     """Raises SpecError where they are unbalanced."""
     if "{" in pattern and "://" not in pattern and os.path.lexists(pattern):  # a file's own name
@@ -78,7 +83,7 @@ def matching(pattern: str, dataset: str) -> dict[str, Entry]:
 
 def is_shards_folder(url: str, format: str) -> bool:
     """Whether a path without a wildcard is a folder of shards."""
-    return not without_query(url).endswith(SHARD_ENDINGS[format]) and not has_wildcard(url) and is_folder(url)
+    return not is_shard(without_query(url), format) and not has_wildcard(url) and is_folder(url)
 
 
 def in_folder(folder: str, dataset: str, format: str) -> dict[str, Entry]:
@@ -88,7 +93,7 @@ def in_folder(folder: str, dataset: str, format: str) -> dict[str, Entry]:
     for key, (url, entry) in list_below(folder, links).items():
         if is_hidden(key) or any(part.startswith("_") for part in key.split("/")):
             left_out.append(HIDDEN)
-        elif key.endswith(SHARD_ENDINGS[format]):
+        elif is_shard(key, format):
             found[url] = entry
         else:
             left_out.append(ending_word(key))
@@ -149,7 +154,7 @@ def format_of_folder(folder: str, images: Sequence[str]) -> str:
         if name.rsplit(".", 1)[-1].lower() in images:
             return "folder"
         if not name.startswith(("_", ".", "metadata.")):
-            found = found or next((format for format, ends in SHARD_ENDINGS.items() if name.endswith(ends)), "")
+            found = found or next((format for format in SHARD_ENDINGS if is_shard(name, format)), "")
     return found or "folder"
 
 

@@ -30,6 +30,15 @@ MAX_IMAGE_BYTES = 512 << 20
 DEREFERENCE = "tar --dereference --hard-dereference"
 # Small files may unpack to anything.
 FREE_BYTES = 1 << 30
+# How files begin that are easily taken for a tar.
+GZIP = "gzip"
+PACKED = {
+    b"\x1f\x8b": GZIP,
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\0": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"PK\x03\x04": "a zip file",
+}
 # Members in such a folder are webdataset's own metadata. Its reader skips them too.
 METADATA = re.compile(r"__[^/]*__($|/)")
 
@@ -86,7 +95,7 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
     passed_over = passed_over if passed_over is not None else PassedOver()
     with open_shard(shard) as file:
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
-        is_packed = without_query(shard.url).endswith("gz")
+        is_packed = without_query(shard.url).lower().endswith("gz")
         limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None
         stream = TarStream(gzip.GzipFile(fileobj=file) if is_packed else file, shard.url, limit)
         try:
@@ -109,9 +118,24 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
                     content = _content(stream, member, *most) if most else None
                     yield Member(key, ending, name, content, None if is_packed else (member.first, member.size))
         except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+            if key is None:
+                _check_name(shard, is_packed)
             raise ShardError(
                 f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
             ) from None
+
+
+def _check_name(shard: Shard, is_packed: bool) -> None:
+    """Raises ShardError where a file that is no tar is what another ending stands for."""
+    with open_shard(shard) as file:
+        head = file.read(max(map(len, PACKED)))
+    found = next((what for begins, what in PACKED.items() if head.startswith(begins)), "")
+    if found == GZIP and not is_packed:
+        raise ShardError(f"{shard.url}: is compressed with {GZIP}, which its name does not say; name it .tar.gz")
+    if found and found != GZIP:
+        raise ShardError(f"{shard.url}: is {found}, no tar that is read here; pack it as .tar or .tar.gz")
+    if is_packed and found != GZIP and head:
+        raise ShardError(f"{shard.url}: is not compressed with {GZIP}, as its name says; if it is a tar, name it .tar")
 
 
 def read_tar(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:

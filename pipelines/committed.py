@@ -30,7 +30,7 @@ def watch(folder: str, todo: Sequence[Shard], report: Report, stop: threading.Ev
                 waiting -= new
             done = len(todo) - len(waiting)
             rate = examples / progress.seconds
-            words = f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s"
+            words = f"{done:,}/{len(todo):,} shards, {examples:,} examples, {rate:,.0f}/s since the start"
             progress.update(done, partial(str, words))
 
 

@@ -67,23 +67,28 @@ def write_plan(
 
 def measured_lines(measured: dict[str, Any]) -> list[str]:
     """What a planned run takes on this machine, in sentences."""
-    stages = ", ".join(f"{name} {seconds:.3g}" for name, seconds in measured["stages"].items())
+    stages = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in measured["stages"].items())
     cores, wanted = measured["cores"], measured["cores_wanted"]
     reading = (
-        f"Reading and decoding alone: {measured['read_per_second']:,.0f} examples/s on {cores} cores, "
-        f"{measured['read_seconds']:.3g} s for a step's {measured['super_batch']:,}."
+        f"Reading and decoding alone: {measured['read_per_second']:,.0f} examples/s on {_cores(cores)}, "
+        f"{measured['read_seconds']:.3g} s for a step's {measured['super_batch']:,} examples."
     )
     if measured["binds"] == "reading":
-        binds = f"Reading binds: {wanted:,} such cores would keep up, if all of them only read."
+        binds = f"Reading binds: {_cores(wanted, 'such ')} would keep up, if all of them only read."
     else:
-        binds = f"The stage '{measured['binds']}' binds; reading would keep up with {wanted:,} cores."
+        binds = f"The stage '{measured['binds']}' binds; reading would keep up with {_cores(wanted)}."
     return [
-        f"\nMeasured here, on {measured['device']}: {measured['step_seconds']:.3g} s a step ({stages}), so "
+        f"\nMeasured here, on {measured['device']}, with --batch-size {measured['batch_size']} (super-batch "
+        f"{measured['super_batch']:,}): {measured['step_seconds']:.3g} s a step ({stages}), so "
         f"{format_duration(measured['seconds'])} for {measured['steps']:,} steps, without evaluation.",
         reading,
         binds,
         f"Disk: up to {measured['disk_bytes'] / 1e9:.2g} GB. Memory: {measured['memory_bytes'] / 1e9:.2g} GB at most so far.",
     ]
+
+
+def _cores(count: int, such: str = "") -> str:
+    return f"{count:,} {such}core{'' if count == 1 else 's'}"
 
 
 def _title(plan: dict[str, Any]) -> str:

@@ -141,7 +141,7 @@ def write_status(
         + (f", {status.count('missing'):,} missing" if status.complete is not None else "")
     )
     if status.idle is not None:
-        rate = f"{status.rate:,.0f} examples/s, " if status.rate is not None else ""
+        rate = f"{status.rate:,.0f} examples/s scored from commit to commit, " if status.rate is not None else ""
         console.print(f"{rate}last commit {ago(status.idle)} ago")
     if status.complete is None:
         console.print(

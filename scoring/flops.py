@@ -7,7 +7,7 @@ anybody can judge what is missing (usually normalisation, activations and reduct
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,6 +31,15 @@ NO_ARITHMETIC = frozenset(
     ones_like full full_like fill_ zero_ arange cat stack as_strided alias lift_fresh index gather scatter embedding
     unbind contiguous new_zeros scalar_tensor is_same_size _local_scalar_dense slice_backward select_backward
     index_put argmax eye""".split()
+)
+# A few FLOPs for each value, beside products that have hundreds: what usual models have.
+FEW = frozenset(
+    """_log_softmax _log_softmax_backward_data _safe_softmax _softmax _softmax_backward_data avg_pool2d avg_pool2d_backward
+    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward max_pool2d_with_indices max_pool2d_with_indices_backward mean sum amax
+    amin any all max min var var_mean cumsum linalg_vector_norm native_batch_norm native_batch_norm_backward
+    _native_batch_norm_legit native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
+    native_dropout native_dropout_backward nll_loss_forward nll_loss_backward bernoulli_ randint constant_pad_nd roll topk sort
+    embedding_dense_backward""".split()
 )
 
 
@@ -85,6 +94,16 @@ def count_on_meta(run: Callable[[], Any], examples: int) -> Flops:
         run()
     uncounted = {op.__name__ for op in names.seen if op not in flop_registry}
     return Flops(int(counter.get_total_flops()), examples, tuple(sorted(uncounted - NO_ARITHMETIC)))
+
+
+def unusual(uncounted: Iterable[str]) -> list[str]:
+    """Those of the uncounted operators that may do more than a few FLOPs for each value, such as a kernel of one's own."""
+
+    def pointwise(name: str) -> bool:
+        packet = getattr(torch.ops.aten, name, None)
+        return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+
+    return [name for name in uncounted if name not in FEW and not pointwise(name)]
 
 
 def forward_flops(model: Model, batch_size: int = 2) -> Flops:

@@ -45,6 +45,7 @@ class Measured:
     steps: int
     step_seconds: float
     stages: dict[str, float]
+    batch_size: int
     super_batch: int
     read_per_second: float
     cores: int
@@ -126,6 +127,7 @@ def measure_run(options: PlanOptions, steps: int, *, config: Config, report: Rep
         steps=steps,
         step_seconds=sum(stages.values()),
         stages=stages,
+        batch_size=run.optimization.batch_size,
         super_batch=run.super_batch_size,
         read_per_second=_read(dataset, models, run),
         cores=cores(),

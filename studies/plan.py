@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import ModelError, SpecError, TableError
 from ..ledger import REGIMES, Ledger, StepCost, steps_within
 from ..scoring.coarse import coarsened
-from ..scoring.flops import forward_flops, step_cost, train_flops
+from ..scoring.flops import forward_flops, step_cost, train_flops, unusual
 from ..scoring.gradients import checkpoint_activations
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model, ModelSpec
@@ -223,7 +224,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     score_once = score_each = 0.0
     if table is not None:
         score_once = float(table.manifest["flops"]["reference_score"])
-        notes.append(f"reference scores: {_examples(table):,} examples, as {table.folder} says")
+        notes.append(f"reference scores: {_examples(table):,} examples, as {_from_here(table.folder)} says")
     elif options.data_size is not None:
         score_once = score_one * options.data_size
         notes.append(f"reference scores: {options.data_size:,} examples, once")
@@ -232,8 +233,9 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         notes.append(f"{_NOT_STORED}; --data-size N plans a score table")
     train_once, note = _reference_training(options, table, reference if reference_spec else None, online, uniform_steps)
     notes.append(note)
-    if uncounted:
-        notes.append(f"operators that count as zero FLOPs: {', '.join(uncounted)}")
+    zero = unusual(uncounted)
+    if zero:
+        notes.append(f"operators without a formula, which count as zero FLOPs: {', '.join(zero)}")
     return Plan(
         ratio=cost.online_score / B / forward_flops(learner).per_example,
         filter_ratio=selection.filter_ratio,
@@ -319,6 +321,11 @@ def _open_table(path: str, dataset: DatasetSpec) -> ScoreTable:
     if table.manifest["flops"].get("reference_score") is None:
         raise TableError(f"{table.folder}: is not finished, so its cost is unknown; run 'curate score-reference' again")
     return table
+
+
+def _from_here(folder: str) -> str:
+    """A folder below the working folder without the way to it."""
+    return folder.removeprefix(f"{Path.cwd()}/")
 
 
 def _examples(table: ScoreTable) -> int:

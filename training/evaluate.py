@@ -67,7 +67,8 @@ def check_test_split(dataset: DatasetSpec, allowed: float) -> list[Shard]:
                 if not whole:
                     break
     except (ShardError, StorageError) as e:
-        raise type(e)(f"{where}: {e}, {way_out}") from e
+        told = str(e).removeprefix(f"data set '{dataset.name}': ")
+        raise type(e)(f"{where}: {told}, {way_out}") from e
     if found:
         with ThreadPoolExecutor(1) as pool:
             looks = decode_all(found, Geometry(size=8), pool)

@@ -13,6 +13,7 @@ import torch
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
+from ..scoring.flops import unusual
 from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
 from ..units import Report, format_flops
@@ -191,8 +192,11 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
             f"BatchNorm layers of {' and '.join(normalising)} normalise over each of {count} parts of a batch, not over all "
             "of it: gradients differ from those of the whole batch"
         )
-    if cost.uncounted:
-        log(f"operators that count as zero FLOPs: {', '.join(cost.uncounted)}")
+    zero = unusual(cost.uncounted)
+    if zero:
+        log(
+            f"{', '.join(zero)}: no formula is known, so the ledger counts their FLOPs as zero; manifest.json lists all such"
+        )
 
 
 def _devices(setup: Setup) -> str:

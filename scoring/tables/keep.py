@@ -48,9 +48,8 @@ class Kept:
 
     def line(self) -> str:
         among = "" if self.by == "all" else f" of each {self.by}"
-        return (
-            f"{self.examples:,} of {self.of:,} examples are kept, the best {self.share:.3g}{among} by '{self.policy}'"
-        )
+        share = f"{self.share * 100:.3g} %"
+        return f"{self.examples:,} of {self.of:,} examples are kept: by policy {self.policy}, the best {share}{among}"
 
 
 def keep_best(

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
 
 import pyarrow as pa
@@ -276,6 +278,39 @@ def test_a_compressed_tar_that_unpacks_to_a_hundred_times_its_size_is_a_bomb(tmp
     assert len(read(tmp_path / "0.tar")) == 1
     monkeypatch.setattr(tars, "FREE_BYTES", 4 << 20)  # small ones may unpack to anything
     assert len(read(tmp_path / "1.tar.gz")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "told"),
+    [
+        ("0.tar", gzip.compress, "is compressed with gzip, which its name does not say; name it .tar.gz"),
+        ("0.tar", bz2.compress, "is compressed with bzip2, no tar that is read here; pack it as .tar or .tar.gz"),
+        ("0.tar.gz", lzma.compress, "is compressed with xz, no tar"),
+        ("0.tgz", bytes, "is not compressed with gzip, as its name says; if it is a tar, name it .tar"),
+        ("0.tgz", lambda raw: gzip.compress(raw)[:-9], "the tar is cut or damaged"),
+        ("0.tar", lambda raw: b"x" + raw, "the tar is cut or damaged"),
+    ],
+)
+def test_a_tar_whose_ending_is_anothers_is_told_its_name(tmp_path, name, packed, told):
+    plain = write_tar(tmp_path / "plain.tar", [("a.png", b"1"), ("a.cls", b"0")]).read_bytes()
+    (tmp_path / name).write_bytes(packed(plain))
+    with pytest.raises(ShardError, match=told):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["0.TAR", "0.Tgz", "0.TAR.GZ"])
+@pytest.mark.parametrize("named", ["{file}", "{folder}", "{folder}/*."])
+def test_endings_in_capital_letters_are_those_in_small_ones(tmp_path, name, named):
+    plain = write_tar(tmp_path / "plain.tar", [("a.png", b"1"), ("a.cls", b"0")]).read_bytes()
+    file = tmp_path / "data" / name
+    file.parent.mkdir()
+    file.write_bytes(plain if name.endswith("TAR") else gzip.compress(plain))
+    train = named.format(file=file, folder=file.parent)
+    if named.endswith("*."):
+        train += name.partition(".")[2]
+    spec = spec_from_table("d", {"train": train, "label": "cls", "classes": ["a"]})
+    (shard,) = list_shards(spec)
+    assert [(example.key, example.target) for example in read_shard(spec, shard)] == [("a", 0)]
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -69,6 +69,7 @@ def test_real_models(digits):
     assert row(done.out, "learner train")[1:] == ["3.72 GF", "88.5 %"]
     assert row(done.out, "foundation data set")[-2:] == ["11.3 %", "99"]
     assert "shared by 3 runs" in done.out and str(digits.table) in done.out
+    assert "zero FLOPs" not in done.out  # norms, activations and the like are not worth a line
 
 
 def test_json():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from curate.scoring import ModelSpec, forward_flops, load_model, train_flops
+from curate.scoring.flops import unusual
 
 
 def build(**options):
@@ -38,6 +39,17 @@ def test_attention_is_counted_by_hand():
     patches = 2 * 16 * width * 3 * 64
     block = 2 * tokens * width * (3 * width + width + 4 * width + 4 * width) + 2 * 2 * tokens * tokens * width
     assert forward_flops(model, 2).per_example == patches + depth * block + 2 * width * 10
+
+
+def test_what_usual_models_do_without_a_formula_is_not_worth_a_line_and_a_strange_kernel_is():
+    models = [
+        build(task="classification", architecture="vit_tiny_patch16_224", arguments={"img_size": 32, "depth": 1}),
+        build(task="classification", architecture="small_resnet", arguments={"channels": [4, 8], "layers": [0]}),
+    ]
+    for model in models:
+        uncounted = train_flops(model, F.cross_entropy, 2).uncounted
+        assert uncounted and unusual(uncounted) == []
+    assert unusual(["gelu", "linalg_inv_ex", "add", "my_kernel"]) == ["linalg_inv_ex", "my_kernel"]
 
 
 def test_counting_leaves_the_model_as_it_was():

@@ -45,7 +45,7 @@ def test_a_policy_of_yours_ranks_and_ties_at_the_border_are_kept(digits):
         table, 0.1, policy=Policy("same", lambda known: 0 * known.reference_B, reference="loss", filters=True)
     )
     assert same.examples == 900
-    assert "900 of 900 examples are kept, the best 0.1 by 'same'" in same.line()
+    assert "900 of 900 examples are kept: by policy same, the best 10 %" in same.line()
 
 
 def test_only_the_shards_of_the_data_set_count(digits):

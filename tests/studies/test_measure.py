@@ -15,6 +15,7 @@ def measured(**changes):
         steps=1000,
         step_seconds=0.5,
         stages={"data": 0.1, "score": 0.1, "train": 0.3},
+        batch_size=32,
         super_batch=64,
         read_per_second=640.0,
         cores=2,
@@ -29,6 +30,11 @@ def test_the_longest_stage_binds_where_reading_keeps_up():
     found = measured()
     assert (found.seconds, found.read_seconds, found.binds) == (500.0, 0.1, "train")
     assert found.cores_wanted == 1, "0.1 s of reading on two cores beside 0.4 s: a half of a core"
+    told = measured_lines(found.to_dict())
+    assert told[0].startswith(
+        "\nMeasured here, on cpu, with --batch-size 32 (super-batch 64): 0.5 s a step (data 0.1 s, score 0.1 s, train 0.3 s)"
+    )
+    assert "on 2 cores, 0.1 s for a step's 64 examples." in told[1] and told[2].endswith("keep up with 1 core.")
     assert "500 s" not in measured_lines(found.to_dict())[0] and "8 min" in measured_lines(found.to_dict())[0]
 
 
