@@ -249,7 +249,8 @@ class RunOptions(Options):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
-        self.sharing.refuse_local(self.selection.chosen_policy, self.selection.replay)
+        asked = self.selection
+        self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

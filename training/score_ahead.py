@@ -75,9 +75,9 @@ class ScoringThread:
         return found
 
     def close(self) -> None:
-        """Once what was begun is done. Another can be begun then."""
+        """Begin nothing more, until somebody does. What was begun is not waited for."""
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(wait=False)
             self._pool = None
 
 

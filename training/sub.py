@@ -106,6 +106,8 @@ class SubBatches:
         self.check, self.charge = check, charge
         if score_ahead and self._seen_before_the_choice() == ():
             raise SpecError(f"score_ahead is {score_ahead} and no model scores; leave it out")
+        if score_ahead and local:
+            raise SpecError("a local choice is made by the present weights; leave score_ahead out, or choose globally")
         self.score_ahead, self.last = score_ahead, last
         self._waiting: deque[Scored] = deque()
         self._turn: dict[str, Any] = {}
@@ -178,7 +180,7 @@ class SubBatches:
         age, division = min(self.score_ahead, batch.number - 1), batch.division
 
         def found() -> Losses:
-            with self.batches.group.together():
+            with nullcontext() if self._thread is None else self.batches.group.together():
                 known = aged(begun(), age, len(batch))
             return known if division is None or self.local else whole_losses(known, division)
 

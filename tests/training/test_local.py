@@ -126,5 +126,7 @@ def test_what_cannot_be_local_is_refused():
         RunOptions.of(**known, policy="jest", reference_scores="scores")
     with pytest.raises(SpecError, match="leave --selection local out"):
         RunOptions.of(**known, replay="runs/other")
+    with pytest.raises(SpecError, match="leave --score-ahead out"):
+        RunOptions.of(**known, policy="hard-learner", online="scorer", score_ahead=1)
     with pytest.raises(SpecError, match="--selection is 'some', expected global or local"):
         RunOptions.of(**{**known, "selection": "some"})

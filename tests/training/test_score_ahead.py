@@ -90,6 +90,8 @@ def test_without_a_model_nothing_can_be_scored_ahead(digits):
     batches = SuperBatches(digits.dataset(), 60, views={"image": Geometry(size=8)}, scores=digits.scores)
     with pytest.raises(SpecError, match="no model scores"):
         SubBatches(batches, Selector("easy-reference", 12), score_ahead=1)
+    with pytest.raises(SpecError, match="leave score_ahead out, or choose globally"):
+        subs_of(digits, Versioned(), local=True)
     asked = {"dataset": "digits", "learner": "learner", "steps": 3, "score_ahead": 1}
     with pytest.raises(SpecError, match="scores nothing in the run"):
         RunOptions.of(**asked, policy="easy-reference", reference_scores="scores")
