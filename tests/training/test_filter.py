@@ -82,7 +82,7 @@ def test_a_run_trains_on_the_kept_alone_and_its_ledger_counts_the_reference(digi
         name="run",
     )
     summary = train(options, config=digits.config, report=said.append)
-    assert any("by policy filter, the best 30% of each class" in line for line in said)
+    assert any("by policy filter, the best 30 % of each class" in line for line in said)
     assert (summary["counts"]["examples"], summary["examples_scored"]) == (pytest.approx(270, abs=5), 0)
     lines = summary["ledger"]
     assert lines["online_score"] == lines["online_train"] == 0
