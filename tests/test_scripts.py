@@ -29,6 +29,16 @@ def test_the_map_in_the_findings_is_that_of_its_results(monkeypatch):
     assert curated_map.tables(results) in page, "python experiments/curated_map.py --table RESULTS.jsonl"
 
 
+def test_the_ages_in_the_findings_are_those_of_their_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import score_age
+
+    results = score_age.read_results(ROOT / "experiments" / "results" / "2026-11-26-score-age.jsonl")
+    assert {(line["age"], line["seed"]) for line in results} == {(a, s) for a in score_age.AGES for s in range(3)}
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert score_age.table(results) in page, "python experiments/score_age.py --table RESULTS.jsonl"
+
+
 def test_benchmarks_start():
     code = (
         "import importlib, run; print([importlib.import_module(n).BENCHMARK.name for n in run.NAMES + run.MORE_NAMES])"
