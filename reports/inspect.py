@@ -10,7 +10,7 @@ import duckdb
 
 from ..datasets.spec import Config, analysis_files
 from ..datasets.storage import exists, full_url, join_url
-from ..datasets.writing import write_whole
+from ..datasets.writing import write_errors, write_whole
 from ..errors import CurateError, QueryError, SpecError
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report
@@ -59,7 +59,8 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
         images = {}
         if data.spec is not None and options.images:
             images = read_images(data.spec, page.names(), size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
-        plots = draw_all(figures, out / "plots")
+        with write_errors(out):
+            plots = draw_all(figures, out / "plots")
     except duckdb.Error as e:
         raise QueryError(f"{what}: {error_line(e)}") from None
     text = page_html(page, plots, images).encode()

@@ -84,7 +84,7 @@ def finish(
             lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")
             raise group.alike(lost) from error
         raise error
-    shown = _shown(quality) or "not evaluated (no test split)"
+    shown = _shown(quality) or f"not evaluated ({'--no-evaluate' if dataset.test else 'no test split'})"
     job.records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown}")
     return summary
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,8 @@ T = TypeVar("T")
 # How many minutes a rank waits for the others, and their number where it is not set: at the start one may load models and check
 # a table.
 TIME_OUT, MINUTES = "CURATE_TIMEOUT_MINUTES", "5"
+# In what torch says where a collective fails.
+CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|processgroup", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,17 @@ class Group:
                 "why; start all ranks again from the last saved state"
             )
             raise self.alike(lost) from e
+
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Round passes that average gradients over the ranks. Raises RankError where these are gone; other errors pass."""
+        try:
+            yield
+        except RuntimeError as e:
+            if self.size == 1 or not CONNECTION.search(str(e)):
+                raise
+            with self._talking():
+                raise
 
     def divide(self, module: torch.nn.Module, *, some_unused: bool = False) -> torch.nn.Module:
         """The module in DistributedDataParallel, which averages the ranks' gradients; as it is in a group of one. A

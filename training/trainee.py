@@ -238,10 +238,11 @@ class Trainee:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
-        if self._sharded is not None:
-            self._sharded.step(self.optimizer, self.clip_grad)
-        else:
+        with self.group.averaging():
+            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
+            if self._sharded is not None:
+                self._sharded.step(self.optimizer, self.clip_grad)
+        if self._sharded is None:
             if self.clip_grad is not None:
                 torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
             self.optimizer.step()

@@ -276,6 +276,12 @@ def test_what_a_run_chose(digits, tmp_path):
     assert "What the run one chose of digits by the policy learnability." in Page(tmp_path / "page/index.html").text
 
 
+def test_a_file_where_the_folder_must_be_is_one_line(digits, tmp_path):
+    (tmp_path / "f").write_text("a file")
+    done = curate("inspect", digits.table, "--config", digits.toml, "--images", 0, "--out", tmp_path / "f")
+    assert done.code == 1 and "f: cannot be written" in done.error
+
+
 def test_each_page_has_a_folder_of_its_own_or_takes_the_place_of_another_wholly(digits, tmp_path, monkeypatch):
     """Two pages of the default; and one whose folder holds the page of something else, with other plots."""
     monkeypatch.chdir(tmp_path)

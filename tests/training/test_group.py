@@ -88,3 +88,11 @@ def test_ranks_wait_as_long_as_the_variable_says(monkeypatch):
     for more in ({}, {"CURATE_TIMEOUT_MINUTES": "0.5"}):
         Group.from_env({"RANK": "0", "WORLD_SIZE": "2", **more})
     assert found == [300, 30]
+
+
+def test_passes_that_lose_the_other_ranks_say_so():
+    with pytest.raises(RankError, match="rank 0 of 2 lost the others"), Group(0, 2).averaging():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:45783")
+    for group, message in ((Group(0, 2), "mat1 and mat2 shapes cannot be multiplied"), (Group(), "Connection closed")):
+        with pytest.raises(RuntimeError, match=message), group.averaging():
+            raise RuntimeError(message)
