@@ -22,18 +22,19 @@ from .batch import SuperBatch
 
 @dataclass
 class Scored:
-    """A super-batch that waits for its turn: its losses once `found` has them, and where the stream stood behind it."""
+    """A super-batch and where the stream stood behind it. Its losses are `known`, or `found` gives them."""
 
     batch: SuperBatch
     state: dict[str, Any]
-    found: Callable[[], Losses]
-    _known: Losses | None = None
+    found: Callable[[], Losses] | None = None
+    known: Losses | None = None
 
-    def known(self) -> Losses:
-        """Its losses, waited for. A collective where ranks divide the super-batch, the first time."""
-        if self._known is None:
-            self._known = self.found()
-        return self._known
+    def losses(self) -> Losses:
+        """Waited for. A collective where ranks divide the super-batch, the first time."""
+        if self.known is None:
+            assert self.found is not None
+            self.known = self.found()
+        return self.known
 
 
 class ScoringThread:

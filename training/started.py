@@ -31,8 +31,9 @@ def train_as_started(
 
     Where this process is alone, a simple mistake is told before torch is imported, which takes seconds.
     """
+    settled = None
     if not several_started():
-        options, known = _settled(given, train_num_samples, epochs, config)
+        settled = options, known = _settled(given, train_num_samples, epochs, config)
         check_there(find_dataset(options.dataset, known))
         if options.uses_table and options.selection.reference_scores:
             from ..scoring.tables.lookup import open_scores
@@ -44,7 +45,7 @@ def train_as_started(
     group = Group.from_env()
     try:
         with group.together():
-            options, known = _settled(given, train_num_samples, epochs, config)
+            options, known = settled or _settled(given, train_num_samples, epochs, config)
         summary = train(options, config=known, resume=resume, report=report, group=group)
     finally:
         group.close()

@@ -154,7 +154,7 @@ class SubBatches:
                 with self.timing("score"):
                     waiting.append(self._begun(batch))
             with self.timing("score"):
-                known = waiting[0].known()
+                known = waiting[0].losses()
             one = waiting.popleft()
             self._turn = one.state
             yield one.batch, known
@@ -163,28 +163,35 @@ class SubBatches:
         """A super-batch whose scoring is begun, or was before a checkpoint."""
         state = self.batches.own_state()
         if self._stored:
-            batch = batch if self.device is None else batch.to(self.device)
-            return Scored(batch, state, partial(_given, self._stored.popleft()))
+            return Scored(self._here(batch), state, known=self._stored.popleft())
         self.charge(batch)
         scorer: Any = self.scorer
         whole: Callable[[], AbstractContextManager[None]] = getattr(scorer, "whole", nullcontext)
-        begun: Callable[[], Losses]
         with whole(), self.batches.group.together():
             self.check(batch)
-            batch = batch if self.device is None else batch.to(self.device)
+            batch = self._here(batch)
             if self._thread is None:
-                begun = partial(_given, self._known(scorer, batch))
+                known = self._known(scorer, batch)
             else:
                 self._thread.wait()  # one copy of the weights serves all
                 begun = self._thread.begin(partial(self._known, scorer.snapshot(), batch))
-        age, division = min(self.score_ahead, batch.number - 1), batch.division
+        if self._thread is None:
+            return Scored(batch, state, known=self._everybodys(known, batch))
 
         def found() -> Losses:
-            with nullcontext() if self._thread is None else self.batches.group.together():
-                known = aged(begun(), age, len(batch))
-            return known if division is None or self.local else whole_losses(known, division)
+            with self.batches.group.together():
+                known = begun()
+            return self._everybodys(known, batch)
 
         return Scored(batch, state, found)
+
+    def _everybodys(self, known: Losses, batch: SuperBatch) -> Losses:
+        """What all ranks know of a super-batch, with the age that it has in its turn. A collective."""
+        known = aged(known, min(self.score_ahead, batch.number - 1), len(batch))
+        return known if batch.division is None or self.local else whole_losses(known, batch.division)
+
+    def _here(self, batch: SuperBatch) -> SuperBatch:
+        return batch if self.device is None else batch.to(self.device)
 
     @property
     def views_ahead(self) -> list[View]:
@@ -284,7 +291,7 @@ class SubBatches:
 
     def scored(self) -> list[dict[str, Any]]:
         """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
-        return [losses_to_dict(one.known()) for one in self._waiting]
+        return [losses_to_dict(one.losses()) for one in self._waiting]
 
     def restore(self, scored: Iterable[dict[str, Any]]) -> None:
         """Take these losses for the next super-batches; `state_dict` of the stream is loaded before."""
@@ -299,10 +306,6 @@ class SubBatches:
         self.batches.load_state_dict(state["batches"])
         self.selector.load_state_dict(state["selector"])
         self.restore(state.get("scored", ()))
-
-
-def _given(known: Losses) -> Losses:
-    return known
 
 
 def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:

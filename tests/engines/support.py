@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-from support.commands import CommandResult, start_curate
+from support.commands import CommandResult, free_port, start_curate
 
 COMMAND_SECONDS = 900  # for a machine that is busy with something else; alone a command takes about ten
 SHARDS = 24
@@ -32,12 +32,6 @@ DASK = "--runner=apache_beam.runners.dask.dask_runner.DaskRunner"
 def made_by(script: str, path: Path) -> Path:
     assert path.exists(), f"{path} is missing: make test-engines runs {SETUP / script}, which says why"
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import psutil
 import pytest
 from faults.support import REAL_SECONDS, wait_until
+from support.commands import free_port
 from support.runs import left_by
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
@@ -27,12 +27,6 @@ OPTIONS = dict(
     steps=STEPS,
     name="run",
 )
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def start(digits, out, errors, *how):
@@ -75,7 +69,7 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_weights(
     digits, tmp_path, undisturbed, rank, how
 ):
     errors, metrics = tmp_path / "errors", tmp_path / "out/run/metrics.jsonl"
-    process = start(digits, tmp_path / "out", errors, how, *([free_port()] if how == "--master-port" else []))
+    process = start(digits, tmp_path / "out", errors, how, *([str(free_port())] if how == "--master-port" else []))
 
     def steps():
         return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0

@@ -11,11 +11,21 @@ from curate.errors import WriteError
 from curate.scoring import ModelSpec, load_model
 from curate.training import checkpoint, run, train
 from curate.training.evaluate import evaluate
+from curate.training.group import Group
 from curate.training.loop import train_loop
 from curate.training.trainee import Trainee
 
 from support.prepared import TINY_CLIP
-from support.tiny import CutError, options_of
+from support.tiny import CutError, options_of, shard, write_toml
+
+
+def five_shards(folder, models, changes):
+    """110 images in five shards, a test split, and `one`, the run of a single process."""
+    for i in range(5):
+        shard(folder / f"shards/{i}.tar", range(22 * i, 22 * i + 22))
+    write_toml(folder, models, train="shards/*.tar", test="shards/[01].tar")
+    train_in(Group(), folder, False, None, None, {"name": "one", **changes})
+    return folder
 
 
 def train_in(group, folder, resume, until, then, changes):

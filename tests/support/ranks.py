@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from support.commands import free_port
 
 # The server imports these once and is forked for every rank: safe, and a hundred times faster than spawning.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -16,9 +17,7 @@ SECONDS = 120
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`function(group, *arguments)` on `size` ranks: what each returned, or raised; None if it was killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
     ranks = [
         CONTEXT.Process(target=_rank, args=(rank, size, port, pipes[rank][1], function, arguments), daemon=True)

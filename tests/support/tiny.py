@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,23 @@ def go(folder: Path, resume: bool = False, report: Any = silent, **changes: Any)
     )
 
 
-def go_until(step: int, folder: Path, resume: bool = False, **changes: Any) -> None:
-    """The same, cut off after a step."""
+@contextmanager
+def cut_after(step: int) -> Iterator[None]:
+    """Within, a run is cut off after a step."""
 
     def after_step(done: int) -> None:
         if done == step:
             raise CutError
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CutError):
         patch.setattr(run, "train_loop", lambda job: train_loop(job, after_step))
-        with pytest.raises(CutError):
-            go(folder, resume, **changes)
+        yield
+
+
+def go_until(step: int, folder: Path, resume: bool = False, **changes: Any) -> None:
+    """The same, cut off after a step."""
+    with cut_after(step):
+        go(folder, resume, **changes)
 
 
 def weights(folder: Path) -> bytes:

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 from curate.training.group import Group
-from support.rank_runs import breaks_disk, ends, terminates_1, train_in
+from support.rank_runs import breaks_disk, ends, five_shards, terminates_1, train_in
 from support.ranks import run_ranks
-from support.tiny import shard, write_toml
 
 # Nothing that is computed over a batch; `drop_rate` shows random numbers.
 MODELS = """
@@ -40,13 +39,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """110 images in five shards, a test split, and `one`, the run of a single process."""
-    made = tmp_path_factory.mktemp("ranks")
-    for i in range(5):
-        shard(made / f"shards/{i}.tar", range(22 * i, 22 * i + 22))
-    write_toml(made, MODELS, train="shards/*.tar", test="shards/[01].tar")
-    train_in(Group(), made, False, None, None, {"name": "one", **CHANGES})
-    return made
+    return five_shards(tmp_path_factory.mktemp("ranks"), MODELS, CHANGES)
 
 
 def summary(folder, name):

@@ -12,13 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 from curate.errors import DivergedError, WriteError
-from curate.training import RunOptions, checkpoint, run, train
-from curate.training.loop import train_loop
+from curate.training import RunOptions, checkpoint, train
 from curate.training.trainee import Trainee
 from support.commands import silent, start_curate
 from support.disk import files_up_to
 from support.runs import left_by
-from support.tiny import go, go_until, shard, weights, write_toml
+from support.tiny import CutError, cut_after, go, go_until, shard, weights, write_toml
 
 STEPS = 80
 SECONDS = 180  # on a machine whose cores others use
@@ -103,10 +102,6 @@ def test_killed_twice_once_before_the_first_checkpoint(digits, tmp_path, undistu
     assert_equal(finished(digits, tmp_path, "--resume"), undisturbed, told)
 
 
-class StoppedError(Exception):
-    """Stands for a power cut: raised after a step, where nothing is saved on the way out."""
-
-
 def options_for(digits, out, **changes):
     known = dict(
         dataset="digits",
@@ -126,17 +121,6 @@ def options_for(digits, out, **changes):
     return RunOptions.of(**{**known, **changes})
 
 
-def stopping_at(monkeypatch, stop):
-    def loop(job):
-        def after_step(step):
-            if step == stop:
-                raise StoppedError
-
-        return train_loop(job, after_step)
-
-    monkeypatch.setattr(run, "train_loop", loop)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,16 +131,14 @@ def stopping_at(monkeypatch, stop):
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
 )
-def test_windows_lanes_and_caches_come_back(digits, tmp_path, monkeypatch, changes):
+def test_windows_lanes_and_caches_come_back(digits, tmp_path, changes):
     train(options_for(digits, tmp_path / "whole", **changes), config=digits.config, report=silent)
     whole = left_by(tmp_path / "whole/run")
     options = options_for(digits, tmp_path / "cut", **changes)
     # An epoch is 14 steps: before the first checkpoint; in the middle of the first epoch; of the second.
     for stop in (4, 12, 23):
-        stopping_at(monkeypatch, stop)
-        with pytest.raises(StoppedError):
+        with cut_after(stop):
             train(options, config=digits.config, resume=stop > 4, report=silent)
-    monkeypatch.setattr(run, "train_loop", train_loop)
     train(options, config=digits.config, resume=True, report=silent)
     cut = left_by(tmp_path / "cut/run")
     for name in cut["weights"]:
@@ -166,12 +148,10 @@ def test_windows_lanes_and_caches_come_back(digits, tmp_path, monkeypatch, chang
     assert cut["summary"] == whole["summary"]
 
 
-def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path, monkeypatch):
+def test_what_may_change_at_a_resume_and_what_may_not(digits, tmp_path):
     train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
-    stopping_at(monkeypatch, 20)
-    with pytest.raises(StoppedError):
+    with cut_after(20):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
-    monkeypatch.setattr(run, "train_loop", train_loop)
     with pytest.raises(Exception, match=r"was started with lr = None, now 0\.01"):
         train(options_for(digits, tmp_path / "cut", lr=0.01), config=digits.config, resume=True, report=silent)
     other = options_for(digits, tmp_path / "cut", checkpoint_every=11, cache_bytes=0)
@@ -185,11 +165,11 @@ def test_a_power_cut_between_the_selections_and_their_checkpoint(digits, tmp_pat
 
     def save_or_stop(run_folder, step, *more):
         if step == 15:
-            raise StoppedError
+            raise CutError
         save(run_folder, step, *more)
 
     monkeypatch.setattr(checkpoint, "save", save_or_stop)
-    with pytest.raises(StoppedError):
+    with pytest.raises(CutError):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
     assert "000000011-000000015.parquet" in {p.name for p in (tmp_path / "cut/run/selections").iterdir()}
     monkeypatch.setattr(checkpoint, "save", save)
@@ -198,12 +178,10 @@ def test_a_power_cut_between_the_selections_and_their_checkpoint(digits, tmp_pat
     assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
 
 
-def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path, monkeypatch):
+def test_a_checkpoint_half_written_is_never_taken(digits, tmp_path):
     train(options_for(digits, tmp_path / "whole"), config=digits.config, report=silent)
-    stopping_at(monkeypatch, 20)
-    with pytest.raises(StoppedError):
+    with cut_after(20):
         train(options_for(digits, tmp_path / "cut"), config=digits.config, report=silent)
-    monkeypatch.setattr(run, "train_loop", train_loop)
     checkpoints = tmp_path / "cut/run/checkpoints"
     standing = sorted(checkpoints.glob("resume-*"))
     partial = checkpoints / ".resume-000000021.0a1b2c3d.partial"
@@ -289,7 +267,7 @@ def with_a_transformer(config):
 
 
 @pytest.mark.parametrize("task", ["classes", "pairs"])
-def test_all_options_of_training_at_once_come_back(digits, pairs, tmp_path, monkeypatch, task):
+def test_all_options_of_training_at_once_come_back(digits, pairs, tmp_path, task):
     changes, config = {"learner": "vit", **ALL}, with_a_transformer(digits.config)
     if task == "pairs":
         known = {"dataset": "pairs", "learner": "clip", "policy": "uniform", "online": None, "reference_scores": None}
@@ -297,10 +275,8 @@ def test_all_options_of_training_at_once_come_back(digits, pairs, tmp_path, monk
     train(options_for(digits, tmp_path / "whole", **changes), config=config, report=silent)
     options = options_for(digits, tmp_path / "cut", **changes)
     for stop in (4, 12):
-        stopping_at(monkeypatch, stop)
-        with pytest.raises(StoppedError):
+        with cut_after(stop):
             train(options, config=config, resume=stop > 4, report=silent)
-    monkeypatch.setattr(run, "train_loop", train_loop)
     train(options, config=config, resume=True, report=silent)
     whole, cut = left_by(tmp_path / "whole/run"), left_by(tmp_path / "cut/run")
     trained = {"learner.safetensors", "learner-last.safetensors"} | (

@@ -13,6 +13,7 @@ from curate.errors import SpecError
 from curate.training import RunOptions, train
 from support.commands import silent
 from support.runs import left_by
+from support.tiny import cut_after
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -101,10 +102,6 @@ def test_without_a_model_nothing_can_be_scored_ahead(digits):
         RunOptions.of(**{**asked, "score_ahead": -1})
 
 
-class PowerCutError(Exception):
-    """Raised after a step, where nothing is saved on the way out."""
-
-
 def options_of(digits, out, ahead=AHEAD, policy="learnability"):
     return RunOptions.of(
         dataset="digits",
@@ -125,22 +122,10 @@ def options_of(digits, out, ahead=AHEAD, policy="learnability"):
 
 
 @pytest.mark.parametrize("policy", ["learnability", "rho"])
-def test_a_run_resumes_with_what_was_scored(digits, tmp_path, monkeypatch, policy):
-    from curate.training import run as module
-    from curate.training.loop import train_loop
-
-    def cut_at(job, after_step=None):
-        def after(step):
-            if step == 8:
-                raise PowerCutError
-
-        return train_loop(job, after)
-
+def test_a_run_resumes_with_what_was_scored(digits, tmp_path, policy):
     train(options_of(digits, tmp_path / "whole", policy=policy), config=digits.config, report=silent)
-    monkeypatch.setattr(module, "train_loop", cut_at)
-    with pytest.raises(PowerCutError):
+    with cut_after(8):
         train(options_of(digits, tmp_path / "cut", policy=policy), config=digits.config, report=silent)
-    monkeypatch.setattr(module, "train_loop", train_loop)
     train(options_of(digits, tmp_path / "cut", policy=policy), config=digits.config, report=silent, resume=True)
     assert left_by(tmp_path / "cut/run") == left_by(tmp_path / "whole/run")
     ages = [json.loads(line)["score_age"] for line in (tmp_path / "whole/run/metrics.jsonl").read_text().splitlines()]

@@ -16,10 +16,10 @@ from curate.training.memory import Needs, measure
 from curate.training.sharding import blocks_of
 from curate.training.startup import refuse_shards
 from curate.training.trainee import Trainee
-from support.rank_runs import model_of, train_in
+from support.rank_runs import five_shards, model_of, train_in
 from support.ranks import run_ranks
 from support.shard_runs import HARDEST, all_steps, legs_of, troubles_of
-from support.tiny import go, options_of, shard, write_toml
+from support.tiny import go, options_of
 
 MODELS = """
 [models.learner]
@@ -97,13 +97,7 @@ def needs_with(fsdp):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """110 images in five shards, a test split, and `one`, the run of a single process."""
-    made = tmp_path_factory.mktemp("shards")
-    for i in range(5):
-        shard(made / f"shards/{i}.tar", range(22 * i, 22 * i + 22))
-    write_toml(made, MODELS, train="shards/*.tar", test="shards/[01].tar")
-    train_in(Group(), made, False, None, None, {"name": "one", **CHANGES})
-    return made
+    return five_shards(tmp_path_factory.mktemp("shards"), MODELS, CHANGES)
 
 
 def weights_of(folder, name, file="learner"):
