@@ -32,6 +32,7 @@ NAMES = (
     "memory",
     "precision",
     "data_path",
+    "ranks",
 )
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
 MORE_NAMES = (
