@@ -109,8 +109,6 @@ class OptimizationOptions(Concern):
     """Keep less of the learner's forward pass in memory, and compute the rest again in its backward pass."""
     micro_batch: int = 2048
     """Score this many examples in one forward pass. Fewer need less memory."""
-    fsdp: bool = False
-    """Under torchrun, cut the learner's weights, gradients and optimizer state into shards, one for each process (FSDP2)."""
 
     @property
     def stepping(self) -> dict[str, Any]:
