@@ -5,8 +5,8 @@
 A simulation of a step: each rank scores its rows of a super-batch and trains on its share of the choice, at a sustained FLOP/s
 that varies from step to step; all wait for the slowest. The real code says who holds which rows and what moves, for made-up
 scores. Messages take a latency for each hop and a time by their size; gradients are averaged in a ring, partly hidden behind
-the backward pass. First the simulation is given what the benchmark measured on a CPU (compute apart, one message, bytes a second),
-and its step is compared with the one that two ranks took there.
+the backward pass. First the simulation is given what the benchmark measured on a CPU (compute apart, one message, bytes a
+second), and its step is compared with the one that two ranks took there.
 """
 
 from __future__ import annotations
