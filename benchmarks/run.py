@@ -43,6 +43,7 @@ MORE_NAMES = (
     "big_table",
     "batch_norm",
     "start_up",
+    "saving",
 )
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5

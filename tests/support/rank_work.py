@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import zlib
 from itertools import islice
 
@@ -12,6 +13,7 @@ from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.scoring.selector import Selector
 from curate.studies.launched import run_launched
+from curate.training import loading
 from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from torch.nn.functional import normalize
@@ -49,6 +51,19 @@ def dies(group):
     if group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     group.gather(torch.ones(2))
+
+
+def hangs_on_1(group, spec):
+    """Rank 1's store answers four seconds late."""
+    if group.rank == 1:
+        read = loading.read_shard
+
+        def late(*how):
+            time.sleep(4)
+            yield from read(*how)
+
+        loading.read_shard = late
+    choose(group, spec, 2, None, {})
 
 
 class KeyScorer:
