@@ -371,6 +371,14 @@ def demo(
     run_demo(folder)
 
 
+@cli.command(hidden=True)
+def launched(file: Path) -> None:
+    """Train the run that a comparison has put into a file, in the processes that its launcher starts."""
+    from .studies.launched import run_launched
+
+    run_launched(file)
+
+
 @cli.command("docs-cli", hidden=True)
 def docs_cli() -> None:
     """Print docs/cli.md."""

@@ -135,7 +135,7 @@ def measure(needs: Needs) -> Memory:
     held = {
         "parameters": sum(t.nbytes for t in tensors.values()) - whole + whole // shards,
         "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
-        "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
+        "average": sum(parameter_bytes(t.module) // shards for t in needs.trainees.values() if t.average is not None),
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
         "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
     }
