@@ -14,8 +14,10 @@ RUN = options_of(RunOptions)
 OF_THE_RUN = f"{RUN['dataset'].help} Needed, but for --replay, which takes the run's."
 TRAINED = RUN | {"dataset": replace(RUN["dataset"], default=None, help=OF_THE_RUN)}
 BUDGET, SHARING = ([o.name for o in RUN.values() if o.concern == concern] for concern in ("budget", "sharing"))
+# All runs of a comparison read one score table.
+MOVING = ("reference_online", "reference_every", "reference_lr")
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one. Each is of one process.
-OWN = (*BUDGET, *SHARING, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every", "fsdp")
+OWN = (*BUDGET, *SHARING, "policy", "seed", "out", "name", "evaluate", "evaluate_every", "keep_every", "fsdp", *MOVING)
 COMPARED = without(RunOptions, *OWN) | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."

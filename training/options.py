@@ -25,7 +25,7 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.settings import Precision, check_precision, super_batch_size
+from ..scoring.settings import Precision, check_precision, super_batch_size, usual_reference_every
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -251,6 +251,8 @@ class RunOptions(Options):
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
+        if asked.reference_online and asked.chosen_policy.reference == "none":
+            raise SpecError(f"policy '{asked.policy}' needs no reference; leave --reference-online out")
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
@@ -268,6 +270,12 @@ class RunOptions(Options):
         if not self.selection.selects:
             return self.optimization.batch_size
         return super_batch_size(self.optimization.batch_size, self.selection.filter_ratio)
+
+    @property
+    def reference_every(self) -> int:
+        """How many super-batches a reference that trains in the run learns from at a step."""
+        every = self.selection.reference_every
+        return usual_reference_every(self.optimization.batch_size, self.super_batch_size) if every is None else every
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "policy": str(self.selection.policy)}

@@ -139,11 +139,14 @@ def check_rescored(
     return 2 * len(kept)
 
 
-def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -> None:
-    """Say once where the reference and the model that scores beside it see images otherwise."""
-    if table is None or scorer is None:
+def note_geometry(reference: ScoreTable | Model | None, scorer: Model | None, log: Report) -> None:
+    """Say once where the reference, behind a table or in the run, and the model that scores beside it see images otherwise."""
+    if reference is None or scorer is None:
         return
-    theirs = table.manifest["reference"].get("preprocessing", {})
+    if isinstance(reference, Model):
+        theirs = reference.geometry.to_dict()
+    else:
+        theirs = reference.manifest["reference"].get("preprocessing", {})
     ours = scorer.geometry.to_dict()
     other = [f"{k} {theirs[k]} and {ours[k]}" for k in SEEN if k in theirs and theirs[k] != ours[k]]
     if other:

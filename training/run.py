@@ -23,6 +23,7 @@ from .finish import evaluate_again, finish, told
 from .group import Group
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
+from .moving_reference import NAME
 from .options import RunOptions
 from .records import RunRecords, write_json
 from .replay import RecordedRun
@@ -141,7 +142,7 @@ def _train(
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
     with float32_products(device, precision):
-        models.join(job.subs.least_rows)
+        models.join(job.subs.least_rows, options.super_batch_size // group.size)
         done = train_loop(job)
         return finish(options, dataset, job, done, models.table, started)
 
@@ -184,8 +185,15 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
+    moving = job.reference
+    if moving is not None:
+        log(
+            f"reference '{moving.trainee.model.spec.name}' trains during the run on all that is drawn: a step after every "
+            f"{moving.every:,} super-batches, on {moving.every * batches.size:,} examples, with a peak rate of "
+            f"{moving.trainee.lr:g}"
+        )
     count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
-    named = {"learner": "the learner", "online": "the online model"}
+    named = {"learner": "the learner", "online": "the online model", NAME: "the reference"}
     normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
     if count > 1 and normalising:
         log(
