@@ -72,6 +72,7 @@ def finish(
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
+        **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
         "skipped_shards": dict(batches["skipped"]),
     }
     with group.together():

@@ -167,6 +167,9 @@ class DataOptions(Concern):
     """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
+    follow: bool = False
+    """Let shards that land while the run trains enter at the next epoch of their lane, once they are scored where the policy
+    reads a score table. `score-reference --follow` scores them."""
     host_bytes: Bytes = 1 << 30
     """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
@@ -253,6 +256,10 @@ class RunOptions(Options):
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
         if asked.reference_online and asked.chosen_policy.reference == "none":
             raise SpecError(f"policy '{asked.policy}' needs no reference; leave --reference-online out")
+        if self.data.follow and asked.chosen_policy.filters:
+            raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
+        if self.data.follow and asked.on_missing != "error":
+            raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:

@@ -168,7 +168,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         max_bad_shards=options.data.max_bad_shards,
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
-        shards=setup.shards,
+        shards=setup.growing or setup.shards,
         verify=False,  # open_reference did
         group=setup.group,
         waiting=setup.stop.released,

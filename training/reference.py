@@ -56,17 +56,19 @@ def open_reference(
     precision: Precision | None = None,
     *,
     verify: bool = True,
+    opened: ScoreTable | None = None,
 ) -> Reference:
     """The table that a policy needs, checked over all its rows and against its reference; and the reference. What
     computing in the run's `precision` changes is said where the table was made in another one.
 
     The model is None where it is not on this machine, or is described by nobody but the table: a table may be shipped
-    alone, and by a stranger. Without `verify` another process has checked the rows. Raises TableError, and ModelError where
+    alone, and by a stranger. Without `verify` another process has checked the rows. `opened` is the table, where it was
+    opened before. Raises TableError, and ModelError where
     the user asked for what only the reference can give.
     """
     if not options.uses_table or not options.selection.reference_scores:
         return Reference(None, None, 0)
-    table = open_scores(options.selection.reference_scores)
+    table = opened or open_scores(options.selection.reference_scores)
     if verify:
         with working(log, "checking the score table"):
             check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)

@@ -25,7 +25,7 @@ from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
 # What the order of examples follows from beside the seed, which has no default to tell it from.
-STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes")
+STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,14 @@ from ..errors import CurateError
 from ..scoring.flops import unusual
 from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report, format_flops
 from . import checkpoint, folder, frozen, parts, startup
+from .epochs import GrowingEpochs
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
 from .group import Group
+from .landing import growing_epochs, refuse_follow
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .moving_reference import NAME
@@ -56,6 +59,8 @@ def train(
             options = recorded.settle(options)
         run = Path(options.records.out, options.records.name or folder.default_name(options))
         dataset = find_dataset(options.dataset, config)
+        if options.data.follow:
+            refuse_follow(dataset, group.size)
     group.refuse_differences(options.to_dict())
     began = group.first((run / "config.json").exists)
     finished = group.first(lambda: folder.open_folder(run, options, resume, report))
@@ -118,11 +123,14 @@ def _train(
         )
     )
     with group.together():
+        growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
-            shards=list_shards(dataset),
+            shards=growing.began if growing else list_shards(dataset),
+            growing=growing,
+            followed=followed,
             run=run,
             records=records,
             device=device,
@@ -145,6 +153,23 @@ def _train(
         models.join(job.subs.least_rows, options.super_batch_size // group.size)
         done = train_loop(job)
         return finish(options, dataset, job, done, models.table, started)
+
+
+def _followed(
+    options: RunOptions,
+    dataset: DatasetSpec,
+    run: Path,
+    records: RunRecords,
+    began: bool,
+    recorded: RecordedRun | None,
+) -> tuple[GrowingEpochs | None, ScoreTable | None]:
+    """The epochs of a data set that is followed, and its score table."""
+    if not options.data.follow:
+        return None, None
+    scores = options.selection.reference_scores
+    table = open_scores(scores) if scores and (options.uses_table or recorded) else None
+    folder = recorded.folder if recorded else None
+    return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
 
 
 def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:

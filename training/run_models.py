@@ -66,9 +66,10 @@ def build_models(setup: Setup) -> RunModels:
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
+        opened=setup.followed,
     )
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
-        opened = Reference(open_scores(options.selection.reference_scores), None, 0)
+        opened = Reference(setup.followed or open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     compiled, fsdp = options.optimization.compile, options.optimization.fsdp
     settings: dict[str, Any] = {
