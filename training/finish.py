@@ -12,7 +12,7 @@ import torch
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import CurateError, StoppedError
 from ..scoring.flops import forward_flops
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, best_precision, float32_products
 from ..scoring.loading import find_model, load_model, save_tensors
 from ..scoring.models import Model
 from ..scoring.settings import Precision
@@ -56,13 +56,14 @@ def finish(
         "policy": policy.name,
         "learner": options.learner,
         "online": options.selection.online if job.online else None,
-        "reference": table.manifest["reference"]["name"] if table else None,
+        "reference": table.manifest["reference"]["name"] if table else options.selection.reference_online,
         "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": steps * options.super_batch_size if policy.selects else 0,
         "ledger": ledger.lines(),
+        **({"ledger_in_run": ledger.in_run} if ledger.in_run else {}),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
@@ -71,6 +72,7 @@ def finish(
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
+        **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
         "skipped_shards": dict(batches["skipped"]),
     }
     with group.together():
@@ -92,7 +94,7 @@ def finish(
 def _write_weights(job: TrainingJob, steps: int) -> None:
     """Rank 0 writes. A collective."""
     run = job.run
-    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.trainees.items()}
+    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.all_trainees.items()}
     with job.group.together():
         if not job.group.is_first:
             return
@@ -143,7 +145,9 @@ def evaluate_again(
         spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
         learner = load_model(spec).to(device)
     flops = forward_flops(learner).per_example
-    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group, flops)
+    with float32_products(device, precision):
+        outside = summary["outside_the_ledger"]
+        quality = quality_of(options, learner, dataset, outside, device, precision, group, flops)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
     with group.together():
         if group.is_first:

@@ -18,6 +18,8 @@ class SharingOptions(Concern):
     """Where several processes share the run: choose among all B examples (global), or let each process choose its share
     among its own (local). Local exchanges nothing, and chooses otherwise with another number of processes."""
 
+    fsdp: bool = False
+    """Cut the learner's weights, gradients, optimizer state and moving average into shards, one for each process (FSDP2)."""
     sync_bn: bool = False
     """Let BatchNorm layers normalise over the examples of all processes (SyncBatchNorm), not over those of each by itself. Needs
     GPUs."""
