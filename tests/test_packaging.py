@@ -16,7 +16,7 @@ BESIDE = {"tests", "docs", "examples", "experiments", "benchmarks"}
 # setuptools says which files it would put into a wheel. It changes Python's own modules, so it runs by itself.
 LISTED = """
 from setuptools import Distribution
-made = Distribution()
+made = Distribution({"script_name": "setup.py"})
 made.parse_config_files()
 build = made.get_command_obj("build_py")
 build.ensure_finalized()
