@@ -38,7 +38,7 @@ SHARDED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")
 
 def stream_seed(seed: int, name: str) -> int:
     """A seed of its own for each use of random numbers, so that neighbouring seeds share none."""
-    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def refuse_shards(options: RunOptions, ranks: int) -> None:

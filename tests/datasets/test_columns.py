@@ -2,6 +2,7 @@ import datetime
 import decimal
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -75,7 +76,7 @@ def test_a_column_that_holds_no_captions_is_one_error_with_its_type(tmp_path, co
 LABELS = {
     "uint8": pa.array([2, 0], pa.uint8()),
     "double": pa.array([2.0, 0.0]),
-    "half": pa.array([2.0, 0.0], pa.float16()),
+    "half": pa.array(np.array([2.0, 0.0], np.float16)),
     "decimal": pa.array([decimal.Decimal("2.00"), decimal.Decimal("0.00")]),
     "binary": pa.array([b"2", b"cat"]),
     "dictionary of strings": pa.array(["bird", "cat"]).dictionary_encode(),
