@@ -61,7 +61,7 @@ def finish(
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": steps * options.super_batch_size if policy.selects else 0,
+        "examples_scored": job.subs.examples_scored(steps),
         "ledger": ledger.lines(),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
