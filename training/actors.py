@@ -27,7 +27,7 @@ from .lease_scorer import LeaseScorer, ScoringJob
 NAMESPACE = "curate"
 # A scorer that was killed, or killed since it hung, begins anew so many times.
 RESTARTS = 3
-# A scorer's memory for shards may be small: it reads one after another.
+CONNECT_SECONDS = 10
 DOOR = "door of "
 
 
@@ -213,9 +213,7 @@ def _scorers(job: list[Any], count: int, reserved: int) -> Iterator[Any]:
         ray.get_runtime_context().get_node_id(), soft=False
     )
     threads = max(1, cores() // (count + reserved))
-    environment = {
-        "env_vars": {"OMP_NUM_THREADS": str(threads), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    }
+    environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
     for number in range(count):
         options = {"num_cpus": 0, "max_restarts": RESTARTS, "scheduling_strategy": here, "runtime_env": environment}
         yield ray.remote(Scorer).options(**options).remote(job, number + reserved, threads)
@@ -224,6 +222,12 @@ def _scorers(job: list[Any], count: int, reserved: int) -> Iterator[Any]:
 def _connect(address: str) -> None:
     """Raises ActorError where Ray does not start, or does not answer."""
     ray = _ray()
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except OSError as e:
+            raise ActorError(f"nobody answers at {address} ({e}); give the address of a Ray cluster's head") from None
     try:
         with _own_signals():
             ray.init(
@@ -258,13 +262,8 @@ def _ray() -> Any:
         importlib.import_module("ray.util.scheduling_strategies")
         importlib.import_module("ray.exceptions")
     except ImportError:
-        raise ActorError("--actors needs Ray; run: pip install 'curate[actors]'") from None
+        raise ActorError("actors need Ray; run: pip install 'curate[actors]'") from None
     return found
-
-
-def check_installed() -> None:
-    """Raises ActorError where Ray is not installed."""
-    _ray()
 
 
 def _first_line(error: BaseException) -> str:

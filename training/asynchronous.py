@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from ..errors import SpecError
+from ..errors import ActorError, SpecError
 from ..options import Concern, Share, check_least
-from ..scoring.policies import Policy
+from .selection_options import SelectionOptions
 
 # Super-batches that the pool holds by default.
 POOL_SUPER_BATCHES = 4
@@ -45,27 +46,35 @@ class AsynchronousOptions(Concern):
                 "raise --max-age"
             )
 
-    def refuse(
-        self, policy: Policy, *, score_ahead: int, replay: str | None, on_missing: str, distill: float, b: int, B: int
-    ) -> None:
+    def refuse(self, selection: SelectionOptions, distill: float, b: int, B: int) -> None:
         """Raises SpecError for what does not go together with actors. b of B examples are chosen."""
         if not self.actors:
             return
+        policy = selection.chosen_policy
         reasons = {
-            f"policy '{policy}', for which no model scores": policy.online == "none" and replay is None,
+            f"--replay {selection.replay}, which scores nothing": selection.replay is not None,
+            f"policy '{policy}', for which no model scores": policy.online == "none",
             f"policy '{policy}', which compares pairs of one super-batch": policy.joint,
-            "--score-ahead: actors score ahead already": score_ahead > 0,
-            "--replay, which scores nothing": replay is not None,
-            "--on-missing score": on_missing == "score",
+            "--score-ahead: they score ahead anyway": selection.score_ahead > 0,
+            "--on-missing score": selection.on_missing == "score",
             "--distill": distill > 0,
         }
         for what, is_so in reasons.items():
             if is_so:
                 raise SpecError(f"--actors cannot be with {what}; leave one of them out")
         if self.samples_per_insert is None and b == B:
-            raise SpecError("--actors score what is chosen from, and --filter-ratio 0 trains on all; leave --actors out")
+            raise SpecError(
+                "--actors score what is chosen from, and --filter-ratio 0 trains on all; leave --actors out"
+            )
         if self.held(B) < B:
             raise SpecError(f"--pool-size is {self.pool_size}, expected at least a super-batch of {B:,} examples")
+
+    def check_here(self, ranks: int) -> None:
+        """Raises where actors cannot be: SpecError under torchrun, ActorError without Ray."""
+        if self.actors and ranks > 1:
+            raise SpecError(f"--actors serve one learner process, and {ranks} were started; start it without torchrun")
+        if self.actors and find_spec("ray") is None:
+            raise ActorError("--actors needs Ray; run: pip install 'curate[actors]'")
 
     def held(self, B: int) -> int:
         """The most examples in the pool, with super-batches of B."""
@@ -73,4 +82,4 @@ class AsynchronousOptions(Concern):
 
     def scored_per_step(self, b: int, B: int) -> int:
         """How many examples are scored for each step that trains on b, with super-batches of B."""
-        return B if self.samples_per_insert is None else round(b / self.samples_per_insert)
+        return B if not self.actors or self.samples_per_insert is None else round(b / self.samples_per_insert)

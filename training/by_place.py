@@ -20,7 +20,9 @@ class PlaceReader:
         self.loader = loader
         self._rows: dict[int, dict[int, Row]] = {}
 
-    def read(self, shards: Sequence[int], rows: Sequence[int], items: Sequence[Any], losses: Sequence[float]) -> list[Row]:
+    def read(
+        self, shards: Sequence[int], rows: Sequence[int], items: Sequence[Any], losses: Sequence[float]
+    ) -> list[Row]:
         """The rows with these numbers within their shards, in this order. `items` have the key, target and place of each,
         `losses` are the reference's. Raises ShardError and StorageError where a shard changed or cannot be read."""
         numbers: dict[int, list[int]] = {}

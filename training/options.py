@@ -26,6 +26,7 @@ from ..options import (
     options_of,
 )
 from ..scoring.settings import Precision, check_precision, super_batch_size
+from .asynchronous import AsynchronousOptions
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -245,12 +246,14 @@ class RunOptions(Options):
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     sharing: SharingOptions = field(default_factory=SharingOptions)
+    asynchronous: AsynchronousOptions = field(default_factory=AsynchronousOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
+        self.asynchronous.refuse(asked, self.optimization.distill, self.optimization.batch_size, self.super_batch_size)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
@@ -268,6 +271,11 @@ class RunOptions(Options):
         if not self.selection.selects:
             return self.optimization.batch_size
         return super_batch_size(self.optimization.batch_size, self.selection.filter_ratio)
+
+    @property
+    def scored_per_step(self) -> int:
+        """How many examples are scored for each step: the super-batch, but where actors score another share."""
+        return self.asynchronous.scored_per_step(self.optimization.batch_size, self.super_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "policy": str(self.selection.policy)}

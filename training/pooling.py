@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -90,7 +91,7 @@ def pooled_subs(
             shards=list(setup.shards),
             table=None if table is None else (table.folder, table.manifest),
             on_missing=options.selection.on_missing,
-            model=model,
+            model=copy.deepcopy(model).to("cpu"),
             precision=setup.score_precision,
             micro_batch=options.optimization.micro_batch,
             host_bytes=options.data.host_bytes,
