@@ -141,7 +141,7 @@ class RayCrew:
         while self._exchange is not None:
             try:
                 name, scorer = ray.get(door.next.remote())
-            except Exception as e:  # the door is lost, or Ray is: who scores already may go on
+            except BaseException as e:  # the door is lost or, by a SystemExit, Ray: who scores already may go on
                 if self._exchange is not None:
                     self.report(f"no more actors can join ({_first_line(e)})")
                 return
@@ -170,7 +170,7 @@ def _asking(scorer: Any, seconds: float) -> Callable[[Work], Found]:
             raise ActorError(f"a scoring actor failed: {type(e.cause).__name__}: {_first_line(e.cause)}") from e
         except errors.ActorUnavailableError as e:  # it begins anew
             raise LostScorerError(_first_line(e), gone=False) from None
-        except errors.RayError as e:
+        except (errors.RayError, SystemExit) as e:  # Ray ends a thread so when it is gone itself
             raise LostScorerError(_first_line(e), gone=True) from None
 
     return ask
