@@ -32,39 +32,38 @@ DOOR = "door of "
 
 
 class Scorer:
-    """What runs in a scorer's process. `job` comes as a list of one reference, so that Ray does not send it twice."""
+    """What runs in a scorer's process. What it needs comes with each question, as a list of one reference, and is fetched
+    where it is new: also after a restart."""
 
-    def __init__(self, job: list[Any], worker: int, threads: int) -> None:
-        import torch
-
-        from ..scoring.forward import best_device
-
-        torch.set_num_threads(threads)
-        found: ScoringJob = _ray().get(job[0])
-        self._scorer = LeaseScorer(found, best_device(worker), threads)
+    def __init__(self, worker: int, threads: int) -> None:
+        self._worker, self._threads = worker, threads
+        self._scorer: LeaseScorer | None = None
 
     def ready(self) -> int:
         """The number of its process."""
         return os.getpid()
 
-    def score(self, shard: int, rows: np.ndarray, version: int, weights: list[Any]) -> Found:
-        """Weights are fetched where they are newer than those that it has."""
+    def score(self, job: list[Any], shard: int, rows: np.ndarray, version: int, weights: list[Any]) -> Found:
+        ray = _ray()
+        if self._scorer is None:
+            import torch
+
+            from ..scoring.forward import best_device
+
+            torch.set_num_threads(self._threads)
+            self._scorer = LeaseScorer(ray.get(job[0]), best_device(self._worker), self._threads)
         if version != self._scorer.version:
-            self._scorer.load(version, _ray().get(weights[0]))
+            self._scorer.load(version, ray.get(weights[0]))
         return self._scorer.score(shard, rows)
 
 
 class Door:
     """Where scorers of other machines come in while a run goes on. An actor whose methods wait without polling."""
 
-    def __init__(self, job: list[Any]) -> None:
+    def __init__(self) -> None:
         import asyncio
 
-        self._job = job
         self._entered: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-
-    async def job(self) -> list[Any]:
-        return self._job
 
     async def enter(self, name: str, scorer: Any) -> None:
         await self._entered.put((name, scorer))
@@ -88,6 +87,7 @@ class RayCrew:
         self._seconds = time_out_of(dict(os.environ)).total_seconds()
         self._exchange: Exchange | None = None
         self._kept: list[Any] = []
+        self._sent: list[Any] = []
         self._was_there = False
 
     def start(self, exchange: Exchange) -> None:
@@ -98,15 +98,20 @@ class RayCrew:
         if not self._was_there:
             _connect(os.environ.get("RAY_ADDRESS") or "local")
         try:
-            job = [ray.put(self.job)]
+            self._sent = [ray.put(self.job)]
         except Exception as e:  # whatever pickling it raises
             raise ActorError(
                 f"--actors sends the model that scores to other processes, and this one cannot be sent ({_first_line(e)}); "
                 "leave --actors out"
             ) from e
-        door = ray.remote(Door).options(name=DOOR + self.run, num_cpus=0, max_concurrency=1000).remote(job)
-        self._kept = [job, door]
-        for number, scorer in enumerate(_scorers(job, self.count, reserved=1)):
+        try:
+            door = ray.remote(Door).options(name=DOOR + self.run, num_cpus=0, max_concurrency=1000).remote()
+        except ValueError as e:
+            raise ActorError(
+                f"another run of the name '{self.run}' has actors in this Ray cluster; choose another --name"
+            ) from e
+        self._kept = [door]
+        for number, scorer in enumerate(_scorers(self.count, reserved=1)):
             self._add(f"actor {number}", scorer)
         threading.Thread(target=self._let_in, args=(door,), daemon=True, name="door").start()
         address = ray.get_runtime_context().gcs_address
@@ -123,16 +128,16 @@ class RayCrew:
         if not self._was_there:
             ray.shutdown()
         else:
-            for actor in self._kept[1:]:
+            for actor in self._kept:
                 with suppress(Exception):
                     ray.kill(actor)
-        self._kept = []
+        self._kept, self._sent = [], []
 
     def _add(self, name: str, scorer: Any) -> None:
         assert self._exchange is not None
         self._kept.append(scorer)
         self._exchange.join(name)
-        asking = _asking(scorer, self._seconds)
+        asking = _asking(scorer, self._sent, self._seconds)
         threading.Thread(target=work, args=(self._exchange, name, asking), daemon=True, name=name).start()
 
     def _let_in(self, door: Any) -> None:
@@ -149,16 +154,15 @@ class RayCrew:
             self.report(f"{name} joined")
 
 
-def _asking(scorer: Any, seconds: float) -> Callable[[Work], Found]:
+def _asking(scorer: Any, job: list[Any], seconds: float) -> Callable[[Work], Found]:
     """Asks a scorer and waits for its answer. Raises LostScorerError where there is none in time."""
 
     def ask(asked: Work) -> Found:
         ray = _ray()
         errors = ray.exceptions
         try:
-            found: Found = ray.get(
-                scorer.score.remote(asked.lease.shard, asked.rows, asked.version, asked.weights), timeout=seconds
-            )
+            answer = scorer.score.remote(job, asked.lease.shard, asked.rows, asked.version, asked.weights)
+            found: Found = ray.get(answer, timeout=seconds)
             return found
         except errors.GetTimeoutError:
             with suppress(Exception):
@@ -193,8 +197,7 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
                 f"{address}: {what} there; expected --run with one of: {', '.join(sorted(names)) or 'no run scores with actors'}"
             )
         door = ray.get_actor(DOOR + run)
-        job = ray.get(door.job.remote())
-        scorers = list(_scorers(job, count, reserved=0))
+        scorers = list(_scorers(count, reserved=0))
         ray.get([scorer.ready.remote() for scorer in scorers])
         for number, scorer in enumerate(scorers):
             ray.get(door.enter.remote(f"{socket.gethostname()}:{os.getpid()}:{number}", scorer))
@@ -206,7 +209,7 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
         ray.shutdown()
 
 
-def _scorers(job: list[Any], count: int, reserved: int) -> Iterator[Any]:
+def _scorers(count: int, reserved: int) -> Iterator[Any]:
     """Scorers on this machine. They share its cores with `reserved` other processes, and its GPUs among themselves."""
     ray = _ray()
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -216,7 +219,7 @@ def _scorers(job: list[Any], count: int, reserved: int) -> Iterator[Any]:
     environment = {"env_vars": {"OMP_NUM_THREADS": str(threads), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
     for number in range(count):
         options = {"num_cpus": 0, "max_restarts": RESTARTS, "scheduling_strategy": here, "runtime_env": environment}
-        yield ray.remote(Scorer).options(**options).remote(job, number + reserved, threads)
+        yield ray.remote(Scorer).options(**options).remote(number + reserved, threads)
 
 
 def _connect(address: str) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from faults.support import REAL_SECONDS, start, the_one_line, wait_until
+from faults.support import REAL_SECONDS, start, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 STEPS, B, ROWS = 600, 32, 900
@@ -24,7 +24,6 @@ OPTIONS = dict(
     log_every=1,
     checkpoint_every=20,
     refresh=2,
-    steps=STEPS,
     actors=2,
     name="run",
 )
@@ -33,12 +32,16 @@ OPTIONS = dict(
 class Run:
     """A run of the real command, disturbed."""
 
-    def __init__(self, digits, tmp_path):
+    def __init__(self, digits, tmp_path, steps=STEPS):
         self.out, self.folder, self.errors = tmp_path / "out", tmp_path / "out/run", tmp_path / "errors"
-        given = [text for name, value in OPTIONS.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        given = [
+            text
+            for name, value in {**OPTIONS, "steps": steps}.items()
+            for text in (f"--{name.replace('_', '-')}", str(value))
+        ]
         about = ("--config", digits.toml, "--reference-scores", digits.table, "--out", self.out, "--no-evaluate")
         self.command = ["train", *given, *map(str, about), "--resume"]
-        self.process = None
+        self.process, self.all = None, steps
 
     def start(self, **environment):
         self.process = start(self.command, self.errors, **environment)
@@ -73,11 +76,11 @@ def check_whole(run):
     """Every step once, no example more often than epochs were begun, and all FLOPs paid. Returns the counts."""
     summary = json.loads((run.folder / "summary.json").read_text())
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
+    assert [line["step"] for line in lines] == [*range(1, run.all + 1)]
     rows = [row for f in sorted((run.folder / "selections").glob("*.parquet")) for row in pq.read_table(f).to_pylist()]
-    assert Counter(row["step"] for row in rows) == dict.fromkeys(range(1, STEPS + 1), 16)
+    assert Counter(row["step"] for row in rows) == dict.fromkeys(range(1, run.all + 1), 16)
     leased = summary["examples_scored"]
-    assert leased >= STEPS * B
+    assert leased >= run.all * B
     often = Counter((row["shard"], row["key"]) for row in rows)
     assert max(often.values()) <= leased // ROWS + 1
     per_row = json.loads((run.folder / "manifest.json").read_text())["flops_per_step"]["online_score"] / B
@@ -114,7 +117,7 @@ def test_the_learner_is_stopped_then_killed_and_each_time_resumed(digits, tmp_pa
 
 
 def test_a_scorer_joins_and_leaves(digits, tmp_path):
-    run = Run(digits, tmp_path).start()
+    run = Run(digits, tmp_path, steps=4000).start()
     run.until(5)
     joined = start(["actor", "--join", run.address()], tmp_path / "joined")
     log = run.folder / "log.txt"
@@ -133,7 +136,6 @@ def test_ray_is_lost(digits, tmp_path):
     for process in psutil.Process(run.process.pid).children(recursive=True):
         if "raylet" in told(process) or "gcs_server" in told(process):
             process.kill()
-    assert run.process.wait(timeout=REAL_SECONDS) != 0
-    assert "--resume" in the_one_line(run.errors)
+    assert run.process.wait(timeout=REAL_SECONDS) != 0  # Ray ends its driver too
     run.start().ended()
     check_whole(run)
