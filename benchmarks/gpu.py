@@ -86,7 +86,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --device cpu runs the benchmark to its end in small")
     from rich.console import Console
-    from run import save, show
+    from run import save, show, write_readme
 
     console, about, began = Console(highlight=False), surroundings(), time.perf_counter()
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -113,6 +113,7 @@ def main() -> None:
     benchmark = Benchmark(f"gpu-{slug}", "no goal but a joint choice below 2 % of a ViT-L step", lambda *_: [], setting)
     command = f"python benchmarks/gpu.py --device {device} --seconds {asked.seconds:g}"
     save(benchmark, {**about, "left_out": left_out}, figures, time.perf_counter() - began, command)
+    write_readme()
 
 
 def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
