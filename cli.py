@@ -28,7 +28,6 @@ cli = Commands(
     name="curate",
     help="Choose what to train on, with every FLOP of the choosing counted.",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
