@@ -31,6 +31,11 @@ class SharingOptions(Concern):
     def local(self) -> bool:
         return self.selection == "local"
 
+    @property
+    def asked(self) -> list[str]:
+        """The options that only several processes heed, as they are typed."""
+        return ["--selection local"] * self.local + ["--sync-bn"] * self.sync_bn
+
     def refuse_local(self, policy: Policy, replay: str | None, score_ahead: int) -> None:
         """Raises SpecError where a choice cannot be local."""
         if self.local and score_ahead:
