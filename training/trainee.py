@@ -115,6 +115,7 @@ class Trainee:
         self._run = self.forward
         self.fsdp = fsdp
         self._sharded: Any = None
+        self._averaged: Any = None  # the average in shards
         self.loss = model.task.training_loss(model, label_smoothing, self.group)
         self.distill = distill
         self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
@@ -181,12 +182,18 @@ class Trainee:
                     f"model '{self.model.spec.name}' cannot be cut into shards ({first_line(e)}); leave --fsdp out"
                 )
             ) from e
+        if self.average is not None:
+            self._averaged = Sharded(self.average.module, self.group, "fp32")
         self.optimizer = self.make_optimizer(self.model)
         self._sharded.take(self.optimizer)
 
     def whole(self) -> AbstractContextManager[None]:
         """Within, the weights are whole on every rank, so that each may score as it likes. A collective."""
         return nullcontext() if self._sharded is None else self._sharded.whole()
+
+    def whole_result(self) -> AbstractContextManager[None]:
+        """The same of `result`, so that each rank may evaluate as many images as it has."""
+        return self.whole() if self._averaged is None else self._averaged.whole()
 
     def state(self, *, optimizer: bool = True) -> TraineeState:
         """What a checkpoint holds, with `optimizer` or without. With shards it is a collective, and on rank 0 alone has it
@@ -199,16 +206,19 @@ class Trainee:
             state: Mapping[str, Any] = {}
         else:
             state = self.optimizer.state_dict() if shards is None else shards.optimizer_state(self.optimizer)
-        return TraineeState(
-            self.module.state_dict() if shards is None else shards.weights(),
-            state,
-            None if self.average is None else self.average.module.state_dict(),
-            frozenset(named),
-        )
+        average: Any = None
+        if self.average is not None:
+            average = self.average.module.state_dict() if self._averaged is None else self._averaged.weights()
+        weights = self.module.state_dict() if shards is None else shards.weights()
+        return TraineeState(weights, state, average, frozenset(named))
 
     def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Whole tensors as the module loads them."""
         return weights if self._sharded is None else self._sharded.parts_of(weights)
+
+    def average_parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The same of the average."""
+        return weights if self._averaged is None else self._averaged.parts_of(weights)
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load an optimizer's state of `state`, of this trainee or of one with other shards or none."""
@@ -252,7 +262,9 @@ class Trainee:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
         self.steps += 1
-        if self.average is not None:
+        if self._averaged is not None:
+            self._averaged.move_to(self.module, 1.0 - self.average.get_decay(self.steps))
+        elif self.average is not None:
             self.average.update(self.module, step=self.steps)
         return loss
 
