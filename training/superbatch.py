@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from ..datasets.batches import Prefetched, decode_all, decode_threads, map_in_threads, prefetch
+from ..datasets.batches import Prefetched, map_in_threads, prefetch
+from ..datasets.decoders import Decoders
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count
 from ..datasets.readers import Failure
@@ -54,7 +54,7 @@ class SuperBatches:
     left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds what is in memory: each
     lane's shards, its next ones, which are read ahead as far as there is room, and the super-batches that are made ahead.
     (One shard a lane and three super-batches are held even if they are larger.) A data set whose decoded images fit into
-    `cache_bytes` is read and decoded once.
+    `cache_bytes` is read and decoded once. Images are decoded in `decode_processes` processes, in threads where it is 0.
 
     `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
     "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
@@ -85,6 +85,7 @@ class SuperBatches:
         max_bad_shards: int | None = None,
         host_bytes: int = 1 << 30,
         cache_bytes: int = 2 << 30,
+        decode_processes: int = 0,
         config: Config | None = None,
         shards: Sequence[Shard] | GrowingEpochs | None = None,
         verify: bool = True,
@@ -154,8 +155,7 @@ class SuperBatches:
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
         self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
         self._bad_chosen = 0
-        # What is made late is waited for: it must not stand behind all that is made ahead.
-        self._decoders, self._late_decoders = (ThreadPoolExecutor(decode_threads()) for _ in range(2))
+        self._decoders = Decoders(decode_processes, self._views)
         self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
@@ -290,7 +290,7 @@ class SuperBatches:
         failed: dict[int, Failure] = {}
         for view in self._ahead_of(late):
             waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
-            made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
+            made = self._decoders.look([row.example for row in waiting], view)
             for row, result in zip(waiting, made, strict=True):
                 if isinstance(result, Failure):
                     failed[id(row)] = result
@@ -302,7 +302,7 @@ class SuperBatches:
         """What a view makes of each row, or the Failure; rows of shards that stay in memory keep it."""
         found = [row.seen.get(view) for row in rows]
         waiting = [i for i, seen in enumerate(found) if seen is None]
-        made = decode_all([rows[i].example for i in waiting], view, self._late_decoders)
+        made = self._decoders.look([rows[i].example for i in waiting], view, late=True)
         for i, seen in zip(waiting, made, strict=True):
             found[i] = seen
             if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
