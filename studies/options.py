@@ -6,6 +6,7 @@ The string below a field is its help text; the command line is made from these f
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -110,6 +111,14 @@ class PlanOptions(Options):
             raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
 
 
+def _words(command: str) -> list[str]:
+    """The words of a command; none where a quote is left open."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """One comparison. `base` is the run that all share: data set, models, table, filter ratio, `budget_flops` = 1x.
@@ -138,6 +147,9 @@ class CompareOptions:
     """Search the learning rate at every budget, and use its best there. Default: at 1x alone, for all budgets."""
     jobs: int = 1
     """Make this many runs at a time, each on its share of the cores."""
+    launcher: str | None = None
+    """Start each run by this command, in processes that share it, such as 'torchrun --standalone --nproc-per-node 2'. Each of
+    --jobs has its share of the GPUs. Default: one process for each run."""
     out: str = "comparison"
     """Write the comparison to this folder. The same folder again runs only what is missing."""
 
@@ -161,6 +173,12 @@ class CompareOptions:
             raise SpecError("--tune-every-rung needs --search-lr, the learning rates to try")
         check_least(self, 1, "seeds", "jobs")
         check_local(self, "out")
+        if self.launcher is not None and not _words(self.launcher):
+            raise SpecError(
+                f"--launcher is '{self.launcher}', expected a command such as 'torchrun --standalone --nproc-per-node 2'"
+            )
+        if self.base.sharing.fsdp and self.launcher is None:
+            raise SpecError("--fsdp divides the learner among several processes; give --launcher, or leave it out")
         if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
         for policy in self.policies:

@@ -164,7 +164,7 @@ def _load(
     for name, trainee in trainees.items():
         load_weights(trainee.module, str(folder / f"{name}.safetensors"), trainee.parts_of)
         if trainee.average is not None:
-            load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"))
+            load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"), trainee.average_parts_of)
         trainee.steps = state["step"]
         trainee.load_optimizer(tensors["optimizers"][name])
         trainee.load_gradients(tensors.get("gradients", {}).get(name, {}))

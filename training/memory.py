@@ -137,7 +137,7 @@ def measure(needs: Needs) -> Memory:
     held = {
         "parameters": sum(t.nbytes for t in tensors.values()) - whole + whole // shards,
         "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
-        "average": sum(parameter_bytes(t.module) for t in needs.trainees.values() if t.average is not None),
+        "average": sum(parameter_bytes(t.module) // shards for t in needs.trainees.values() if t.average is not None),
         "gradients of the reference": parameter_bytes(needs.reference.module) if needs.reference else 0,
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
         "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
@@ -202,7 +202,10 @@ def crude(needs: Needs) -> int:
 
 def _help(needs: Needs, held: dict[str, int], room: int) -> str:
     """What to do about it: the least of each kind of change with which the run fits, and what it would take then."""
-    found: list[str] = []
+    found, fewer = [], _fewer_wait(needs, room)
+    if fewer is not None:
+        told = f"--score-ahead {fewer}" if fewer else "no --score-ahead"
+        found.append(f"{told} fits: {_gb(measure(replace(needs, wait=fewer)).device)}")
     for kind in _changes(needs) if sum(held.values()) < room else ():
         for told, change in kind:
             try:
@@ -214,7 +217,18 @@ def _help(needs: Needs, held: dict[str, int], room: int) -> str:
                 break
         if len(found) == 2:
             break
-    return "; ".join(found) or "lower --batch-size, or take a smaller model"
+    return "; ".join(found) or (
+        f"lower {'--score-ahead and ' if needs.wait else ''}--batch-size, or take a smaller model"
+    )
+
+
+def _fewer_wait(needs: Needs, room: int) -> int | None:
+    """The most super-batches that may wait, scored, for the run to fit; None where none helps, or none waits."""
+    each = needs.super_batch * needs.image_bytes_ahead
+    if not needs.wait or not each:
+        return None
+    left = room - measure(replace(needs, wait=0)).device
+    return min(needs.wait, left // each) if left >= 0 else None
 
 
 def _changes(needs: Needs) -> Iterator[list[tuple[str, dict[str, Any]]]]:

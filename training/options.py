@@ -112,8 +112,6 @@ class OptimizationOptions(Concern):
     deterministic: bool = False
     """Compute on a GPU by kernels alone that give the same bits every time, some of them slower: a resumed run then ends
     with the same weights, bit for bit. A CPU's always do."""
-    fsdp: bool = False
-    """Under torchrun, cut the learner's weights, gradients and optimizer state into shards, one for each process (FSDP2)."""
 
     @property
     def stepping(self) -> dict[str, Any]:

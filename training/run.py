@@ -96,7 +96,7 @@ def _leave(run: Path, error: BaseException, began: bool, report: Report) -> None
         shutil.rmtree(run, ignore_errors=True)
     else:
         with suppress(CurateError, OSError):  # a full disk may be what stopped it
-            RunRecords(run, report).log(f"{told(error)}; {_next(run)}")
+            RunRecords(run, report).note(f"{told(error)}; {_next(run)}")  # the error itself is said by who catches it
 
 
 def _next(run: Path) -> str:
@@ -216,6 +216,8 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
 def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: TrainingJob) -> None:
     """Say what begins."""
     selector, batches, log = job.subs.selector, job.subs.batches, setup.records.log
+    if setup.group.size == 1 and (asked := setup.options.sharing.asked):
+        log(f"{' and '.join(asked)}: of no effect, since one process trains this run; torchrun starts several")
     log(
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "

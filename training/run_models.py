@@ -71,7 +71,7 @@ def build_models(setup: Setup) -> RunModels:
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(setup.followed or open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
-    compiled, fsdp = options.optimization.compile, options.optimization.fsdp
+    compiled, fsdp = options.optimization.compile, options.sharing.fsdp
     settings: dict[str, Any] = {
         **options.optimization.stepping,
         "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,

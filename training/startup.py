@@ -44,7 +44,7 @@ def stream_seed(seed: int, name: str) -> int:
 def refuse_shards(options: RunOptions, ranks: int) -> None:
     """Raises SpecError where --fsdp does not go with the other options, or with so many ranks."""
     asked = options.optimization
-    if not asked.fsdp:
+    if not options.sharing.fsdp:
         return
     if ranks == 1:
         raise SpecError("--fsdp divides the learner among several processes; start them with torchrun, or leave it out")
@@ -55,8 +55,6 @@ def refuse_shards(options: RunOptions, ranks: int) -> None:
         raise SpecError("--fsdp was not tried with --sync-bn; leave one of them out")
     if options.selection.reference_online:
         raise SpecError("--fsdp was not tried with --reference-online; leave one of them out")
-    if asked.ema is not None:
-        raise SpecError("--fsdp keeps no moving average of weights; leave --ema out")
     if asked.compile:
         raise SpecError("--fsdp was not tried with torch.compile; leave --compile out")
     if asked.optimizer not in SHARDED_OPTIMIZERS:

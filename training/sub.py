@@ -18,6 +18,7 @@ from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
+from ..scoring.ranks import ALONE, Ranks
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
@@ -135,7 +136,7 @@ class SubBatches:
                 sub = self._chosen_locally(batch, known)
             else:
                 with self.timing("select"):
-                    selection = self._choose(selector, known, len(batch.division or batch))
+                    selection = self._choose(selector, known, len(batch.division or batch), self.batches.group)
                 with self.timing("decode"):
                     batch, selection, failures = made(batch, selection)
                     self.batches.count_chosen(failures)
@@ -273,9 +274,9 @@ class SubBatches:
         group_B = caption_groups(batch).to(batch.reference_pairs[0].device)
         return Pairs(*batch.reference_pairs, scale, bias, group_B)
 
-    def _choose(self, selector: Selector, known: Losses, B: int) -> Selection:
+    def _choose(self, selector: Selector, known: Losses, B: int, ranks: Ranks = ALONE) -> Selection:
         try:
-            return selector.choose(known, B)
+            return selector.choose(known, B, ranks)
         except ValueError as e:
             raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
 
