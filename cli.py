@@ -178,6 +178,23 @@ def train(
 
 
 @cli.command()
+def actor(
+    join: Annotated[str, typer.Option(help="Join the Ray cluster at this address; this machine is a node of it.")],
+    run: Annotated[str | None, typer.Option(help="Score for the run of this name. Default: the only one.")] = None,
+    count: Annotated[int, typer.Option(help="Score in this many processes.")] = 1,
+) -> None:
+    """Score for a run of train --actors, from this machine, until that run ends or this command is interrupted.
+
+    Example: curate actor --join head:6379 --count 4
+    """
+    if count < 1:
+        raise SpecError(f"--count is {count}, expected at least 1")
+    from .training.actors import join as join_run
+
+    join_run(join, run, count, report)
+
+
+@cli.command()
 @takes(PLAN, PROBE)
 def plan(
     given: dict[str, Any],

@@ -61,7 +61,7 @@ def finish(
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": steps * options.super_batch_size if policy.selects else 0,
+        "examples_scored": job.subs.examples_scored(steps),
         "ledger": ledger.lines(),
         **({"ledger_in_run": ledger.in_run} if ledger.in_run else {}),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),

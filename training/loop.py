@@ -276,7 +276,7 @@ def _line(
         "online_train_loss": loss.get("online"),
         **({"reference_train_loss": loss[NAME]} if NAME in loss else {}),
         **_means(sub, group if job.subs.local else None),
-        **({"score_age": min(job.subs.score_ahead, step - 1)} if job.subs.score_ahead else {}),
+        **job.subs.metrics(step),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,

@@ -26,6 +26,7 @@ from ..options import (
     options_of,
 )
 from ..scoring.settings import Precision, check_precision, super_batch_size, usual_reference_every
+from .asynchronous import AsynchronousOptions
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -252,6 +253,7 @@ class RunOptions(Options):
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     sharing: SharingOptions = field(default_factory=SharingOptions)
+    asynchronous: AsynchronousOptions = field(default_factory=AsynchronousOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
@@ -264,6 +266,8 @@ class RunOptions(Options):
             raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
         if self.data.follow and asked.on_missing != "error":
             raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
+        b, distill = self.optimization.batch_size, self.optimization.distill
+        self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
@@ -287,6 +291,11 @@ class RunOptions(Options):
         """How many super-batches a reference that trains in the run learns from at a step."""
         every = self.selection.reference_every
         return usual_reference_every(self.optimization.batch_size, self.super_batch_size) if every is None else every
+
+    @property
+    def scored_per_step(self) -> int:
+        """How many examples are scored for each step: the super-batch, but where actors score another share."""
+        return self.asynchronous.scored_per_step(self.optimization.batch_size, self.super_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "policy": str(self.selection.policy)}

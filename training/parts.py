@@ -25,6 +25,7 @@ from .loop import TrainingJob
 from .memory import Needs
 from .moving_reference import MovingReference
 from .pace import Pace
+from .pooling import pooled_subs
 from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
@@ -82,7 +83,7 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         models.online.model if models.online else None,
         models.scorer,
         sub_batch=options.optimization.batch_size,
-        super_batch=options.super_batch_size,
+        super_batch=options.scored_per_step,
         label_smoothing=options.optimization.label_smoothing,
         accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
@@ -221,33 +222,46 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
     )
 
 
+def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, timing: Stages) -> SubBatches:
+    """The stream of sub-batches: chosen here, or of what actors scored."""
+    options, scorer = setup.options, scorer_of(setup, models, cost)
+    batches, selector = batches_of(setup, models, cost), selector_of(setup, resolved)
+    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    check = partial(refuse_misfits, checked)
+    if options.asynchronous.actors:
+        assert isinstance(scorer, RunScorer)
+        counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
+        return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
+    return SubBatches(
+        batches,
+        selector,
+        scorer=scorer,
+        device=setup.device,
+        timing=timing,
+        check=check,
+        charge=scorer.charge,
+        score_ahead=options.selection.score_ahead,
+        last=cost.steps,
+        local=options.sharing.local,
+    )
+
+
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     peak = device_peak(setup.device, setup.precision)
-    scorer = scorer_of(setup, models, cost)
-    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    # What actors score, they count themselves.
+    of_step = replace(cost.step, online_score=0.0) if options.asynchronous.actors else cost.step
     return TrainingJob(
         run=setup.run,
-        subs=SubBatches(
-            batches_of(setup, models, cost),
-            selector_of(setup, resolved),
-            scorer=scorer,
-            device=setup.device,
-            timing=timing,
-            check=partial(refuse_misfits, checked),
-            charge=scorer.charge,
-            score_ahead=options.selection.score_ahead,
-            last=cost.steps,
-            local=options.sharing.local,
-        ),
+        subs=subs_of(setup, models, cost, resolved, timing),
         learner=models.learner,
         online=models.online,
         steps=cost.steps,
         warmup=resolved.warmup,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
-        cost=cost.step,
+        cost=of_step,
         ledger=cost.ledger,
         records=setup.records,
         pace=Pace(

@@ -55,6 +55,7 @@ def train(
     recorded = None
     with group.together():
         startup.refuse_shards(options, group.size)
+        options.asynchronous.check_here(group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:

@@ -285,6 +285,14 @@ class SubBatches:
         if self._thread is not None:
             self._thread.close()
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What a line of metrics has of how this step was chosen."""
+        return {"score_age": min(self.score_ahead, step - 1)} if self.score_ahead else {}
+
+    def examples_scored(self, steps: int) -> int:
+        """How many were scored in so many steps."""
+        return steps * self.batches.size if self.selector.policy.selects else 0
+
     def own_state(self) -> dict[str, Any]:
         """Where the stream of super-batches stands behind the one that was chosen from last: this rank's part."""
         now = self.batches.own_state()

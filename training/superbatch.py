@@ -23,7 +23,7 @@ from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from .ahead import READERS
-from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
+from .batch import SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, refuse_too_many
 from .epochs import GrowingEpochs, known_rows
@@ -122,7 +122,7 @@ class SuperBatches:
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
                 "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
-        self._loader = ShardLoader(
+        self.loader = ShardLoader(
             self.dataset,
             growing.shards if growing else self.shards,
             self.table,
@@ -140,7 +140,7 @@ class SuperBatches:
         known = growing.rows_at_start if growing else known_rows(self.shards, self.table, kept)
         skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        read = self._read_to_count(skipped) if known is None and self._loader.keeps_all else None
+        read = self._read_to_count(skipped) if known is None and self.loader.keeps_all else None
         self._layout = Layout(
             shards=self.shards,
             rows=known or read,
@@ -182,7 +182,7 @@ class SuperBatches:
         drawing = Drawing(
             self.dataset.name,
             self._layout,
-            self._loader,
+            self.loader,
             self.group,
             self._state,
             lambda rows: self._look_ahead(rows, late),
@@ -305,7 +305,7 @@ class SuperBatches:
         made = self._decoders.look([rows[i].example for i in waiting], view, late=True)
         for i, seen in zip(waiting, made, strict=True):
             found[i] = seen
-            if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
+            if self.loader.keeps(rows[i]) and not isinstance(seen, Failure):
                 rows[i].seen[view] = seen
         return found
 
@@ -320,41 +320,46 @@ class SuperBatches:
         division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
         made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
         held = sum(tensor.nbytes for tensor in made.values())
-        if late and not self._loader.keeps_all:
+        if late and not self.loader.keeps_all:
             held += sum(len(row.example.image) for row in rows)
         for row in rows:
-            if not self._loader.keeps(row):
+            if not self.loader.keeps(row):
                 row.seen.clear()
-        tokens: dict[int, torch.Tensor] = {}
-        for tokenizer in self.tokenize.values():
-            if id(tokenizer) not in tokens:
-                tokens[id(tokenizer)] = token_rows(rows, tokenizer)
-        targets = [row.example.target for row in rows]
-        has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
-        batch = SuperBatch(
-            shards=[row.example.shard for row in rows],
-            keys=[row.example.key for row in rows],
-            views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
-            if late
-            else {name: made[view] for name, view in self.views.items()},
-            targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
-            tokens={name: tokens[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
-            reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
-            if has_scores
-            else None,
-            reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
-            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
-            division=division,
-            number=step + 1,
-        )
-        return batch, held
+        views: Mapping[str, torch.Tensor] = {}
+        if late:
+            views = LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+        else:
+            views = {name: made[view] for name, view in self.views.items()}
+        return self._batch_of(rows, views, step + 1, division), held
+
+    def of_rows(self, rows: Sequence[Row], number: int) -> SuperBatch | dict[int, Failure]:
+        """The super-batch of these rows, whatever the stream gives, in all views; the failures by their places, if any."""
+        failed = self._look_ahead(rows, ())
+        if failed:
+            return {i: failed[id(row)] for i, row in enumerate(rows) if id(row) in failed}
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
+        for row in rows:
+            if not self.loader.keeps(row):
+                row.seen.clear()
+        return self._batch_of(rows, {name: made[view] for name, view in self.views.items()}, number)
+
+    @property
+    def row_counts(self) -> list[int] | None:
+        """How many rows each shard has; None where nobody knows without reading."""
+        return self._layout.rows
+
+    def _batch_of(
+        self, rows: Sequence[Row], views: Mapping[str, torch.Tensor], number: int, division: Division | None = None
+    ) -> SuperBatch:
+        kinds = self.dataset.target.has_classes, self.table is not None, self.embedding_width, self.logit_width
+        return batch_of(rows, views, self.tokenize, *kinds, division, number)
 
     def _read_to_count(self, skipped: SkippedShards) -> list[int]:
         """Read the shards, which stay in memory; 0 where one cannot be read."""
 
         def rows_of(index: int) -> int | UnreadableError:
             try:
-                return self._loader.load(index).count
+                return self.loader.load(index).count
             except UnreadableError as e:
                 return e
 
