@@ -18,6 +18,7 @@ import torch
 from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .augment import augment_views
 from .group import Group
 from .keeping import Keeping
 from .moving_reference import NAME, MovingReference
@@ -28,7 +29,7 @@ from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
 from .timing import EVALUATE, Rates, Stages, total
-from .trainee import Trainee, augment_views
+from .trainee import Trainee
 
 
 @dataclass
