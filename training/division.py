@@ -25,10 +25,11 @@ class Division:
     holder_B: np.ndarray
 
     @classmethod
-    def of_step(cls, group: Group, step: int, size: int, lanes: int) -> Division:
-        """Of super-batch number `step`: rank r holds the rows of the lanes r, r + W, r + 2 W, ..."""
-        lane_B = np.repeat(np.arange(lanes), quotas(step, size, lanes))
-        return cls(group, lane_B % group.size)
+    def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
+        """Of super-batch number `step`: rank r holds the rows of the lanes r, r + W, r + 2 W, ... `parts` are the rows and
+        lanes of each data set in it."""
+        lanes = [np.repeat(np.arange(lanes), quotas(step, size, lanes)) for size, lanes in parts]
+        return cls(group, np.concatenate(lanes) % group.size)
 
     def __len__(self) -> int:
         return len(self.holder_B)

@@ -23,8 +23,8 @@ from .evaluate import evaluate, refuse_few
 from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
+from .positions import counts_of, skipped_of
 from .records import write_json
-from .superbatch import counts_of
 from .timing import EVALUATE, total
 
 
@@ -61,7 +61,7 @@ def finish(
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": steps * options.super_batch_size if policy.selects else 0,
+        "examples_scored": steps * options.super_batch_size if policy.selects and not policy.prunes else 0,
         "ledger": ledger.lines(),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
@@ -71,7 +71,7 @@ def finish(
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
-        "skipped_shards": dict(batches["skipped"]),
+        "skipped_shards": skipped_of(batches),
     }
     with group.together():
         if group.is_first:

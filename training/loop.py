@@ -21,6 +21,7 @@ from . import checkpoint
 from .group import Group
 from .keeping import Keeping
 from .pace import Pace
+from .positions import skipped_of
 from .records import RunRecords
 from .schedule import learning_rate
 from .scorer import BudgetSpentError
@@ -102,6 +103,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 }
                 for trainee in job.trainees.values():
                     trainee.align()
+                job.subs.learned(sub, job.learner.weighed)
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
@@ -153,7 +155,7 @@ def _resume(job: TrainingJob) -> int:
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
-    job.subs.restore(found.scored)
+    job.subs.restore(found.scored, found.past)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     with job.group.together():
@@ -173,7 +175,7 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored)
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored, job.subs.past())
             job.keeping.saved()
 
 
@@ -206,7 +208,7 @@ def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | N
 
 def _say_skipped(job: TrainingJob, said: set[str]) -> None:
     """Log the shards that any rank skips, but those that were said. A collective."""
-    for name, reason in job.subs.batches.state_dict()["skipped"].items():
+    for name, reason in skipped_of(job.subs.batches.state_dict()).items():
         if name not in said:
             said.add(name)
             job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")

@@ -26,6 +26,7 @@ from ..options import (
     options_of,
 )
 from ..scoring.settings import Precision, check_precision, super_batch_size
+from ..units import parse_share
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -88,6 +89,9 @@ class OptimizationOptions(Concern):
     """Let the decay of the average grow from 0 to --ema over the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
+    gce: float | None = None
+    """Train both models on the generalised cross-entropy (1 - p^q) / q with this q, such as 0.7: wrong labels count for less.
+    Default: cross-entropy. Scores are cross-entropy in any case."""
     distill: float = 0.0
     """Give the stored probabilities of the reference this weight in the learner's training loss, and the labels the rest.
     Needs a score table that was made with --logits. Works with every policy, uniform too."""
@@ -115,7 +119,17 @@ class OptimizationOptions(Concern):
     @property
     def stepping(self) -> dict[str, Any]:
         """What both models' trainees are given alike."""
-        names = ("optimizer", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "label_smoothing", "accumulate")
+        names = (
+            "optimizer",
+            "weight_decay",
+            "beta1",
+            "beta2",
+            "eps",
+            "clip_grad",
+            "label_smoothing",
+            "gce",
+            "accumulate",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -150,11 +164,26 @@ class OptimizationOptions(Concern):
             value = getattr(self, option)
             if value is not None and not 0 < value < math.inf:
                 raise SpecError(f"{flag(option)} is {value:g}, expected a number above 0")
+        if self.gce is not None and not 0 < self.gce <= 1:
+            raise SpecError(f"--gce is {self.gce:g}, expected a q above 0 and up to 1, such as 0.7")
+        if self.gce is not None and self.label_smoothing:
+            raise SpecError("--gce and --label-smoothing are two ways to trust labels less; leave one of them out")
         if self.ema_warmup and self.ema is None:
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
         check_precision(self.score_precision, "score_precision")
+
+
+def parse_mixture(text: str) -> tuple[str, float]:
+    """(data set, share) of DATASET:SHARE. Raises SpecError."""
+    name, _, share = text.rpartition(":")
+    if not name:
+        raise SpecError(f"--mix is '{text}', expected DATASET:SHARE, such as curated:25%")
+    found = parse_share(share, "--mix")
+    if not 0 < found <= 1:
+        raise SpecError(f"--mix is '{text}', expected a share above 0 and up to 100 %")
+    return name, found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +200,25 @@ class DataOptions(Concern):
     """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
     """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
+    mix: str | None = None
+    """Draw a share of every super-batch from another data set, such as curated:25%, each in its own epochs. A policy chooses
+    among both."""
+    mix_last: Share = 1.0
+    """Mix only in this last share of the steps, such as 10%."""
+    mix_scores: str | None = None
+    """Read the reference's losses of the data set that is mixed in from this score table."""
+
+    @property
+    def mixture(self) -> tuple[str, float] | None:
+        """The data set that is mixed in, and its share."""
+        return None if self.mix is None else parse_mixture(self.mix)
 
     def __post_init__(self) -> None:
+        _ = self.mixture
+        if not 0 < self.mix_last <= 1:
+            raise SpecError(f"--mix-last is {self.mix_last:g}, expected above 0 and up to 1, such as 10%")
+        if self.mix is None and (self.mix_scores is not None or self.mix_last != 1):
+            raise SpecError("--mix-last and --mix-scores are about a mixture; give --mix DATASET:SHARE too")
         if not 0 <= self.max_failures <= 1:
             raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
         check_least(self, 1, "lanes", "host_bytes")
@@ -250,13 +296,29 @@ class RunOptions(Options):
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
-        self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
+        self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead, asked.weighs)
+        self._refuse_mixture()
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
             raise SpecError("--distill learns from stored logits; give --reference-scores TABLE, made with --logits")
         if self.selection.on_missing == "score":
             raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
+
+    def _refuse_mixture(self) -> None:
+        """Raises SpecError where the options cannot be with a mixture."""
+        if self.data.mix is None:
+            return
+        if self.sharing.local:
+            raise SpecError("--mix was not tried with --selection local; leave one of them out")
+        policy = self.selection.chosen_policy
+        joins = (policy.reference != "none" and policy.selects) or self.optimization.distill > 0
+        if joins and self.data.mix_scores is None:
+            what = "--distill" if self.optimization.distill else f"policy '{policy}'"
+            raise SpecError(
+                f"{what} needs the reference's losses of '{self.data.mix}' too; run 'curate score-reference' on that data set, "
+                "then --mix-scores TABLE"
+            )
 
     @property
     def uses_table(self) -> bool:

@@ -23,6 +23,7 @@ from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
 from .pace import Pace
+from .past import LAST_PRUNED, PastLosses
 from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
@@ -85,7 +86,7 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
     )
-    ledger = startup.reference_ledger(models.table)
+    ledger = startup.reference_ledger(models.table, setup.mix, setup.prior)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
     made_in_run = models.reference if options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
@@ -128,6 +129,8 @@ def manifest_of(
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
         "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **(frozen.mix_of(setup.mix.shards, setup.mix.scores) if setup.mix is not None else {}),
+        **({"prior table": frozen.table_of(setup.prior, shards)} if setup.prior is not None else {}),
         **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
@@ -153,7 +156,8 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views={name: model.geometry for name, model in seen.items() if model},
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
-        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
+        kept=startup.kept_of(options, models.table, setup.prior, setup.shards, setup.records.log),
+        mix=startup.mix_begun(setup.mix, options, cost.steps, setup.records.log),
         embeddings=options.selection.joint,
         logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
@@ -170,10 +174,12 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer | PastLosses:
     """Who scores super-batches, within the budget."""
     if setup.recorded is not None:
         return ReplayScorer(setup.recorded)
+    if setup.options.selection.chosen_policy.prunes:
+        return PastLosses(setup.group, round(LAST_PRUNED * cost.steps))
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(

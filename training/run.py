@@ -117,11 +117,12 @@ def _train(
         )
     )
     with group.together():
+        shards = list_shards(dataset)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
-            shards=list_shards(dataset),
+            shards=shards,
             run=run,
             records=records,
             device=device,
@@ -132,6 +133,8 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
+            mix=startup.mix_of(options, dataset, config),
+            prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
         models, cost, job, selections_every = _prepared(setup)
     records.record_selections(group.share(selections_every)[0])

@@ -11,6 +11,7 @@ from ..errors import SpecError
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
+from ..scoring.policies import NO_SCORER
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import startup
@@ -66,9 +67,11 @@ def build_models(setup: Setup) -> RunModels:
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
+    startup.refuse_other_reference(opened.table, setup.mix)
     compiled, fsdp = options.optimization.compile, options.optimization.fsdp
     settings: dict[str, Any] = {
         **options.optimization.stepping,
+        "weighs": options.selection.weighs,
         "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,
         "device": device,
         "precision": setup.precision,
@@ -82,7 +85,7 @@ def build_models(setup: Setup) -> RunModels:
     learner_trainee = Trainee(learner, lr=lr, fsdp=shards, **options.optimization.of_the_learner, **settings)
     online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
 
-    asked = None if policy.online == "none" else online_trainee or learner_trainee
+    asked = None if policy.online in NO_SCORER else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = startup.coarse_of(options.selection, opened.table)
     if asked and coarse:

@@ -12,7 +12,9 @@ import torch
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
+from ..scoring.tables.lookup import ScoreTable
 from .group import Group
+from .mixture import Mix
 from .options import RunOptions
 from .records import RunRecords
 from .replay import RecordedRun
@@ -24,7 +26,7 @@ class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
-    many it began with, or the user's.
+    many it began with, or the user's. `mix` is what is mixed in, `prior` the table of a second reference.
     """
 
     options: RunOptions
@@ -41,3 +43,5 @@ class Setup:
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
+    mix: Mix | None = None
+    prior: ScoreTable | None = None

@@ -18,6 +18,7 @@ from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
+from ..scoring.policies import Policy
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
@@ -25,9 +26,11 @@ from .division import Division
 from .late import made
 from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
+from .past import PastLosses
 from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
 from .superbatch import SuperBatches
+from .weighing import WeighedLoss
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class SubBatch(SuperBatch):
     In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
     that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
     with gradients, is the mean over b. `moved` of the b examples went from one rank to another. Of a local choice the
-    `selection` is that of this rank's own rows.
+    `selection` is that of this rank's own rows. `weights`, float32 [n], multiply each example's loss; None where all weigh 1.
     """
 
     selection: Selection = field(kw_only=True)
@@ -45,6 +48,11 @@ class SubBatch(SuperBatch):
     positions: torch.Tensor = field(kw_only=True)
     weight: float = field(default=1.0, kw_only=True)
     moved: int = field(default=0, kw_only=True)
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        weight_B, index_b = self.selection.weight, self.selection.index
+        return None if weight_B is None else weight_B[index_b][self.positions.to(weight_B.device)]
 
     def to(self, device: torch.device | str) -> SubBatch:
         """The same examples, the selection and the super-batch with all tensors on a device."""
@@ -94,6 +102,7 @@ class SubBatches:
             raise SpecError(
                 f"policy '{selector.policy.name}' filters the data set; give SuperBatches(..., kept=curate.keep_best(table, 0.5))"
             )
+        refuse_unscored(selector.policy, batches)
         if selector.b > batches.size:
             raise SpecError(f"b is {selector.b} and a super-batch has {batches.size} examples; choose at most as many")
         if selector.b < batches.group.size:
@@ -115,6 +124,7 @@ class SubBatches:
         self._thread = ScoringThread(device) if score_ahead and hasattr(self.scorer, "snapshot") else None
         self._local = LocalSelector(selector, batches.group) if local else None
         self.local = local and batches.group.size > 1
+        self._past = self.scorer if isinstance(self.scorer, PastLosses) else None
         self.least_rows = selector.b // batches.group.size  # of a rank, in any step
         if self.local:
             self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
@@ -128,7 +138,7 @@ class SubBatches:
             {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
         ahead = self._seen_before_the_choice()
-        if ahead is not None and not ahead and self.batches.group.size == 1:
+        if ahead is not None and not ahead and self.batches.group.size == 1 and self._past is None:
             yield from self._chosen_ahead()
         for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
             if self.local:
@@ -279,6 +289,15 @@ class SubBatches:
         except ValueError as e:
             raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
 
+    def learned(self, sub: SubBatch, losses: WeighedLoss | None) -> None:
+        """After a step on a sub-batch: let the scorer know its losses, where it chooses by them. A collective."""
+        if losses is not None and self._past is not None:
+            self._past.learned(sub, losses.of_batch())
+
+    def past(self) -> dict[str, Any]:
+        """What the scorer remembers of the learner's losses, as a checkpoint holds it."""
+        return {} if self._past is None else self._past.state()
+
     def close(self) -> None:
         self.batches.close()
         if self._thread is not None:
@@ -293,8 +312,10 @@ class SubBatches:
         """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
         return [losses_to_dict(one.losses()) for one in self._waiting]
 
-    def restore(self, scored: Iterable[dict[str, Any]]) -> None:
-        """Take these losses for the next super-batches; `state_dict` of the stream is loaded before."""
+    def restore(self, scored: Iterable[dict[str, Any]], past: Mapping[str, Any] | None = None) -> None:
+        """Take these losses for the next super-batches, and those of the past; `state_dict` of the stream is loaded before."""
+        if self._past is not None and past:
+            self._past.restore(past)
         self._waiting.clear()
         self._stored = deque(losses_from_dict(one, self.device) for one in scored)
 
@@ -306,6 +327,14 @@ class SubBatches:
         self.batches.load_state_dict(state["batches"])
         self.selector.load_state_dict(state["selector"])
         self.restore(state.get("scored", ()))
+
+
+def refuse_unscored(policy: Policy, batches: SuperBatches) -> None:
+    """Raises SpecError where a policy would choose by losses that a data set which is mixed in lacks."""
+    if batches.mix is None or batches.mix.scores is not None or batches.table is None:
+        return
+    if policy.selects and policy.reference != "none":
+        raise SpecError(f"policy '{policy}' needs the losses of what is mixed in; give curate.Mix(..., scores=TABLE)")
 
 
 def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
@@ -356,4 +385,5 @@ def whole_losses(known: Losses, division: Division) -> Losses:
         whole_pairs(known.reference_pairs),
         whole(known.age_B),
         whole(known.chosen_B),
+        whole(known.past_B),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..datasets.batches import Prefetched, decode_all, decode_threads, map_in_threads, prefetch
+from ..datasets.batches import Prefetched, decode_all, decode_threads, prefetch
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count
 from ..datasets.readers import Failure
@@ -20,15 +19,15 @@ from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import RunError, SpecError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
-from ..scoring.tables.counts import all_counts
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .ahead import READERS
 from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
 from .division import Division
-from .drawing import Drawing, Layout, refuse_too_many
+from .drawing import Drawing, Layout, LookAt, refuse_too_many
 from .group import Group
-from .loading import Row, ShardLoader, SkippedShards, UnreadableError
+from .loading import Row, ShardLoader, SkippedShards, known_row_counts, read_to_count
+from .mixture import Mix, MixedDrawing, prefix_of, refuse_unlike
+from .positions import MIX, PREFIX, counts_of, merged, skipped_of
 from .views import LateViews, stacked
 
 T = TypeVar("T")
@@ -46,7 +45,8 @@ class SuperBatches:
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
     `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
     checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
-    table, the data set is filtered: the rest of it is never drawn.
+    table, the data set is filtered: the rest of it is never drawn. With `mix` a share of every super-batch is drawn from
+    another data set, whose shards then have its name before theirs, as a `prefix`; each has half of the two limits of bytes.
 
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
@@ -76,6 +76,7 @@ class SuperBatches:
         tokenize: Mapping[str, Tokenizer] | None = None,
         scores: str | ScoreTable | None = None,
         kept: Kept | None = None,
+        mix: Mix | None = None,
         embeddings: bool = False,
         logits: bool = False,
         on_missing: OnMissing = "error",
@@ -90,6 +91,7 @@ class SuperBatches:
         verify: bool = True,
         group: Group | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        prefix: str = "",
     ) -> None:
         if size < 1:
             raise SpecError(f"size is {size}, expected at least 1 example in a super-batch")
@@ -104,8 +106,10 @@ class SuperBatches:
         self.table = open_scores(scores) if isinstance(scores, str) else scores
         if kept is not None and (self.table is None or on_missing == "score"):
             raise SpecError("kept filters by stored scores; give scores= too, and on_missing 'error' or 'skip'")
-        self.kept = kept
+        self.kept, self.mix = kept, mix
         self.max_failures = max_failures
+        if mix is not None:
+            host_bytes, cache_bytes = max(1, host_bytes // 2), cache_bytes // 2
         if self.table is not None and verify:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
@@ -132,12 +136,13 @@ class SuperBatches:
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
             kept=kept,
+            prefix=prefix,
         )
         self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
-        known = self._known_row_counts()
+        known = known_row_counts(self.shards, self.table, kept)
         skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        read = self._read_to_count(skipped) if known is None and self._loader.keeps_all else None
+        read = read_to_count(self._loader, skipped) if known is None and self._loader.keeps_all else None
         self._layout = Layout(
             shards=self.shards,
             rows=known or read,
@@ -146,10 +151,36 @@ class SuperBatches:
             size=size,
             seed=seed,
             host_bytes=host_bytes,
-            filtered=() if kept is None else (kept.digest,),
+            filtered=(*((kept.digest,) if kept else ()), *(((mix.share, mix.first),) if mix else ())),
         )
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
-        self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
+        self._prefix = prefix
+        self._mixed: SuperBatches | None = None
+        if mix is not None:
+            other = mix.data if isinstance(mix.data, DatasetSpec) else find_dataset(mix.data, config or load_config())
+            refuse_unlike(self.dataset, other)
+            self._mixed = SuperBatches(
+                other,
+                mix.rows(size),
+                views=self.views,
+                tokenize=self.tokenize,
+                scores=mix.scores,
+                embeddings=embeddings,
+                logits=logits,
+                on_missing=on_missing,
+                seed=seed,
+                lanes=lanes,
+                max_failures=max_failures,
+                max_bad_shards=max_bad_shards,
+                host_bytes=host_bytes,
+                cache_bytes=cache_bytes,
+                shards=mix.shards,
+                verify=verify or self.group.is_first,
+                group=self.group,
+                prefix=prefix_of(other),
+            )
+            self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed._prefix}
+        self._before: Mapping[str, Any] = {}  # the state that every rank of a group began with
         self._bad_chosen = 0
         # What is made late is waited for: it must not stand behind all that is made ahead.
         self._decoders, self._late_decoders = (ThreadPoolExecutor(decode_threads()) for _ in range(2))
@@ -176,17 +207,7 @@ class SuperBatches:
             }
         )
         self.close()
-        drawing = Drawing(
-            self.dataset.name,
-            self._layout,
-            self._loader,
-            self.group,
-            self._state,
-            lambda rows: self._look_ahead(rows, late),
-            max_failures=self.max_failures,
-            max_bad_shards=self.max_bad_shards,
-        )
-
+        drawing = self._drawing(self._state, lambda rows: self._look_ahead(rows, late))
         images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
         in_hands = IN_HANDS + waiting
         depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
@@ -224,7 +245,7 @@ class SuperBatches:
     @property
     def skipped_shards(self) -> dict[str, str]:
         """The shards that could not be read and are left out, by name, with the reason."""
-        return dict(self._state["skipped"])
+        return skipped_of(self._state)
 
     def count_chosen(self, failures: Sequence[Failure]) -> None:
         """Count examples that turned out to be bad after they were chosen, each once. Raises FailuresError where too many
@@ -246,7 +267,7 @@ class SuperBatches:
 
     def whole_state(self, own: dict[str, Any]) -> dict[str, Any]:
         """`state_dict` of the time when each rank's part was `own`. A collective."""
-        return own if self.group.size == 1 else self._merged(self.group.share(own))
+        return own if self.group.size == 1 else merged(self.group.share(own), self.group.rank, self._before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
@@ -267,8 +288,29 @@ class SuperBatches:
             )
         self.close()
         self._state = {**self._layout.start(), **state}
+        if self._mixed is not None:
+            self._mixed.load_state_dict(state.get(MIX, {"order": "no mixture"}))
+            self._state[MIX] = self._mixed._state
         self._bad_chosen = self._state.pop("bad_chosen", 0)
-        self._counts_before = dict(self._state["counts"])
+        self._before = dict(self._state)
+
+    def _drawing(self, state: Mapping[str, Any], look_at: LookAt) -> Drawing | MixedDrawing:
+        """From where `state` stands."""
+        own = Drawing(
+            self.dataset.name,
+            self._layout,
+            self._loader,
+            self.group,
+            state,
+            look_at,
+            max_failures=self.max_failures,
+            max_bad_shards=self.max_bad_shards,
+        )
+        if self.mix is None or self._mixed is None:
+            return own
+        other = self._mixed._drawing(state[MIX], look_at)
+        assert isinstance(other, Drawing)
+        return MixedDrawing(own, other, self.mix, self.size, self._mixed._prefix)
 
     def _late(self, ahead: Collection[str] | None) -> list[str]:
         """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
@@ -300,7 +342,7 @@ class SuperBatches:
         made = decode_all([rows[i].example for i in waiting], view, self._late_decoders)
         for i, seen in zip(waiting, made, strict=True):
             found[i] = seen
-            if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
+            if self._keeps(rows[i]) and not isinstance(seen, Failure):
                 rows[i].seen[view] = seen
         return found
 
@@ -308,17 +350,29 @@ class SuperBatches:
         """The views that are made ahead, where these are late."""
         return list(dict.fromkeys(view for name, view in self.views.items() if name not in late))
 
-    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> tuple[SuperBatch, int]:
+    def _keeps(self, row: Row) -> bool:
+        """Whether what was decoded of a row may stay in memory."""
+        return self._loader.keeps(row) or (self._mixed is not None and self._mixed._keeps(row))
+
+    def _division(self, step: int) -> Division | None:
+        if self.group.size == 1:
+            return None
+        if self.mix is None or self._mixed is None:
+            return Division.of_step(self.group, step, (self.size, self.lanes))
+        own, mixed = self.mix.counts(step, self.size)
+        return Division.of_step(self.group, step, (own, self.lanes), (mixed, self._mixed.lanes))
+
+    def _super_batch(self, drawing: Drawing | MixedDrawing, late: Collection[str]) -> tuple[SuperBatch, int]:
         """The next super-batch, and the bytes of memory that it holds."""
         step = drawing.drawn
         rows, is_first = drawing.next()
-        division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
+        division = self._division(step)
         made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
         held = sum(tensor.nbytes for tensor in made.values())
         if late and not self._loader.keeps_all:
             held += sum(len(row.example.image) for row in rows)
         for row in rows:
-            if not self._loader.keeps(row):
+            if not self._keeps(row):
                 row.seen.clear()
         tokens: dict[int, torch.Tensor] = {}
         for tokenizer in self.tokenize.values():
@@ -327,7 +381,7 @@ class SuperBatches:
         targets = [row.example.target for row in rows]
         has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
         batch = SuperBatch(
-            shards=[row.example.shard for row in rows],
+            shards=[row.shard for row in rows],
             keys=[row.example.key for row in rows],
             views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
             if late
@@ -343,53 +397,3 @@ class SuperBatches:
             number=step + 1,
         )
         return batch, held
-
-    def _known_row_counts(self) -> list[int] | None:
-        """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading
-        the shards."""
-        if self.kept is not None:
-            return [self.kept.counts.get(shard.name, 0) for shard in self.shards]
-        if self.table is not None:
-            known = all_counts(self.table.folder)
-            if all(shard.name in known for shard in self.shards):
-                return [known[shard.name].examples + known[shard.name].failures for shard in self.shards]
-        if all(shard.rows is not None for shard in self.shards):
-            return [shard.rows or 0 for shard in self.shards]
-        return None
-
-    def _read_to_count(self, skipped: SkippedShards) -> list[int]:
-        """Read the shards, which stay in memory; 0 where one cannot be read."""
-
-        def rows_of(index: int) -> int | UnreadableError:
-            try:
-                return self._loader.load(index).count
-            except UnreadableError as e:
-                return e
-
-        found = map_in_threads(rows_of, range(len(self.shards)), READERS)
-        for index, rows in enumerate(found):
-            if isinstance(rows, UnreadableError):
-                skipped.add(index, rows)
-        return [0 if isinstance(rows, UnreadableError) else rows for rows in found]
-
-    def _merged(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The state of all lanes, given that of each rank's own."""
-        owners = [states[lane % self.group.size] for lane in range(self.lanes)]
-        counts = Counter(self._counts_before)
-        for state in states:
-            counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
-        return {
-            **states[self.group.rank],
-            "lanes": [state["lanes"][lane] for lane, state in enumerate(owners)],
-            "lane_skips": [state["lane_skips"][lane] for lane, state in enumerate(owners)],
-            "counts": dict(counts),
-            "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
-        }
-
-
-def counts_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """The counts in a stream's state: an example that turned out to be bad after it was chosen is no usable one."""
-    counts, bad = Counter(state["counts"]), state.get("bad_chosen", 0)
-    if bad:
-        counts.update(failures=bad, examples=-bad)
-    return dict(counts)
