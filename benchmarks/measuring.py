@@ -70,9 +70,9 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> tuple[float, ...]:
     return tuple(a / b for a, b in zip(over, under, strict=True))
 
 
-def curate(*arguments: object, cwd: Path) -> None:
-    """The command line, as a user runs it. Its output is shown only where it fails."""
-    done = subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True)
+def curate(*arguments: object, cwd: Path, seconds: float | None = None) -> None:
+    """The command line, as a user runs it. Its output is shown only where it fails. `seconds` is the most it may take."""
+    done = subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=seconds)
     if done.returncode:
         raise RuntimeError(f"curate {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr}")
 

@@ -18,7 +18,7 @@ from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ModelError, ShardError, StorageError
-from ..scoring.forward import best_device
+from ..scoring.forward import best_device, set_float32_products
 from ..scoring.loading import load_model
 from ..scoring.models import Model, ModelSpec
 from ..scoring.settings import Precision
@@ -70,6 +70,7 @@ class ScoreShard(beam.DoFn):
         self._device = best_device(worker_number())
         if self._device.index is not None:
             torch.cuda.set_device(self._device)  # else every process would take memory of the first GPU as well
+        set_float32_products(self._device, self._job.precision)
         self._model = self._shared.acquire(self._load)
         self._kept = self._model.task.kept(self._model)
         each = bytes_ahead(self._model, self._job.batch_size) * self._job.processes

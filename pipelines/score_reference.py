@@ -25,7 +25,7 @@ from ..datasets.storage import filesystem, is_local
 from ..datasets.writing import make_folder
 from ..errors import CurateError, ShardError, SpecError, StorageError, TableError, WriteError, without_secrets
 from ..scoring.flops import Flops, forward_flops
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, best_precision, float32_products
 from ..scoring.loading import load_model
 from ..scoring.models import Model
 from ..scoring.settings import Precision
@@ -105,7 +105,8 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
             if not following:
                 _check_first_examples(options.dataset, todo)
             write_manifest(folder, {**manifest, "counts": None})
-            stage_seconds = _run(options, folder, todo, done, manifest, fingerprint, precision, report)
+            with float32_products(best_device(), precision):  # workers in this process leave their setting behind
+                stage_seconds = _run(options, folder, todo, done, manifest, fingerprint, precision, report)
         if following:
             shards = landed_shards(options.dataset)
             manifest["shards_digest"] = shards_digest(shards)

@@ -119,18 +119,25 @@ def autocast(device: torch.device, precision: Precision) -> Any:
 @contextmanager
 def float32_products(device: torch.device, precision: Precision) -> Iterator[None]:
     """Within, a GPU at bf16 multiplies in TF32 what stays in float32, such as a joint choice's products of embeddings: TF32
-    keeps more of a number than bf16 does. At fp32 nothing is rounded. The setting is the process's, so only a run sets it."""
+    keeps more of a number than bf16 does. At fp32 nothing is rounded, convolutions neither, which torch rounds by default.
+    The setting is the process's, so only what has a process to itself sets it: a run, a scoring job, an evaluation."""
     if device.type != "cuda":
         yield
         return
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "bf16"
+    set_float32_products(device, precision)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def set_float32_products(device: torch.device, precision: Precision) -> None:
+    """The same for good: for a worker of a scoring job, whose process ends with the job."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "bf16" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "bf16"
 
 
 def best_precision(device: torch.device) -> Precision:

@@ -13,7 +13,7 @@ from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import FailuresError, ShardError, SpecError, StorageError
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, best_precision, float32_products
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
 from ..scoring.ranks import ALONE, Ranks
@@ -99,4 +99,5 @@ def evaluate_by_name(name: str, dataset: str, config: Config, precision: str | N
     device = best_device()
     model = load_model(model_spec, trained=True).to(device)
     chosen: Any = precision or best_precision(device)
-    return evaluate(model, spec, device=device, precision=chosen)
+    with float32_products(device, chosen):
+        return evaluate(model, spec, device=device, precision=chosen)

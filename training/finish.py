@@ -12,7 +12,7 @@ import torch
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import CurateError, StoppedError
 from ..scoring.flops import forward_flops
-from ..scoring.forward import best_device, best_precision
+from ..scoring.forward import best_device, best_precision, float32_products
 from ..scoring.loading import find_model, load_model, save_tensors
 from ..scoring.models import Model
 from ..scoring.settings import Precision
@@ -143,7 +143,9 @@ def evaluate_again(
         spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
         learner = load_model(spec).to(device)
     flops = forward_flops(learner).per_example
-    quality = quality_of(options, learner, dataset, summary["outside_the_ledger"], device, precision, group, flops)
+    with float32_products(device, precision):
+        outside = summary["outside_the_ledger"]
+        quality = quality_of(options, learner, dataset, outside, device, precision, group, flops)
     found = {k: v for k, v in summary.items() if k != "not_evaluated"} | {"quality": quality}
     with group.together():
         if group.is_first:

@@ -1,10 +1,15 @@
-"""The most that an accelerator computes, from its maker's data sheet."""
+"""The most that an accelerator computes, from its maker's data sheet, and whether it computes the same bits every time."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+from ..errors import ModelError
 
 from ..scoring.settings import Precision
 
@@ -40,3 +45,29 @@ def peak_flops(name: str, precision: Precision) -> float | None:
 def device_peak(device: torch.device, precision: Precision) -> float | None:
     """The same of a device of this machine; None for a CPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+@contextmanager
+def deterministic_kernels(device: torch.device) -> Iterator[None]:
+    """Within, a GPU computes by kernels alone that give the same bits every time. The setting is the process's.
+
+    Raises ModelError where a model has an operator without such a kernel.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    settings = cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # we read none
+    try:
+        yield
+    except RuntimeError as e:
+        if "deterministic" not in str(e):
+            raise
+        raise ModelError(f"--deterministic: {str(e).splitlines()[0]}; leave the option out") from e
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = settings  # type: ignore[attr-defined]

@@ -113,6 +113,9 @@ class OptimizationOptions(Concern):
     """Keep less of the learner's forward pass in memory, and compute the rest again in its backward pass."""
     micro_batch: int = 2048
     """Score this many examples in one forward pass. Fewer need less memory."""
+    deterministic: bool = False
+    """Compute on a GPU by kernels alone that give the same bits every time, some of them slower: a resumed run then ends
+    with the same weights, bit for bit. A CPU's always do."""
     fsdp: bool = False
     """Under torchrun, cut the learner's weights, gradients and optimizer state into shards, one for each process (FSDP2)."""
 

@@ -39,8 +39,8 @@ def training_peak(trainee: Trainee, b: int, accumulate: int, checkpointing: bool
             computing=lambda: autocast(device, trainee.precision),
         )
     peak = live.peak
-    if accumulate > 1 and model.task.compares:
-        peak += comparing_peak(trainee, b, device)
+    if accumulate > 1 and model.task.compares:  # all are compared before the first part is computed with a graph
+        peak = max(peak, comparing_peak(trainee, b, device))
     return peak
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from . import checkpoint, folder, frozen, parts, startup
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
 from .group import Group
+from .hardware import deterministic_kernels
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .options import RunOptions
@@ -136,17 +138,27 @@ def _train(
             mix=startup.mix_of(options, dataset, config),
             prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
-        models, cost, job, selections_every = _prepared(setup)
+        with _kernels(setup):
+            models, cost, job, selections_every = _prepared(setup)
     records.record_selections(group.share(selections_every)[0])
     group.refuse_differences(
         {"shards": len(setup.shards), "steps": cost.steps, "FLOPs a step": cost.step.total, "device": device.type}
     )
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
-    with float32_products(device, precision):
+    with _kernels(setup):
         models.join(job.subs.least_rows)
         done = train_loop(job)
         return finish(options, dataset, job, done, models.table, started)
+
+
+@contextmanager
+def _kernels(setup: Setup) -> Iterator[None]:
+    """Within, a GPU rounds float32 as the run's precision has it, and gives the same bits every time where that is asked for."""
+    asked = setup.options.optimization.deterministic
+    deterministic = deterministic_kernels(setup.device) if asked else nullcontext()
+    with float32_products(setup.device, setup.precision), deterministic:
+        yield
 
 
 def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]:

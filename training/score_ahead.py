@@ -8,9 +8,9 @@ that its checkpoint has.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -47,9 +47,10 @@ class ScoringThread:
         self._last: Future[Any] | None = None
 
     def wait(self) -> None:
-        """Until what was begun last is done."""
-        if self._last is not None:
-            self._last.exception()
+        """Until what was begun last is done. On a GPU what the caller's stream is given from now on waits for it."""
+        if self._last is not None and self._last.exception() is None and self._stream is not None:
+            _, done = self._last.result()
+            torch.cuda.current_stream(self._stream.device).wait_event(done)
 
     def begin(self, score: Callable[[], Losses]) -> Callable[[], Losses]:
         """Begin to score by weights that nobody changes meanwhile. Returns what waits for the losses."""
@@ -70,7 +71,11 @@ class ScoringThread:
         def found() -> Losses:
             losses: Losses
             losses, done = begun.result()
-            torch.cuda.current_stream(stream.device).wait_event(done)
+            present = torch.cuda.current_stream(stream.device)
+            present.wait_event(done)
+            for tensor in tensors_in(losses):
+                if tensor.is_cuda:  # else the side stream may take its memory again while this one reads it
+                    tensor.record_stream(present)
             return losses
 
         return found
@@ -106,6 +111,15 @@ def aged(known: Losses, steps: int, B: int) -> Losses:
         return known
     device = known.online_B.device if known.online_B is not None else None
     return replace(known, age_B=torch.full((B,), steps, dtype=torch.int64, device=device))
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a dataclass, and of those in it."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
 
 
 def losses_to_dict(known: Losses) -> dict[str, Any]:

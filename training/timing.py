@@ -7,6 +7,7 @@ data. Events are read when they have happened; nothing waits for the device.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -194,14 +195,21 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _compiling(enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
-    """Calls both round whatever torch.compile compiles within."""
+    """Calls both round whatever torch.compile compiles within, for this thread. What another thread compiles (a copy that
+    scores ahead) costs this one no time but where it waits for it."""
     from torch._dynamo.callback import callback_handler
 
+    thread, entered = threading.get_ident(), []
+
     def begins(arguments: Any) -> None:
-        enter(COMPILE)
+        if threading.get_ident() == thread:
+            entered.append(True)
+            enter(COMPILE)
 
     def ends(arguments: Any) -> None:
-        leave()
+        if threading.get_ident() == thread and entered:
+            entered.pop()
+            leave()
 
     callback_handler.register_start_callback(begins)
     callback_handler.register_end_callback(ends)
