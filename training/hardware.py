@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import ModelError
-
 from ..scoring.settings import Precision
 
 # Dense FLOP/s of matrix products in (bf16, float32 without TF32), by the beginning of the device's name. The first that
