@@ -27,6 +27,7 @@ from ..errors import StorageError
 from ..scoring.models import Model
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable
+from .mixture import Mix
 
 # Data sets up to this size are read once more to know their content; larger ones are known by their files' versions.
 CONTENT_BYTES = 1 << 28
@@ -136,9 +137,11 @@ def table_of(table: ScoreTable, shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def mix_of(shards: Sequence[Shard], table: ScoreTable | None) -> dict[str, Any]:
+def mix_of(mix: Mix) -> dict[str, Any]:
     """What is known of the data set that is mixed in, and of its score table."""
-    return {MIXED: shards_of(shards), **({f"{MIXED} table": table_of(table, shards)} if table is not None else {})}
+    shards = mix.shards or ()
+    table = {f"{MIXED} table": table_of(mix.scores, shards)} if isinstance(mix.scores, ScoreTable) else {}
+    return {MIXED: shards_of(shards), **table}
 
 
 def _digest(content: Any) -> str:

@@ -129,7 +129,7 @@ def manifest_of(
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
         "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
-        **(frozen.mix_of(setup.mix.shards, setup.mix.scores) if setup.mix is not None else {}),
+        **(frozen.mix_of(setup.mix) if setup.mix is not None else {}),
         **({"prior table": frozen.table_of(setup.prior, shards)} if setup.prior is not None else {}),
         **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
