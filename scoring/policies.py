@@ -40,7 +40,8 @@ class Policy:
     the names of the tasks that it works for; empty for all. `larger_reference`: the reference must cost more than the
     learner. A policy that `filters` keeps the best share of the data set by the score of the stored losses, and draws
     uniformly from that; one with a `prior` subtracts two tables for it. One that `prunes` drops examples with a negative
-    score at random, and weighs the rest of them up. `colour` is the colour of its line in plots.
+    score at random, and weighs the rest of them up. Under one that `probes`, a run draws uniformly after a probe that shows no
+    gain. `colour` is the colour of its line in plots.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Policy:
     filters: bool = False
     prior: bool = False
     prunes: bool = False
+    probes: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.online, Online), (self.reference, ReferenceUse)):
@@ -64,6 +66,10 @@ class Policy:
             raise SpecError(f"policy '{self.name}' has no score; give it one, or ask for no losses")
         if self.joint and self.reference != "embeddings":
             raise SpecError(f"policy '{self.name}' chooses jointly, which needs reference='embeddings'")
+        if self.probes and (self.online != "model" or self.joint):
+            raise SpecError(
+                f"policy '{self.name}' probes with an online model: it takes online='model', and chooses examples singly"
+            )
         if self.prior and not self.filters:
             raise SpecError(f"policy '{self.name}' reads a prior's losses, which only a policy that filters can")
         if self.prunes and (self.online, self.reference, self.joint) != ("past", "none", False):
@@ -175,6 +181,15 @@ INFOBATCH = Policy(
     colour="#44aa99",
     prunes=True,
 )
+AUTO = Policy(
+    "auto",
+    _learnability,
+    online="model",
+    reference="loss",
+    help="learnability, or uniform where a probe at the start of the run finds that choosing does not pay",
+    colour="#332288",
+    probes=True,
+)
 JEST = Policy(
     "jest",
     _learnability,
@@ -211,7 +226,7 @@ POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
         *(UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, SMALL_LOSS, EASY_REFERENCE, FILTER),
-        *(COLOR_FILTER, INFOBATCH),
+        *(COLOR_FILTER, INFOBATCH, AUTO),
         *(JEST, JEST_EASY, ACID),
     )
 }

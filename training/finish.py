@@ -48,7 +48,8 @@ def finish(
             except BaseException as e:
                 error = e
     best = job.keeping.finish(steps, quality)
-    policy, seconds = job.subs.selector.policy, job.timing.state_dict()
+    policy, seconds = options.selection.chosen_policy, job.timing.state_dict()
+    scored = job.auto.scored_steps(steps) if job.auto else steps
     batches = job.subs.batches.state_dict()
     summary = {
         "run": run.name,
@@ -61,7 +62,7 @@ def finish(
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": steps * options.super_batch_size if policy.selects and not policy.prunes else 0,
+        "examples_scored": scored * options.super_batch_size if policy.selects and not policy.prunes else 0,
         "ledger": ledger.lines(),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
@@ -69,6 +70,7 @@ def finish(
         "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},
         "quality": quality,
         **({"best": best} if best else {}),
+        **({"autopilot": job.auto.summary()} if job.auto else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
         "skipped_shards": skipped_of(batches),

@@ -18,6 +18,7 @@ import torch
 from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .autopilot import TWIN, Autopilot, Verdict
 from .group import Group
 from .keeping import Keeping
 from .pace import Pace
@@ -52,10 +53,31 @@ class TrainingJob:
     stop: Stop
     keeping: Keeping
     peak: float | None = None
+    auto: Autopilot | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
+
+    @property
+    def stepping(self) -> dict[str, Trainee]:
+        """Those that take steps: the learner alone, where a probe found that choosing does not pay."""
+        verdict = self.auto.verdict if self.auto else None
+        return self.trainees if verdict is None or verdict.pays else {"learner": self.learner}
+
+    @property
+    def saved(self) -> dict[str, Trainee]:
+        """Those that a checkpoint holds."""
+        return self.trainees | ({TWIN: self.auto.twin} if self.auto else {})
+
+    def follow(self, verdict: Verdict) -> None:
+        """Go on as a probe found, from the next step on."""
+        assert self.auto is not None
+        self.steps, self.cost = verdict.last, self.auto.step_cost(self.cost)
+        self.pace.end_at(verdict.last)
+        self.keeping.end_at(verdict.last)
+        if not verdict.pays:
+            self.subs.draw_uniformly()
 
     @property
     def group(self) -> Group:
@@ -95,18 +117,24 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
+                probing = job.auto is not None and job.auto.verdict is None
+                if job.auto is not None and probing:
+                    job.ledger.add_step(job.auto.watch(sub, share))
                 places = job.subs.selector.b, sub.positions
-                views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
+                views = augment_views(sub.views, job.stepping, job.augment, job.augmenting, places)
                 losses = {
                     name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
-                    for name, trainee in job.trainees.items()
+                    for name, trainee in job.stepping.items()
                 }
-                for trainee in job.trainees.values():
+                for trainee in job.stepping.values():
                     trainee.align()
                 job.subs.learned(sub, job.learner.weighed)
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
+            if job.auto is not None and probing and step == job.auto.steps:
+                job.follow(job.auto.settle(step, job.ledger.spent))
+                job.records.log(str(job.auto.verdict))
 
             with job.timing("record"):
                 unlogged, line = (sub, share, losses), None
@@ -148,7 +176,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
 
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log, job.group)
+    found = checkpoint.load(job.run, job.saved, _generators(job), job.records.log, job.group)
     if found is None:
         with job.group.together():
             job.records.cut_after(0)
@@ -158,6 +186,10 @@ def _resume(job: TrainingJob) -> int:
     job.subs.restore(found.scored, found.past)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
+    if job.auto is not None:
+        job.auto.load_state(found.state["autopilot"])
+        if job.auto.verdict is not None:
+            job.follow(job.auto.verdict)
     with job.group.together():
         job.records.cut_after(found.step)
     job.keeping.resume()
@@ -170,11 +202,13 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     group = job.group
     batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
-    trainees = {name: trainee.state() for name, trainee in job.trainees.items()}
+    trainees = {name: trainee.state() for name, trainee in job.saved.items()}
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
+            if job.auto is not None:
+                state["autopilot"] = job.auto.state()
             checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored, job.subs.past())
             job.keeping.saved()
 
@@ -215,7 +249,8 @@ def _say_skipped(job: TrainingJob, said: set[str]) -> None:
 
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
-    return {"select": job.subs.selector.generator, "augment": job.augmenting}
+    probe = {TWIN: job.auto.generator} if job.auto else {}
+    return {"select": job.subs.selector.generator, "augment": job.augmenting, **probe}
 
 
 def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:

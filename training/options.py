@@ -300,6 +300,12 @@ class RunOptions(Options):
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead, asked.weighs)
+        if asked.chosen_policy.probes and self.budget.budget_flops is None:
+            raise SpecError(
+                f"policy '{asked.policy}' shares out a budget; give --budget-flops in place of --steps or --examples"
+            )
+        if asked.chosen_policy.probes and asked.score_ahead:
+            raise SpecError(f"policy '{asked.policy}' was not tried with --score-ahead; leave it out")
         self._refuse_mixture()
         if not self.optimization.distill:
             return

@@ -17,6 +17,7 @@ from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
 from . import frozen, startup
+from .autopilot import Autopilot
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
@@ -223,6 +224,7 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
     scorer = scorer_of(setup, models, cost)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
     return TrainingJob(
+        auto=_autopilot_of(setup, models, cost, resolved),
         run=setup.run,
         subs=SubBatches(
             batches_of(setup, models, cost),
@@ -256,6 +258,25 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
         peak=None if peak is None else peak * setup.group.size,
+    )
+
+
+def _autopilot_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> Autopilot | None:
+    """The probe of a policy that asks for one."""
+    budget, twin, online = setup.options.budget.budget_flops, models.twin, models.online
+    if twin is None or online is None or budget is None:
+        return None
+    return Autopilot(
+        twin,
+        online,
+        cost.step,
+        forward=forward_flops(online.model).per_example,
+        training=cost.step.online_train,
+        planned=cost.steps,
+        budget=budget - cost.charged,
+        how=resolved.augment,
+        precision=setup.score_precision,
+        seed=startup.stream_seed(setup.options.seed, "probe"),
     )
 
 

@@ -22,7 +22,8 @@ from .trainee import Trainee
 
 @dataclass(frozen=True)
 class RunModels:
-    """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores."""
+    """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores; `twin` is
+    the online model's in a probe."""
 
     learner: Trainee
     online: Trainee | None
@@ -31,6 +32,7 @@ class RunModels:
     table: ScoreTable | None
     reference: Model | None
     rescored: int
+    twin: Trainee | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
@@ -57,9 +59,14 @@ def build_models(setup: Setup) -> RunModels:
         return load_model(spec, seed=seed)
 
     learner = build(options.learner, options.seed)
-    online = None
+    online = twin = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
+        if policy.probes and setup.group.size > 1:
+            raise SpecError(
+                f"policy '{policy}' probes in one process; start one, or take the policy that it would choose by"
+            )
+        twin = build(options.selection.online, startup.stream_seed(options.seed, "online")) if policy.probes else None
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
@@ -83,7 +90,7 @@ def build_models(setup: Setup) -> RunModels:
     gathered: Precision = setup.precision if online or setup.precision == setup.score_precision else "fp32"
     shards = gathered if fsdp else None
     learner_trainee = Trainee(learner, lr=lr, fsdp=shards, **options.optimization.of_the_learner, **settings)
-    online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
+    online_trainee, twin_trainee = (Trainee(one, lr=online_lr, **settings) if one else None for one in (online, twin))
 
     asked = None if policy.online in NO_SCORER else online_trainee or learner_trainee
     scorer, forward = (asked.model, asked.forward) if asked else (None, None)
@@ -95,4 +102,6 @@ def build_models(setup: Setup) -> RunModels:
         forward = torch.compile(scorer.module) if asked.compiled else scorer.module
     note_geometry(opened.table, scorer, log)
     note_views(learner, online, log)
-    return RunModels(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)
+    return RunModels(
+        learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored, twin_trainee
+    )

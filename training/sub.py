@@ -18,11 +18,11 @@ from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
-from ..scoring.policies import Policy
+from ..scoring.policies import UNIFORM, Policy
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
-from .division import Division
+from .division import whole_losses
 from .late import made
 from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
@@ -137,7 +137,16 @@ class SubBatches:
         self.batches.group.refuse_differences(
             {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
-        ahead = self._seen_before_the_choice()
+        while True:  # until it chooses otherwise
+            yield from self._chosen_by(selector.policy)
+
+    def draw_uniformly(self) -> None:
+        """Choose nothing and score nothing, from the next super-batch on."""
+        self.selector.policy, self.scorer, self.charge = UNIFORM, None, lambda batch: None
+
+    def _chosen_by(self, policy: Policy) -> Iterator[SubBatch]:
+        """As long as this is the selector's policy."""
+        selector, ahead = self.selector, self._seen_before_the_choice()
         if ahead is not None and not ahead and self.batches.group.size == 1 and self._past is None:
             yield from self._chosen_ahead()
         for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
@@ -152,6 +161,8 @@ class SubBatches:
                     sub = sub_batch(batch, selection)
             self._step_online(sub)
             yield sub
+            if selector.policy is not policy:
+                return
 
     def _scored(self, source: Iterator[SuperBatch]) -> Iterator[tuple[SuperBatch, Losses]]:
         """Each super-batch in its turn, with its losses. It was begun to be scored `score_ahead` super-batches before."""
@@ -364,26 +375,3 @@ def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
 
 def _fields(batch: SuperBatch) -> dict[str, Any]:
     return {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
-
-
-def whole_losses(known: Losses, division: Division) -> Losses:
-    """What is known of the whole super-batch, given what each rank knows of its rows. A collective."""
-
-    def whole(rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else division.whole(rows)
-
-    def whole_pairs(pairs: Pairs | None) -> Pairs | None:
-        if pairs is None:
-            return None
-        image_BD, text_BD = division.whole(pairs.image_BD), division.whole(pairs.text_BD)
-        return replace(pairs, image_BD=image_BD, text_BD=text_BD, group_B=whole(pairs.group_B))
-
-    return Losses(
-        whole(known.online_B),
-        whole(known.reference_B),
-        whole_pairs(known.online_pairs),
-        whole_pairs(known.reference_pairs),
-        whole(known.age_B),
-        whole(known.chosen_B),
-        whole(known.past_B),
-    )
