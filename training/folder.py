@@ -30,6 +30,7 @@ FREE_TO_CHANGE = frozenset(
         "evaluate_every",
         "keep_every",
         "cache_bytes",
+        "decode_processes",
         "fsdp",
         "evaluate",
         "out",

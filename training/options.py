@@ -203,6 +203,9 @@ class DataOptions(Concern):
     """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
     """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
+    decode_processes: int | None = None
+    """Decode images in this many processes beside the one that trains, of 0.3 GB each; 0 decodes in threads. Default: a
+    process for each further core where there are more than 4 and images have 96 pixels a side or more; else threads."""
     mix: str | None = None
     """Draw a share of every super-batch from another data set, such as curated:25%, each in its own epochs. A policy chooses
     among both."""
@@ -225,7 +228,7 @@ class DataOptions(Concern):
         if not 0 <= self.max_failures <= 1:
             raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
         check_least(self, 1, "lanes", "host_bytes")
-        check_least(self, 0, "cache_bytes", "max_bad_shards")
+        check_least(self, 0, "cache_bytes", "max_bad_shards", "decode_processes")
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..datasets.decoders import default_processes
 from ..datasets.shards import Shard
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
@@ -151,10 +152,12 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     """The stream of super-batches, in the views of all models that see them."""
     options = setup.options
     seen = {**models.trained, ONLINE: models.scorer, REFERENCE: cost.made_in_run}
+    views = {name: model.geometry for name, model in seen.items() if model}
+    processes = options.data.decode_processes
     return SuperBatches(
         setup.dataset,
         options.super_batch_size,
-        views={name: model.geometry for name, model in seen.items() if model},
+        views=views,
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
         kept=startup.kept_of(options, models.table, setup.prior, setup.shards, setup.records.log),
@@ -168,6 +171,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         max_bad_shards=options.data.max_bad_shards,
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
+        decode_processes=default_processes(views.values()) if processes is None else processes,
         shards=setup.shards,
         verify=False,  # open_reference did
         group=setup.group,

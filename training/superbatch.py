@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
-from ..datasets.batches import Prefetched, decode_all, decode_threads, prefetch
+from ..datasets.batches import Prefetched, prefetch
+from ..datasets.decoders import Decoders
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count
 from ..datasets.readers import Failure
@@ -54,7 +54,7 @@ class SuperBatches:
     left over, and counted as `dropped`; elsewhere lanes may differ by a shard. `host_bytes` bounds what is in memory: each
     lane's shards, its next ones, which are read ahead as far as there is room, and the super-batches that are made ahead.
     (One shard a lane and three super-batches are held even if they are larger.) A data set whose decoded images fit into
-    `cache_bytes` is read and decoded once.
+    `cache_bytes` is read and decoded once. Images are decoded in `decode_processes` processes, in threads where it is 0.
 
     `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
     "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
@@ -86,6 +86,7 @@ class SuperBatches:
         max_bad_shards: int | None = None,
         host_bytes: int = 1 << 30,
         cache_bytes: int = 2 << 30,
+        decode_processes: int = 0,
         config: Config | None = None,
         shards: Sequence[Shard] | None = None,
         verify: bool = True,
@@ -159,31 +160,28 @@ class SuperBatches:
         if mix is not None:
             other = mix.data if isinstance(mix.data, DatasetSpec) else find_dataset(mix.data, config or load_config())
             refuse_unlike(self.dataset, other)
+            joined = {"scores": mix.scores, "embeddings": embeddings, "logits": logits, "on_missing": on_missing}
+            read = {
+                "host_bytes": host_bytes,
+                "cache_bytes": cache_bytes,
+                "decode_processes": 0,
+            }  # it decodes nothing itself
+            bad = {"max_failures": max_failures, "max_bad_shards": max_bad_shards}
+            given: dict[str, Any] = {**joined, **read, **bad, "seed": seed, "lanes": lanes, "shards": mix.shards}
             self._mixed = SuperBatches(
                 other,
                 mix.rows(size),
                 views=self.views,
                 tokenize=self.tokenize,
-                scores=mix.scores,
-                embeddings=embeddings,
-                logits=logits,
-                on_missing=on_missing,
-                seed=seed,
-                lanes=lanes,
-                max_failures=max_failures,
-                max_bad_shards=max_bad_shards,
-                host_bytes=host_bytes,
-                cache_bytes=cache_bytes,
-                shards=mix.shards,
                 verify=verify or self.group.is_first,
                 group=self.group,
                 prefix=prefix_of(other),
+                **given,
             )
             self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed._prefix}
         self._before: Mapping[str, Any] = {}  # the state that every rank of a group began with
         self._bad_chosen = 0
-        # What is made late is waited for: it must not stand behind all that is made ahead.
-        self._decoders, self._late_decoders = (ThreadPoolExecutor(decode_threads()) for _ in range(2))
+        self._decoders = Decoders(decode_processes, self._views)
         self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
@@ -327,7 +325,7 @@ class SuperBatches:
         failed: dict[int, Failure] = {}
         for view in self._ahead_of(late):
             waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
-            made = decode_all([row.example for row in waiting], view, self._decoders) if waiting else []
+            made = self._decoders.look([row.example for row in waiting], view)
             for row, result in zip(waiting, made, strict=True):
                 if isinstance(result, Failure):
                     failed[id(row)] = result
@@ -339,7 +337,7 @@ class SuperBatches:
         """What a view makes of each row, or the Failure; rows of shards that stay in memory keep it."""
         found = [row.seen.get(view) for row in rows]
         waiting = [i for i, seen in enumerate(found) if seen is None]
-        made = decode_all([rows[i].example for i in waiting], view, self._late_decoders)
+        made = self._decoders.look([rows[i].example for i in waiting], view, late=True)
         for i, seen in zip(waiting, made, strict=True):
             found[i] = seen
             if self._keeps(rows[i]) and not isinstance(seen, Failure):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 from ..datasets.decoding import Geometry, View
 from ..datasets.readers import Failure
 from ..errors import FailuresError, SpecError
+from ..threads import cores
 from .division import Deal
 from .loading import Row
 
+# Threads that copy images of more than so many bytes in all.
+COPIERS, FEW_BYTES = 4, 16 << 20
 Look = Callable[[Sequence[Row], View], list[Any]]
 """What a view makes of each row, or the Failure."""
 Seen = dict[View, dict[int, Any]]
@@ -104,6 +108,17 @@ class LateViews(Mapping[str, torch.Tensor]):
         return found if self._device is None else to_device(found, self._device)
 
 
+def _copy(seen: Sequence[np.ndarray], slab: np.ndarray) -> None:
+    """Into a slab [n, ...]. One thread would take a tenth of a second for a thousand images of 224 pixels a side."""
+    threads = min(COPIERS, cores()) if slab.nbytes > FEW_BYTES else 1
+    if threads == 1:
+        np.stack(seen, out=slab)
+        return
+    parts = [slice(len(seen) * i // threads, len(seen) * (i + 1) // threads) for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda part: np.stack(seen[part], out=slab[part]), parts))
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
@@ -121,7 +136,7 @@ def stacked(seen: Sequence[Any], view: View) -> torch.Tensor:
         return torch.empty(0, view.size, view.size, 3, dtype=torch.uint8)
     if all(isinstance(one, np.ndarray) for one in seen):
         slab = torch.empty(len(seen), *seen[0].shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        np.stack(seen, out=slab.numpy())
+        _copy(seen, slab.numpy())
         return slab
     wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
     if wrong is not None:
