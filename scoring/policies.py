@@ -40,8 +40,8 @@ class Policy:
     the names of the tasks that it works for; empty for all. `larger_reference`: the reference must cost more than the
     learner. A policy that `filters` keeps the best share of the data set by the score of the stored losses, and draws
     uniformly from that; one with a `prior` subtracts two tables for it. One that `prunes` drops examples with a negative
-    score at random, and weighs the rest of them up. Under one that `probes`, a run draws uniformly after a probe that shows no
-    gain. `colour` is the colour of its line in plots.
+    score at random, and weighs the rest of them up. Under one that `probes`, a run draws uniformly once it finds that
+    choosing does not pay. `colour` is the colour of its line in plots.
     """
 
     name: str
@@ -186,7 +186,7 @@ AUTO = Policy(
     _learnability,
     online="model",
     reference="loss",
-    help="learnability, or uniform where a probe at the start of the run finds that choosing does not pay",
+    help="learnability, until the run finds that choosing does not pay, then uniform",
     colour="#332288",
     probes=True,
 )

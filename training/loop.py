@@ -117,8 +117,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
-                probing = job.auto is not None and job.auto.verdict is None
-                if job.auto is not None and probing:
+                if job.auto is not None and job.auto.watching:
                     job.ledger.add_step(job.auto.watch(sub, share))
                 places = job.subs.selector.b, sub.positions
                 views = augment_views(sub.views, job.stepping, job.augment, job.augmenting, places)
@@ -132,7 +131,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
-            if job.auto is not None and probing and step == job.auto.steps:
+            if job.auto is not None and job.auto.due(step):
                 job.follow(job.auto.settle(step, job.ledger.spent))
                 job.records.log(str(job.auto.verdict))
 

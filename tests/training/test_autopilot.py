@@ -43,7 +43,25 @@ def test_choosing_pays_where_the_late_differences_lie_above_their_error():
         assert verdict.pays == pays, differences
         assert verdict.share == pytest.approx(1 / 3)
         assert verdict.last == 6 + (900 // 15 if pays else 900 // 10)
-    assert "0.25 +- 0.05 points" in str(Verdict(6, 0.0025, 0.0005, 0.3, 60))
+    told = str(Verdict(6, 0.0025, 0.0005, 0.3, 60, "similarity"))
+    assert (
+        "brings +0.25 points of similarity (standard error 0.05) at equal FLOPs, of which it takes 30%: choosing goes"
+        in told
+    )
+
+
+def test_it_watches_to_the_half_or_until_choosing_does_not_pay():
+    made, due = pilot([1, 1, 1, 1]), []
+    for step in range(1, 67):
+        if made.due(step):
+            due.append(step)
+            made.settle(step, 100.0)
+        made._differences = [1, 1, 1, 1]
+    assert due == [7, 14, 21, 28, 35]
+    other = pilot([-1, -1, -1, -1])
+    other.settle(7, 100.0)
+    assert not other.watching
+    assert other.scored_steps(60) == 7
 
 
 class Few:
