@@ -16,7 +16,7 @@ from . import __version__
 from .command import CONFIG_HELP, Commands, reference_page, report, takes, without
 from .entry import alone, run_command, run_process, skip_teardown
 from .errors import SpecError
-from .offered import COMPARED, PLAN, PROBE, RUN, TRAINED
+from .offered import COMPARED, PLAN, PROBE, TRAINED
 from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
@@ -33,6 +33,7 @@ cli = Commands(
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
 ScoresOption = Annotated[str, typer.Option(help="Read the score tables under this folder or URL.")]
+PRECISION_HELP = options_of(ScoreOptions)["precision"].help
 RunsOption = Annotated[str, typer.Option(help="Read the runs under this folder.")]
 
 
@@ -177,6 +178,23 @@ def train(
 
 
 @cli.command()
+def actor(
+    join: Annotated[str, typer.Option(help="Join the Ray cluster at this address; this machine is a node of it.")],
+    run: Annotated[str | None, typer.Option(help="Score for the run of this name. Default: the only one.")] = None,
+    count: Annotated[int, typer.Option(help="Score in this many processes.")] = 1,
+) -> None:
+    """Score for a run of train --actors, from this machine, until that run ends or this command is interrupted.
+
+    Example: curate actor --join head:6379 --count 4
+    """
+    if count < 1:
+        raise SpecError(f"--count is {count}, expected at least 1")
+    from .training.actors import join as join_run
+
+    join_run(join, run, count, report)
+
+
+@cli.command()
 @takes(PLAN, PROBE)
 def plan(
     given: dict[str, Any],
@@ -251,7 +269,7 @@ def compare(base: dict[str, Any], given: dict[str, Any], config: ConfigOption = 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Measure this model: a run's folder, or any that train would take.")],
     dataset: Annotated[str, typer.Option(help="Measure on the test split of this data set, a name in curate.toml.")],
-    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help=RUN["precision"].help)] = None,
+    precision: Annotated[str | None, typer.Option(metavar="fp32|bf16", help=PRECISION_HELP)] = None,
     config: ConfigOption = None,
 ) -> None:
     """Measure a model on a test split and print JSON: top-1, or retrieval both ways and zero-shot where classes are named.
@@ -368,6 +386,14 @@ def demo(
 
     refuse_url(folder, "--folder")
     run_demo(folder)
+
+
+@cli.command(hidden=True)
+def launched(file: Path) -> None:
+    """Train the run that a comparison has put into a file, in the processes that its launcher starts."""
+    from .studies.launched import run_launched
+
+    run_launched(file)
 
 
 @cli.command("docs-cli", hidden=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .errors import SpecError
 from .options import Option, flag, options_of
 from .progress import Screen
 
@@ -35,6 +36,15 @@ class Commands(typer.Typer):
 
 
 class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Raises SpecError for an empty text, which is most often a variable of the shell that is not set."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            if ctx.params.get(parameter.name) == "":
+                told = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+                raise SpecError(f"{told} is empty; give a value" + ("" if parameter.required else ", or leave it out"))
+        return rest
+
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         _write_text(self, formatter)
 

@@ -32,6 +32,7 @@ NAMES = (
     "memory",
     "precision",
     "data_path",
+    "ranks",
 )
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
 MORE_NAMES = (
@@ -42,6 +43,7 @@ MORE_NAMES = (
     "big_table",
     "batch_norm",
     "start_up",
+    "saving",
 )
 RESULTS = Path(__file__).parent / "results"
 BUSY = 0.5

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import zlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import SpecError, StorageError, printable
+from ..errors import CurateError, SpecError, StorageError, printable
 from .columns import class_names
 from .hidden import is_hidden
 from .patterns import (
@@ -23,6 +26,8 @@ from .patterns import (
 )
 from .storage import is_folder, list_entries, open_read, read_bytes, without_query
 
+# So many members of a tar say what its examples are.
+FIRST_MEMBERS = 64
 OLD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
 # The endings of the formats that decoding.py reads.
 IMAGE_EXTENSIONS = (
@@ -70,11 +75,7 @@ def classes_in_files(dataset: str, pattern: str, column: str) -> tuple[str, ...]
 
     Raises FileNotFoundError, ShardError, StorageError.
     """
-    url = expand_braces(dataset, pattern)[0]
-    if has_wildcard(url):
-        url = next(iter(matching(url, dataset)), "")
-    elif is_shards_folder(url, "parquet"):
-        url = next(iter(in_folder(url, dataset, "parquet")), "")
+    url = _first_file(dataset, pattern, "parquet")
     if not url:
         return ()
     with open_read(url) as file:
@@ -82,6 +83,34 @@ def classes_in_files(dataset: str, pattern: str, column: str) -> tuple[str, ...]
             return class_names(pq.read_schema(file), column)
         except (pa.ArrowException, OSError):
             return ()
+
+
+def _first_file(dataset: str, pattern: str, format: str) -> str:
+    """The first file of a pattern, empty where it has none. One that is named need not exist."""
+    url = expand_braces(dataset, pattern)[0]
+    if has_wildcard(url):
+        return next(iter(matching(url, dataset)), "")
+    if is_shards_folder(url, format):
+        return next(iter(in_folder(url, dataset, format)), "")
+    return url
+
+
+def fields_of_first(dataset: str, pattern: str, format: str) -> frozenset[str]:
+    """The endings of the first members of a pattern's first tar, or the columns of its first Parquet file. None where that is
+    no file of this machine, or cannot be read: what is wrong with it is said where the shards are read."""
+    if format == "folder" or "://" in pattern:
+        return frozenset()
+    try:
+        url = _first_file(dataset, pattern, format)
+        if not url:
+            return frozenset()
+        if format == "parquet":
+            return frozenset(pq.read_schema(url).names)
+        with tarfile.open(url) as tar:
+            names = [member.name.rpartition("/")[2] for member in islice(tar, FIRST_MEMBERS)]
+    except (CurateError, OSError, EOFError, zlib.error, tarfile.TarError, pa.ArrowException):
+        return frozenset()
+    return frozenset(name.partition(".")[2].lower() for name in names if not is_hidden(name))
 
 
 def classes_of_file(dataset: str, url: str) -> tuple[str, ...]:
@@ -95,7 +124,7 @@ def classes_of_file(dataset: str, url: str) -> tuple[str, ...]:
         ) from None
     except UnicodeDecodeError:
         raise SpecError(f"{where}: not UTF-8; save it as UTF-8, a name a line") from None
-    if not without_query(url).endswith(".json"):
+    if not without_query(url).lower().endswith(".json"):
         names = [line.strip() for line in text.rstrip().split("\n")]
     else:
         try:

@@ -7,13 +7,26 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import takewhile
+from unicodedata import normalize
 
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from ..errors import ReadError, ShardError, SpecError
 from .hidden import is_hidden
 from .notices import counted, say_once
-from .storage import Entry, exists, full_url, glob, is_folder, list_below, list_entries, size_of, without_query
+from .storage import (
+    Entry,
+    exists,
+    full_url,
+    glob,
+    is_folder,
+    list_below,
+    list_entries,
+    list_names,
+    size_of,
+    without_query,
+)
 
 SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parquet", ".pq")}
 # Web servers have no listings to rely on. In a folder of a store so many named files are found by listing it.
@@ -57,11 +70,33 @@ def expand(dataset: str, pattern: str, format: str) -> list[tuple[str, int]]:
             plain = []
             matches = matching(url, dataset) if has_wildcard(url) else in_folder(url, dataset, format)
             if not matches:
-                raise ShardError(f"data set '{dataset}': no shard matches '{url}'; check the path and its quoting")
+                spelled = other_spelling(_folders_of(url))
+                raise ShardError(
+                    f"data set '{dataset}': no shard matches '{url}'{spelled or '; check the path and its quoting'}"
+                )
             found += [(match, int(entry["size"] or 0)) for match, entry in matches.items()]
         else:
             plain.append(url)
     return found + _named_files(dataset, plain)
+
+
+def other_spelling(path: str) -> str:
+    """The end of an error about a local path that is not there: that a name in it is there with accents as characters of
+    their own (NFD, as macOS writes them) or without (NFC). Both look the same. Else empty."""
+    if "://" in path:
+        return ""
+    above = ""
+    for name in os.path.abspath(path).split("/")[1:]:
+        if not os.path.lexists(f"{above}/{name}"):
+            found = next((n for n in list_names(above or "/") if normalize("NFC", n) == normalize("NFC", name)), None)
+            return f"; '{found}' is there in another Unicode spelling: type that one, or rename it" if found else ""
+        above += f"/{name}"
+    return ""
+
+
+def _folders_of(pattern: str) -> str:
+    """The folders of a pattern before its first wildcard."""
+    return "/".join(takewhile(lambda part: not has_wildcard(part), pattern.split("/")))
 
 
 def _is_file(url: str) -> bool:
@@ -128,7 +163,8 @@ def _named_files(dataset: str, urls: Sequence[str]) -> list[tuple[str, int]]:
     missing = [url for url, n in zip(urls, sizes, strict=True) if n is None]
     if missing:
         what = "no shard matches" if len(missing) == len(urls) else f"{len(missing)} of {len(urls)} shards are missing,"
-        raise ShardError(f"data set '{dataset}': {what} {missing[0]}; check the path or its range")
+        spelled = other_spelling(missing[0]) or "; check the path or its range"
+        raise ShardError(f"data set '{dataset}': {what} {missing[0]}{spelled}")
     return [(url, n) for url, n in zip(urls, sizes, strict=True) if n is not None]
 
 

@@ -23,6 +23,7 @@ from .patterns import (
     ending_word,
     expand,
     expand_braces,
+    other_spelling,
     say_left_out,
 )
 from .spec import DatasetSpec
@@ -56,9 +57,11 @@ class Shard:
 
 
 def check_there(spec: DatasetSpec) -> None:
-    """Raises as `list_shards` does, where listing costs next to nothing: where train's shards are files of this machine."""
+    """Raises as `list_shards` does for a pattern that names no file, where looking costs next to nothing: on this machine.
+    No file is opened."""
     if spec.format != "folder" and not any("://" in pattern for pattern in spec.train):
-        list_shards(spec)
+        for pattern in spec.train:
+            expand(spec.name, pattern, spec.format)
 
 
 def list_shards(spec: DatasetSpec, split: Split = "train") -> list[Shard]:
@@ -188,7 +191,8 @@ def _folder_shards(spec: DatasetSpec, roots: Sequence[str]) -> list[Shard]:
     files: list[tuple[str, str, int]] = []
     for root in (url for pattern in roots for url in expand_braces(spec.name, pattern)):
         if not is_folder(root):
-            raise ShardError(f"data set '{spec.name}': {root} is not a folder; give a folder, .tar or .parquet shards")
+            spelled = other_spelling(root) or "; give a folder, .tar or .parquet shards"
+            raise ShardError(f"data set '{spec.name}': {root} is not a folder{spelled}")
         files += _images_below(spec, root)
     if not files:
         raise ShardError(f"data set '{spec.name}': no image ({', '.join(spec.image)}) in {', '.join(roots)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 from ..errors import CurateError, SpecError, nearest, printable
 from .config import CONFIG_NAME, Config, add_dataset, add_model, load_config
@@ -21,8 +22,10 @@ from .inference import (
     classes_in_files,
     classes_in_folders,
     classes_of_file,
+    fields_of_first,
     guess_format,
 )
+from .patterns import other_spelling
 from .targets import TARGETS, Classes, Target, default_task, task_of_path
 
 __all__ = [
@@ -157,6 +160,8 @@ def is_name(text: str) -> bool:
 def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
     """Resolve a name of curate.toml, or a path/URL pattern (its task follows from its format's usual fields)."""
     config = config if config is not None else load_config()
+    if name not in config.datasets:  # accents are spelled in two ways, which look the same
+        name = next((known for known in config.datasets if normalize("NFC", known) == normalize("NFC", name)), name)
     if name in config.datasets:
         assert config.path is not None
         spec = spec_from_table(name, config.datasets[name], base=config.path.parent)
@@ -167,7 +172,7 @@ def find_dataset(name: str, config: Config | None = None) -> DatasetSpec:
     where = config.path or f"no {CONFIG_NAME} at or above {Path.cwd()}"
     raise SpecError(
         f"unknown data set '{name}': {where} knows {known}; add [datasets.{name}], give a path, or run 'curate prepare'"
-        + nearest(name, config.datasets)
+        + (nearest(name, config.datasets) or other_spelling(name))
     )
 
 
@@ -243,7 +248,8 @@ def _check_read(name: str, values: Mapping[str, Any]) -> None:
 
 
 def spec_from_path(path: str) -> DatasetSpec:
-    """A data set given as a path: image-text where the shards may hold captions, classification for folders."""
+    """A data set given as a path: classification for folders, and for files of this machine of which the first has labels and
+    no captions; else image-text."""
     absolute = _absolute(path, path, Path.cwd(), expands=True)
     kind = guess_format(absolute[0])
     name = path.rstrip("/").split("/")[-1].split("{")[0].split("*")[0].split(".")[0].strip("-_")
@@ -251,7 +257,8 @@ def spec_from_path(path: str) -> DatasetSpec:
         name = path.rstrip("/").split("/")[-2] if "/" in path.rstrip("/") else "data"
     if not is_name(name):
         name = re.sub(r"[^\w.-]+", "-", printable(name)).strip("-.") or "data"
-    values = {"train": tuple(absolute), "task": task_of_path(kind), "format": kind}
+    task = task_of_path(kind, fields_of_first(name, absolute[0], kind))
+    values = {"train": tuple(absolute), "task": task, "format": kind}
     return _with_classes(DatasetSpec(name=name, **_with_default_fields(values)))
 
 

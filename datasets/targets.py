@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ExampleError
@@ -181,6 +181,8 @@ def default_task(settings: Mapping[str, object]) -> str:
     return (CAPTION if settings.get(CAPTION.setting) else LABEL).task
 
 
-def task_of_path(format: str) -> str:
-    """The task of a data set that is given as a path: folders are classes, shards hold captions."""
-    return (LABEL if format == "folder" else CAPTION).task
+def task_of_path(format: str, found: Collection[str] = ()) -> str:
+    """The task of a data set that is given as a path: folders are classes, shards hold captions, but where of the members or
+    columns that were `found` in one some are labels and none captions."""
+    labels_alone = LABEL.fields.get(format) in found and CAPTION.fields[format] not in found
+    return (LABEL if format == "folder" or labels_alone else CAPTION).task

@@ -106,7 +106,7 @@ def _write(
         files = plan_files(picks.counts, options.shard_size, lambda i, n, name: pattern.format(i=i, n=n, name=name))
         write_folder(target, files, picks, spec, shards, writer, report)
         return {"files": len(files)}
-    if target.endswith(".npy"):
+    if target.lower().endswith(".npy"):
         return {"uids": write_uids(target, picks, shards, options.uid)}
     {"keys": write_keys, "parquet": write_rows}[format](target, picks)
     return {}

@@ -26,7 +26,7 @@ JSON_MEMBER = "json"
 def write_keys(url: str, picks: Picks) -> None:
     """`.jsonl`: an object with all columns on each line. Else text: shard, a tab, and key."""
     with whole_file(url) as partial, open(partial, "wb") as file:
-        if url.endswith(".jsonl"):
+        if url.lower().endswith(".jsonl"):
             _write_jsonl(file, picks)
         else:
             _write_text(file, picks)

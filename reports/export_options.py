@@ -122,7 +122,7 @@ class ExportOptions(Options):
 
     def format_of(self, target: str) -> str:
         """The format to write `target` in. Raises SpecError where neither option nor ending says it."""
-        ending = next((e for e in BY_ENDING if target.endswith(e)), None)
+        ending = next((e for e in BY_ENDING if target.lower().endswith(e)), None)
         if self.format is None:
             if ending is None:
                 known = ", ".join(BY_ENDING)

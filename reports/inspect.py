@@ -8,13 +8,13 @@ from typing import Any
 
 import duckdb
 
-from ..datasets.spec import Config, analysis_files
+from ..datasets.spec import Config, DatasetSpec, analysis_files
 from ..datasets.storage import exists, full_url, join_url
 from ..datasets.writing import write_errors, write_whole
-from ..errors import CurateError, QueryError, SpecError
+from ..errors import CurateError, QueryError, SpecError, TableError
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report
-from .example_images import read_images
+from .example_images import Name, Shown, read_images
 from .inspect_options import InspectOptions
 from .inspect_page import IMAGE_SIDE, Page, page_html
 from .inspect_pair import pair_page
@@ -37,7 +37,7 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
 
     A page that is there already is replaced with all its plots.
 
-    Raises SpecError for what is neither, TableError where tables do not fit the data set or each other, QueryError where
+    Raises SpecError for what is neither, TableError where tables and the data set, or each other, do not fit, QueryError where
     files cannot be read, WriteError.
     """
     try:
@@ -58,7 +58,7 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
             figures = dict.fromkeys(FIGURE.findall(replaced), lambda: None) | figures  # its plots are not left behind
         images = {}
         if data.spec is not None and options.images:
-            images = read_images(data.spec, page.names(), size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
+            images = _images(page, data.spec, options, report)
         with write_errors(out):
             plots = draw_all(figures, out / "plots")
     except duckdb.Error as e:
@@ -67,6 +67,18 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
     write_whole(out / INDEX, text)
     report(f"{len(images):,} images, {len(text) / 1e6:.2g} MB")
     return str(out / INDEX)
+
+
+def _images(page: Page, spec: DatasetSpec, options: InspectOptions, report: Report) -> dict[Name, Shown]:
+    """The images of a page. Raises TableError where the user named the data set and it has none of the examples."""
+    names = page.names()
+    images = read_images(spec, names, size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
+    if names and not images:
+        none = f"no images: data set '{spec.name}' has none of the {len(names):,} examples, such as '{min(names)[1]}'"
+        if options.dataset is not None:
+            raise TableError(f"{none}; give the data set that was scored or trained on: --dataset")
+        report(none)
+    return images
 
 
 def _page_in(folder: Path) -> str:

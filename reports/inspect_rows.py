@@ -29,7 +29,7 @@ MOST_SOURCES = 100
 class Data:
     """A data set as a page needs it: `shards` by name, and of each shard its source (empty where there is but one).
 
-    Without `spec` there are no images, and `why` says why.
+    Without `spec` there are no images, and `why` says why. `given`: the user named this data set.
     """
 
     name: str
@@ -37,6 +37,15 @@ class Data:
     shards: Mapping[str, Shard] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
+    given: bool = False
+
+    def refuse_other(self, found: Iterable[str], where: str) -> None:
+        """Raises TableError where the user named the data set and it has none of the shards that `where` has."""
+        if self.given and self.spec is not None and not any(found):
+            raise TableError(
+                f"{where}: none of its shards is one of data set '{self.spec.name}' (by name and size); give the data set "
+                f"that it was made of, '{self.name}', or one with the same shards: --dataset"
+            )
 
     def class_name(self, label: int | None) -> str:
         classes = self.spec.classes if self.spec else ()
@@ -54,7 +63,7 @@ def find_data(name: str, given: str | None, config: Config) -> Data:
         if given:
             raise
         return Data(name, None, why=str(e))
-    return Data(name, spec, {s.name: s for s in shards}, _sources(spec, shards))
+    return Data(name, spec, {s.name: s for s in shards}, _sources(spec, shards), given=given is not None)
 
 
 def _sources(spec: DatasetSpec, shards: list[Shard]) -> dict[str, str]:
@@ -133,6 +142,8 @@ class Rows:
             return f"Images are not shown: {self.data.why}."
         if self.imaged_of == len(self.shards):
             return ""
+        if not self.imaged_of:
+            return f"Images are not shown: data set '{self.data.spec.name}' has other shards now than were scored."
         return f"Examples that are shown come from {self.imaged_of:,} of {len(self.shards):,} shards, drawn at random."
 
 
@@ -173,6 +184,9 @@ def add_rows(
             f"{data.spec.fingerprint} (other fields or classes); give the data set that was scored: --dataset"
         )
     counts = {shard: c for shard, c in all_counts(table.folder).items() if only is None or shard in only}
+    unchanged = {n: s for n, s in data.shards.items() if n in counts and counts[n].shard_size == s.size}
+    data.refuse_other(unchanged, table.folder)
+    data = replace(data, shards=unchanged)
     total = sum(c.examples for c in counts.values())
     if not total:
         raise TableError(f"{table.folder}: nothing is scored yet; run 'curate score-reference' first")

@@ -43,7 +43,7 @@ def run_page(run: str, options: InspectOptions, config: Config) -> tuple[Page, F
         ((files,),) = connection.execute("SELECT count(*) FROM glob(?)", [pattern]).fetchall()
         if not files:
             raise RunError(f"{run}: recorded no selections; give a run of a policy that selects")
-        read = _fill(connection, pattern, options, data)
+        read = _fill(connection, run, pattern, options, data)
         _add_labels(connection, run, name)
         page, figures = _page(connection, run, about, data, read, options)
     return page, figures, data
@@ -57,12 +57,13 @@ def _document(run: str, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, pattern: str, options: InspectOptions, data: Data) -> str:
+def _fill(connection: duckdb.DuckDBPyConnection, run: str, pattern: str, options: InspectOptions, data: Data) -> str:
     """The table `chosen`; of a long run only every n-th recorded step. Returns what was read."""
     connection.execute(f"CREATE VIEW recorded AS {parquet_sql(pattern, SELECTIONS_COLUMNS, {})}")
     ((total, steps),) = connection.execute("SELECT count(*), count(DISTINCT step) FROM recorded").fetchall()
     every = max(1, -(-total // options.rows))
     shards = [shard for (shard,) in connection.execute("SELECT DISTINCT shard FROM recorded").fetchall()]
+    data.refuse_other((shard for shard in shards if shard in data.shards), run)
     imaged = imaged_shards(data, shuffled(shards), options.image_bytes)
     place = {"name": shards, "source": [data.sources.get(s) for s in shards], "imaged": [s in imaged for s in shards]}
     connection.register("_about", pa.table(place))

@@ -23,8 +23,9 @@ SPENT = ("learner_train", "online_score", "online_train")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """`step` and what follows are of the newest line of metrics, 0 and None before the first. `quality` has the measures of
-    every evaluation by step. `idle` is how many seconds ago the run last wrote metrics."""
+    """`step`, `spent` and `seconds` are of the newest line of metrics, or of the newest checkpoint where that is further: a run
+    that was killed resumes there. They are 0 and empty before both. `loss` and `rates` are of the newest line. `quality` has
+    the measures of every evaluation by step. `idle` is how many seconds ago the run last wrote either."""
 
     folder: str
     policy: str
@@ -56,20 +57,25 @@ def run_status(path: str, now: float | None = None) -> RunStatus:
     quality = {int(line["step"]): line["quality"] for line in lines if line.get("quality")}
     if summary.get("quality"):
         quality[int(summary["steps"])] = summary["quality"]
-    seconds = summary.get("seconds") or last.get("seconds") or {}
-    flops = last.get("flops") or {}
+    saved, saved_at = _newest_checkpoint(folder)
+    step, seconds, flops = int(last.get("step", 0)), last.get("seconds") or {}, last.get("flops") or {}
+    if saved.get("step", 0) > step:
+        step, seconds, flops = saved["step"], saved.get("seconds") or {}, saved.get("ledger") or {}
+    seconds = summary.get("seconds") or seconds
+    written = [saved_at] if saved_at else []
+    written += [metrics.stat().st_mtime] if lines else []
     return RunStatus(
         folder=path,
         policy=str(config.get("policy")),
         finished=bool(summary),
-        step=int(last.get("step", 0)),
+        step=step,
         steps=summary.get("steps") or (manifest.get("began") or {}).get("steps") or config.get("steps"),
         loss=last.get("loss"),
-        spent=sum(flops.get(line) or 0.0 for line in SPENT),
+        spent=sum(flops.get(line) or 0.0 for line in SPENT) + sum((last.get("flops_in_run") or {}).values()),
         rates={name: last.get(name) for name in RATES},
         seconds={stage: value for stage, value in seconds.items() if stage not in ("total", "wall")},
         quality=quality,
-        idle=max(0.0, (time.time() if now is None else now) - metrics.stat().st_mtime) if lines else None,
+        idle=max(0.0, (time.time() if now is None else now) - max(written)) if written else None,
     )
 
 
@@ -99,7 +105,7 @@ def write_run_status(status: RunStatus, format: str = "table", file: IO[str] | N
         shown = ", ".join(f"{k} {v:.4f}" for k, v in measures.items() if not k.startswith("test_"))
         console.print(f"after step {step:,}: {shown}")
     if status.idle is not None and not status.finished:
-        console.print(f"last line of metrics {ago(status.idle)} ago")
+        console.print(f"last wrote {ago(status.idle)} ago")
 
 
 def _rates(rates: Mapping[str, float | None]) -> str:
@@ -108,6 +114,15 @@ def _rates(rates: Mapping[str, float | None]) -> str:
     parts += [] if mfu is None else [f"mfu {percent(mfu)}"]
     parts += [] if share is None else [f"{percent(share)} of the time spent waiting for data"]
     return ", ".join(parts)
+
+
+def _newest_checkpoint(run: Path) -> tuple[dict[str, Any], float | None]:
+    """The state of the newest checkpoint, and when it was written; empty and None where there is none."""
+    for file in sorted((run / "checkpoints").glob("resume-*/state.json"), reverse=True):
+        state = _document(file)
+        if isinstance(state.get("step"), int):
+            return state, file.stat().st_mtime
+    return {}, None
 
 
 def _document(path: Path) -> dict[str, Any]:

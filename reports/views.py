@@ -131,7 +131,7 @@ def _analysis_view(connection: duckdb.DuckDBPyConnection, datasets: Mapping[str,
             continue
         folder, _, last = path.rpartition("/")
         pattern = f"{open_root(connection, folder) if folder else '.'}/{last}"
-        if not last.endswith((".parquet", ".pq")):
+        if not last.lower().endswith((".parquet", ".pq")):
             pattern = f"{pattern.rstrip('/')}/*.parquet"
         if not _names(connection, pattern):
             continue

@@ -5,13 +5,15 @@ chosen in chunks: the first by each pair's own score, every later one by the sco
 already chosen. Evans et al. 2024, arXiv 2406.17711, algorithm 1. With a reference larger than the learner it is ACID,
 arXiv 2411.18674.
 
-Nothing here holds a [B, B] matrix: losses are computed in blocks of columns, so memory is O(B x block).
-Shape suffixes: B super-batch, b sub-batch, c a chunk or block of it, D embedding width. z is the matrix of logits,
-scale * image . text + bias.
+Nothing here holds a [B, B] matrix: losses are computed in blocks of columns, so memory is O(B x block). Where several processes
+(ranks) know the embeddings of all, each computes the losses of a block of rows, and is told those of the others.
+Shape suffixes: B super-batch, b sub-batch, c a chunk or block of it, n a rank's rows, D embedding width. z is the matrix of
+logits, scale * image . text + bias.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,11 +21,14 @@ import torch
 import torch.nn.functional as F
 
 from .losses import Losses, Pairs
+from .ranks import ALONE, Ranks
 from .scores import easy_reference, hard_learner, learnability
 from .selection import Selection, select
 from .settings import N_CHUNKS, ContrastiveLoss, Sampler
 
 BLOCK = 1024
+# Ranks begin at multiples of so many rows: products of whole tiles round alike, whatever the number of rows.
+ROWS = 64
 
 
 def difference(known: Losses) -> torch.Tensor:
@@ -48,6 +53,7 @@ def select_jointly(
     temperature: float = 1.0,
     scale: float = 1.0,
     generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Selection:
     """Choose `b` of `B` pairs, none twice, by joint learnability: loss(online) - loss(reference) within the sub-batch.
 
@@ -55,7 +61,8 @@ def select_jointly(
     `scale` multiplies the scores. Given those already chosen, S, the loss of pair k is, for `sigmoid` (SigLIP),
     its own positive term and its negative terms with S, both ways; for `softmax` (CLIP), the mean of
     -log softmax(z_k.) and -log softmax(z_.k) over S and k. The first chunk has no S: there `sigmoid` sees the positive
-    term alone, the diagonal of the loss matrix, and `softmax` the super-batch as negatives.
+    term alone, the diagonal of the loss matrix, and `softmax` the super-batch as negatives. `ranks` that are given the same
+    embeddings share the work, and choose the same: a collective.
 
     Raises ValueError as `select` does, and where neither model is given or their sizes differ.
     """
@@ -71,9 +78,18 @@ def select_jointly(
         raise ValueError(f"cannot select b={b} of {B} pairs")
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}, expected a number above 0")
-    online_losses, reference_losses = (None if pairs is None else _LOSSES[loss](pairs) for pairs in (online, reference))
-    own = [None if losses is None else losses.own_B for losses in (online_losses, reference_losses)]
-    own_score_B = scale * score(Losses(own[0], own[1]))
+    bounds = row_bounds(B, ranks.size)
+    rows = slice(*bounds[ranks.rank : ranks.rank + 2])
+    losses = [_LOSSES[loss](pairs, rows) for pairs in given]
+
+    def whole(own: list[torch.Tensor]) -> Losses:
+        """What all ranks know, given each one's rows."""
+        lengths = [end - start for start, end in itertools.pairwise(bounds)]
+        found = list(torch.cat(ranks.gather(torch.stack(own, 1), lengths)).unbind(1)) if ranks.size > 1 else own
+        return Losses(found.pop(0) if online is not None else None, found[0] if found else None)
+
+    own = whole([of.own_n for of in losses])
+    own_score_B = scale * score(own)
 
     score_B, chosen_B = own_score_B, torch.zeros(B, dtype=torch.bool, device=own_score_B.device)
     left = b
@@ -84,9 +100,14 @@ def select_jointly(
         chosen_B[chunk_c] = True
         left -= size
         if left:
-            beside = [None if x is None else x.beside(chunk_c) for x in (online_losses, reference_losses)]
-            score_B = scale * score(Losses(beside[0], beside[1]))
-    return Selection(chosen_B.nonzero().squeeze(1), own_score_B, *own)
+            score_B = scale * score(whole([of.beside(chunk_c) for of in losses]))
+    return Selection(chosen_B.nonzero().squeeze(1), own_score_B, own.online_B, own.reference_B)
+
+
+def row_bounds(B: int, ranks: int) -> list[int]:
+    """Where the rows of each rank begin, and the last one's end: as equal as can be in steps of ROWS."""
+    steps = -(-B // ROWS)
+    return [min(B, ROWS * (steps * rank // ranks)) for rank in range(ranks + 1)]
 
 
 def chunk_sizes(b: int, n_chunks: int) -> list[int]:
@@ -109,44 +130,44 @@ def selection_flops(B: int, b: int, widths: Sequence[int], loss: ContrastiveLoss
 class _SigmoidLosses:
     """-log sigmoid(z_ii), and -log sigmoid(-z) of the pair with every one chosen, as its image and as its text."""
 
-    def __init__(self, pairs: Pairs) -> None:
-        self._pairs = pairs
-        self.own_B = F.softplus(-pairs.own_logits())
-        self._sum_B = self.own_B.clone()
+    def __init__(self, pairs: Pairs, rows: slice) -> None:
+        self._pairs, self._rows = pairs, rows
+        self.own_n = F.softplus(-pairs.own_logits(rows))
+        self._sum_n = self.own_n.clone()
 
     def beside(self, chunk_c: torch.Tensor) -> torch.Tensor:
-        """Losses [B] beside all that was chosen, `chunk_c` now among it."""
+        """Losses [n] beside all that was chosen, `chunk_c` now among it."""
         for block_c in chunk_c.split(BLOCK):
-            z_Bc, zt_Bc, negative_Bc = self._pairs.logits(block_c)
-            self._sum_B += ((F.softplus(z_Bc) + F.softplus(zt_Bc)) * negative_Bc).sum(1)
-        return self._sum_B
+            z_nc, zt_nc, negative_nc = self._pairs.logits(block_c, self._rows)
+            self._sum_n += ((F.softplus(z_nc) + F.softplus(zt_nc)) * negative_nc).sum(1)
+        return self._sum_n
 
 
 class _SoftmaxLosses:
     """The mean of -log softmax along the pair's row and its column, over itself and its negatives."""
 
-    def __init__(self, pairs: Pairs) -> None:
-        self._pairs = pairs
-        self._own_logit_B = pairs.own_logits()
+    def __init__(self, pairs: Pairs, rows: slice) -> None:
+        self._pairs, self._rows = pairs, rows
+        self._own_logit_n = pairs.own_logits(rows)
         self._clear()
-        self.own_B = self.beside(torch.arange(len(pairs), device=pairs.image_BD.device))
+        self.own_n = self.beside(torch.arange(len(pairs), device=pairs.image_BD.device))
         self._clear()
 
     def _clear(self) -> None:
-        self._row_B, self._column_B = (torch.full_like(self._own_logit_B, -torch.inf) for _ in range(2))
+        self._row_n, self._column_n = (torch.full_like(self._own_logit_n, -torch.inf) for _ in range(2))
 
     def beside(self, chunk_c: torch.Tensor) -> torch.Tensor:
-        """Losses [B] beside all that was chosen, `chunk_c` now among it."""
+        """Losses [n] beside all that was chosen, `chunk_c` now among it."""
         for block_c in chunk_c.split(BLOCK):
-            z_Bc, zt_Bc, negative_Bc = self._pairs.logits(block_c)
-            self._row_B = torch.logaddexp(self._row_B, _log_sum_exp(z_Bc, negative_Bc))
-            self._column_B = torch.logaddexp(self._column_B, _log_sum_exp(zt_Bc, negative_Bc))
-        z_B = self._own_logit_B
-        return (torch.logaddexp(z_B, self._row_B) + torch.logaddexp(z_B, self._column_B)) / 2 - z_B
+            z_nc, zt_nc, negative_nc = self._pairs.logits(block_c, self._rows)
+            self._row_n = torch.logaddexp(self._row_n, _log_sum_exp(z_nc, negative_nc))
+            self._column_n = torch.logaddexp(self._column_n, _log_sum_exp(zt_nc, negative_nc))
+        z_n = self._own_logit_n
+        return (torch.logaddexp(z_n, self._row_n) + torch.logaddexp(z_n, self._column_n)) / 2 - z_n
 
 
-def _log_sum_exp(z_Bc: torch.Tensor, negative_Bc: torch.Tensor) -> torch.Tensor:
-    return z_Bc.masked_fill(~negative_Bc, -torch.inf).logsumexp(1)
+def _log_sum_exp(z_nc: torch.Tensor, negative_nc: torch.Tensor) -> torch.Tensor:
+    return z_nc.masked_fill(~negative_nc, -torch.inf).logsumexp(1)
 
 
 _LOSSES: dict[str, type[_SigmoidLosses] | type[_SoftmaxLosses]] = {"sigmoid": _SigmoidLosses, "softmax": _SoftmaxLosses}

@@ -57,7 +57,7 @@ def _other_tasks_named(name: str, architecture: str, asked: Task) -> Iterator[No
             if other is not asked and not asked.knows(architecture) and other.knows(architecture):
                 raise ModelError(
                     f"model '{name}': '{architecture}' is for {other.name}, this data set is {asked.name}; name another "
-                    "model, or correct the data set's task ="
+                    "model, or set the data set's task = in curate.toml"
                 ) from None
         raise
 
@@ -101,7 +101,7 @@ def load_weights(
     try:
         content = read_bytes(url)
         plain = url.split("?")[0] if "://" in url else url  # a signed URL has a query
-        state = safetensors.torch.load(content) if plain.endswith(".safetensors") else _unpickled(content)
+        state = safetensors.torch.load(content) if plain.lower().endswith(".safetensors") else _unpickled(content)
         for kept in ("state_dict", "model"):  # as training programs save their checkpoints
             state = state.get(kept, state) if isinstance(state, dict) and isinstance(state.get(kept), dict) else state
         if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):

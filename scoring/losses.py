@@ -29,19 +29,21 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.image_BD)
 
-    def own_logits(self) -> torch.Tensor:
-        """z_ii, float32 [B]."""
-        return self.scale * (self.image_BD.float() * self.text_BD.float()).sum(-1) + self.bias
+    def own_logits(self, rows: slice = slice(None)) -> torch.Tensor:
+        """z_ii of the pairs in `rows`, float32 [n]."""
+        return self.scale * (self.image_BD[rows].float() * self.text_BD[rows].float()).sum(-1) + self.bias
 
-    def logits(self, columns_c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of every pair with those of `columns_c`: image to text z_ij and text to image z_ji, float32 [B, c]; and
-        bool [B, c], whether the two are negatives of each other."""
-        z_Bc = self.scale * (self.image_BD.float() @ self.text_BD[columns_c].float().T) + self.bias
-        zt_Bc = self.scale * (self.text_BD.float() @ self.image_BD[columns_c].float().T) + self.bias
+    def logits(
+        self, columns_c: torch.Tensor, rows: slice = slice(None)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of the n pairs in `rows` (all, if it is left out) with those of `columns_c`: image to text z_ij and text to
+        image z_ji, float32 [n, c]; and bool [n, c], whether the two are negatives of each other."""
+        z_nc = self.scale * (self.image_BD[rows].float() @ self.text_BD[columns_c].float().T) + self.bias
+        zt_nc = self.scale * (self.text_BD[rows].float() @ self.image_BD[columns_c].float().T) + self.bias
         if self.group_B is None:
-            rows_B = torch.arange(len(self), device=self.image_BD.device)
-            return z_Bc, zt_Bc, rows_B[:, None] != columns_c
-        return z_Bc, zt_Bc, self.group_B[:, None] != self.group_B[columns_c]
+            numbers_n = torch.arange(len(self), device=self.image_BD.device)[rows]
+            return z_nc, zt_nc, numbers_n[:, None] != columns_c
+        return z_nc, zt_nc, self.group_B[rows, None] != self.group_B[columns_c]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Shape suffixes: b examples over all ranks, n of them on this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def gather(self, rows: torch.Tensor) -> list[torch.Tensor]: ...
+    def gather(self, rows: torch.Tensor, lengths: Sequence[int] | None = None) -> list[torch.Tensor]: ...
 
     def sum(self, values: torch.Tensor) -> torch.Tensor: ...
 
@@ -37,7 +37,7 @@ class Alone:
 
     rank, size = 0, 1
 
-    def gather(self, rows: torch.Tensor) -> list[torch.Tensor]:
+    def gather(self, rows: torch.Tensor, lengths: Sequence[int] | None = None) -> list[torch.Tensor]:
         return [rows]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

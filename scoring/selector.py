@@ -11,6 +11,7 @@ from ..errors import SpecError
 from .joint import select_jointly
 from .losses import Losses, Pairs
 from .policies import Policy, find_policy
+from .ranks import ALONE, Ranks
 from .selection import Selection, prune, reweight, select
 from .settings import N_CHUNKS, REWEIGHT, ContrastiveLoss, Sampler
 
@@ -71,8 +72,9 @@ class Selector:
         """
         return self.choose(Losses(online_loss, reference_loss, online_pairs, reference_pairs, age))
 
-    def choose(self, known: Losses, B: int | None = None) -> Selection:
-        """The same as calling the selector. A uniform draw without any losses needs `B`, the number of examples."""
+    def choose(self, known: Losses, B: int | None = None, ranks: Ranks = ALONE) -> Selection:
+        """The same as calling the selector. A uniform draw without any losses needs `B`, the number of examples. `ranks` that
+        know the same share the work of a joint policy."""
         if self.policy.score is None or not self.policy.selects:
             return self._uniform(known, B)
         settings: dict[str, Any] = {
@@ -93,6 +95,7 @@ class Selector:
                 score=self.policy.score,
                 n_chunks=self.chunks,
                 scale=self.scale,
+                ranks=ranks,
                 **settings,
             )
         score_B = self.scale * self.policy.score(known)

@@ -28,6 +28,7 @@ from ..training.records import read_document, write_json
 from ..training.run import train
 from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
+from .launched import launch
 from .options import CompareOptions
 
 # (learning rate, quality) of every rate that was tried.
@@ -88,7 +89,7 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     _refuse_other_rates([p for p in points if _finished(p)])
     shown = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates.values()))
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {shown}")
-    run_all(todo, options.jobs, config, quality, report)
+    run_all(todo, options.jobs, config, quality, report, options.launcher)
     report(f"all {len(points)} runs are in {options.runs}{took(time.perf_counter() - started)}")
     assert options.base.budget.budget_flops is not None
     return Compared(
@@ -157,7 +158,8 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     searching, searched_on = _held_out(options.base.dataset, config)
     rates, budgets = ", ".join(f"{lr:g}" for lr in options.search_lr), ", ".join(f"{x:g}x" for x in multiples)
     report(f"searching {BASELINE}'s learning rate at {budgets}: {rates}; measured on {searched_on}")
-    run_all([run for run in runs.values() if not _finished(run)], options.jobs, searching, quality, report)
+    todo = [run for run in runs.values() if not _finished(run)]
+    run_all(todo, options.jobs, searching, quality, report, options.launcher)
     return {
         multiple: tuple((lr, float(_summary(runs[multiple, lr])["quality"][quality])) for lr in options.search_lr)
         for multiple in multiples
@@ -174,14 +176,20 @@ def _held_out(name: str, config: Config) -> tuple[Config, str]:
     return replace(config, hold_out={**config.hold_out, name: HELD_OUT}), what
 
 
-def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report) -> None:
-    """`train` every run in a process of a pool, `jobs` at a time; a dead process or a failed run ends it with the reason."""
+def run_all(
+    todo: Sequence[RunOptions], jobs: int, config: Config, quality: str, report: Report, launcher: str | None = None
+) -> None:
+    """`train` every run in a process of a pool, or in those that the launcher starts, `jobs` at a time; a dead process or a
+    failed run ends it with the reason."""
     if not todo:
         return
     flops = {id(run): run.budget.budget_flops or 0.0 for run in todo}
     waiting, done, done_flops = list(todo), 0, 0.0
     running: dict[Future[dict[str, Any]], RunOptions] = {}
-    with _pool(min(jobs, len(todo))) as pool, Progress(report, "runs", sum(flops.values())) as progress:
+    with (
+        _pool(min(jobs, len(todo)), launcher is not None) as pool,
+        Progress(report, "runs", sum(flops.values())) as progress,
+    ):
 
         def said() -> str:
             return f"{done} of {len(todo)} done; now {', '.join(str(run.records.name) for run in running.values())}"
@@ -189,7 +197,7 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
         while waiting or running:
             while waiting and len(running) < jobs:
                 one = waiting.pop(0)
-                running[pool.submit(_train_quietly, one, config)] = one
+                running[pool.submit(_train_quietly, one, config, launcher)] = one
             for future in wait(running, LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                 one = running.pop(future)
                 try:
@@ -207,15 +215,16 @@ def run_all(todo: Sequence[RunOptions], jobs: int, config: Config, quality: str,
 
 
 @contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores and one GPU."""
+def _pool(jobs: int, several: bool) -> Iterator[ProcessPoolExecutor]:
+    """Processes that live for many runs, so that torch is imported once; each keeps to its share of the cores and one GPU, or
+    `several`."""
     import torch
 
     context = multiprocessing.get_context("spawn")
     gpus = visible_gpus(os.environ.get(VISIBLE), torch.cuda.device_count() if torch.cuda.is_available() else 0)
     own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     shares = context.Queue()
-    for share in shares_of(jobs, own, gpus):
+    for share in shares_of(jobs, own, gpus, several):
         shares.put(share)
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_keep_to, initargs=(shares, max(1, cores() // jobs))
@@ -240,9 +249,18 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def shares_of(jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[tuple[Sequence[int], str | None]]:
-    """The cores and the GPU of each process: cores apart where there are enough, GPUs in turn."""
-    return [(cores[i::jobs] or cores, gpus[i % len(gpus)] if gpus else None) for i in range(jobs)]
+def shares_of(
+    jobs: int, cores: Sequence[int], gpus: Sequence[str], several: bool = False
+) -> list[tuple[Sequence[int], str | None]]:
+    """The cores and the GPU of each process: cores apart where there are enough, GPUs in turn; `several` GPUs of one process are
+    next to one another."""
+
+    def gpu(i: int) -> str | None:
+        if several and len(gpus) >= jobs:
+            return ",".join(gpus[len(gpus) * i // jobs : len(gpus) * (i + 1) // jobs])
+        return gpus[i % len(gpus)] if gpus else None
+
+    return [(cores[i::jobs] or cores, gpu(i)) for i in range(jobs)]
 
 
 def visible_gpus(visible: str | None, count: int) -> list[str]:
@@ -273,7 +291,9 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _train_quietly(options: RunOptions, config: Config) -> dict[str, Any]:
+def _train_quietly(options: RunOptions, config: Config, launcher: str | None) -> dict[str, Any]:
+    if launcher is not None:
+        return launch(options, config, launcher)
     return train(options, config=config, resume=True, report=lambda line: None)
 
 

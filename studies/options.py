@@ -6,6 +6,7 @@ The string below a field is its help text; the command line is made from these f
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -27,9 +28,9 @@ from ..options import (
     flag,
 )
 from ..scoring.policies import LEARNABILITY, POLICIES, Policy
+from ..training.data_options import DataOptions
 from ..training.options import (
     BudgetOptions,
-    DataOptions,
     OptimizationOptions,
     RecordOptions,
     RunOptions,
@@ -82,7 +83,7 @@ class PlanOptions(Options):
             if not 0 < self.ratio < math.inf:
                 raise SpecError(f"--ratio is {self.ratio:g}, expected more than 0, such as 1/49")
             models_only = "learner online reference reference_scores dataset data_size budget_flops reference_steps"
-            for option in (*models_only.split(), "score_size", "score_patch_dropout"):
+            for option in (*models_only.split(), "reference_online", "score_size", "score_patch_dropout"):
                 if option in given:
                     raise SpecError(
                         f"--ratio and {flag(option)} are both given; a bare ratio takes no models, drop one"
@@ -97,10 +98,25 @@ class PlanOptions(Options):
                     raise SpecError(
                         f"--reference-scores and {flag(option)} are both given; the table knows it, drop one"
                     )
+        if self.selection.reference_online is not None:
+            for option in ("data_size", "reference_steps"):
+                if option in given:
+                    raise SpecError(
+                        f"--reference-online and {flag(option)} are both given; a reference that trains in the run scores "
+                        "every super-batch, and trains as long as the run: drop one"
+                    )
         check_least(self, 1, "runs", "data_size")
         check_least(self, 0, "reference_steps")
         if self.expected_saving is not None and not 0 < self.expected_saving < 1:
             raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
+
+
+def _words(command: str) -> list[str]:
+    """The words of a command; none where a quote is left open."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +147,9 @@ class CompareOptions:
     """Search the learning rate at every budget, and use its best there. Default: at 1x alone, for all budgets."""
     jobs: int = 1
     """Make this many runs at a time, each on its share of the cores."""
+    launcher: str | None = None
+    """Start each run by this command, in processes that share it, such as 'torchrun --standalone --nproc-per-node 2'. Each of
+    --jobs has its share of the GPUs. Default: one process for each run."""
     out: str = "comparison"
     """Write the comparison to this folder. The same folder again runs only what is missing."""
 
@@ -154,6 +173,12 @@ class CompareOptions:
             raise SpecError("--tune-every-rung needs --search-lr, the learning rates to try")
         check_least(self, 1, "seeds", "jobs")
         check_local(self, "out")
+        if self.launcher is not None and not _words(self.launcher):
+            raise SpecError(
+                f"--launcher is '{self.launcher}', expected a command such as 'torchrun --standalone --nproc-per-node 2'"
+            )
+        if self.base.sharing.fsdp and self.launcher is None:
+            raise SpecError("--fsdp divides the learner among several processes; give --launcher, or leave it out")
         if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
         for policy in self.policies:

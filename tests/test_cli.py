@@ -160,6 +160,9 @@ def test_text_becomes_what_the_option_holds(digits, tmp_path):
         (("--steps", 2, "--score-scale", 0), "--score-scale is 0"),
         (("--steps", 2, "--host-bytes", "much"), "--host-bytes is 'much', expected a number of bytes"),
         (("--train-num-samples", 5, "--epochs", 0), "--epochs is 0, expected at least 1"),
+        (("--steps", 2, "--replay", ""), "--replay is empty; give a value, or leave it out"),
+        (("--steps", 2, "--dataset", ""), "--dataset is empty; give a value"),
+        (("--steps", 2, "--reference-scores", ""), "--reference-scores is empty; give a value, or leave it out"),
     ],
 )
 def test_text_that_cannot_be_read(digits, options, told):

@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
+from curate.datasets.shards import list_shards
 from curate.datasets.spec import find_dataset, load_config
+from curate.errors import ShardError, SpecError, TableError
 from curate.reports import connect
 from curate.scoring.tables.lookup import open_scores
 from support.commands import curate
@@ -52,3 +55,22 @@ def test_every_command_finds_what_another_one_wrote(digits, tmp_path, name):
 
 def sqls(text):
     return "'" + text.replace("'", "''") + "'"
+
+
+def test_accents_spelled_in_the_other_way_are_found_or_said(digits, tmp_path, monkeypatch):
+    composed, parts = (unicodedata.normalize(form, "données") for form in ("NFC", "NFD"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / parts / "sub").mkdir(parents=True)
+    shutil.copy(digits.root / "data/digits/train/00000.tar", tmp_path / parts / "0.tar")
+    for given, word in ((f"{composed}/*.tar", "no shard matches"), (f"{composed}/0.tar", "no shard matches")):
+        with pytest.raises(ShardError, match=f"{word} .*; '{parts}' is there in another Unicode spelling: type that"):
+            list_shards(find_dataset(given))
+    with pytest.raises(SpecError, match="is there in another Unicode spelling"):
+        find_dataset(composed)
+    with pytest.raises(ShardError, match=r"is not a folder; '.*' is there in another Unicode spelling"):
+        list_shards(find_dataset(f"{composed}/sub"))
+    with pytest.raises(TableError, match=r"no such folder; .* in another Unicode spelling"):
+        open_scores(composed)
+    assert [s.name for s in list_shards(find_dataset(f"{parts}/*.tar"))] == ["0"]
+    (tmp_path / "curate.toml").write_text(f'[datasets."{composed}"]\ntrain = "{parts}/*.tar"\nclasses = 10\n')
+    assert find_dataset(parts, load_config(tmp_path / "curate.toml")).name == composed

@@ -20,8 +20,9 @@ import torch
 from ..ledger import StepCost
 from ..scoring.forward import score_batch
 from ..scoring.settings import Precision
+from .augmenting import augment
 from .sub import SubBatch
-from .trainee import Trainee, augment
+from .trainee import Trainee
 
 # A verdict after each tenth of the planned steps, up to the half, from the second half of what was seen since the one before.
 TENTH, VERDICTS, COMPARED = 0.1, 5, 0.5

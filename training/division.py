@@ -48,7 +48,7 @@ class Division:
 
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
         """All B rows in the order of the super-batch, given each rank's own. A collective."""
-        found = torch.cat(self.group.gather(rows))
+        found = torch.cat(self.group.gather(rows, self.rows))
         return torch.empty_like(found).index_copy_(0, self._order.to(found.device), found)
 
     def whole_list(self, values: list[T]) -> list[T]:
@@ -78,12 +78,16 @@ class Division:
             for to in range(self.group.size)
         ]
         kept = np.flatnonzero(mine & (trainer_b == rank))
-        received = [np.flatnonzero((holder_b == s) & (trainer_b == rank)) for s in range(self.group.size) if s != rank]
+        none = np.empty(0, dtype=np.int64)
+        received = [
+            np.flatnonzero((holder_b == s) & (trainer_b == rank)) if s != rank else none for s in range(self.group.size)
+        ]
         positions = np.concatenate([kept, *received])
         return Deal(
             self.group,
             keep=torch.from_numpy(own[chosen_b[kept]]),
             send=send,
+            receive=[len(part) for part in received],
             order=torch.from_numpy(np.argsort(positions)),
             positions=torch.from_numpy(np.sort(positions)),
             moved=int((holder_b != trainer_b).sum()),
@@ -92,7 +96,8 @@ class Division:
 
 @dataclass(frozen=True)
 class Deal:
-    """What this rank keeps of its rows (`keep`), and which of them it sends to each rank (`send`).
+    """What this rank keeps of its rows (`keep`), which of them it sends to each rank (`send`), and how many it receives from
+    each (`receive`).
 
     `positions`, int64 [n], are the numbers, among the b chosen, of the rows that it trains on. `moved` counts the rows
     that any rank sends.
@@ -101,15 +106,29 @@ class Deal:
     group: Group
     keep: torch.Tensor
     send: list[torch.Tensor]
+    receive: list[int]
     order: torch.Tensor
     positions: torch.Tensor
     moved: int
 
+    def received(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """The rows that other ranks send to this one, given those that it holds. A collective."""
+        if not self.moved:
+            return []
+        return self.group.exchange([rows[part.to(rows.device)] for part in self.send], self.receive)
+
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows [n, ...] that this rank trains on, given those that it holds. A collective."""
-        kept = rows[self.keep.to(rows.device)]
-        received = self.group.exchange([rows[part.to(rows.device)] for part in self.send]) if self.moved else []
-        return torch.cat([kept, *received])[self.order.to(rows.device)]
+        received = torch.cat([rows[:0], *self.received(rows)])
+        kept, order = len(self.keep), self.order
+        if not kept:
+            return received[order.to(rows.device)]
+        # One copy of what is kept, which is most of the batch; then what was received is put in its places.
+        found = rows[self.keep[order.clamp(max=kept - 1)].to(rows.device)]
+        if len(received):
+            places = (order >= kept).nonzero().squeeze(1)
+            found[places.to(rows.device)] = received[(order[places] - kept).to(rows.device)]
+        return found
 
     def of_chosen(self) -> tuple[list[int], Deal]:
         """Which of its rows this rank keeps or sends, ascending, and the same deal where it holds those alone."""
@@ -124,8 +143,8 @@ class Deal:
         """The same for values that are no tensors. A collective."""
         found = [values[i] for i in self.keep.tolist()]
         if self.moved:
-            sent = self.group.share([[values[i] for i in part.tolist()] for part in self.send])
-            found += [value for by_rank in sent for value in by_rank[self.group.rank]]
+            sent = self.group.exchange_lists([[values[i] for i in part.tolist()] for part in self.send])
+            found += [value for by_rank in sent for value in by_rank]
         return [found[i] for i in self.order.tolist()]
 
 

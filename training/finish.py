@@ -49,7 +49,6 @@ def finish(
                 error = e
     best = job.keeping.finish(steps, quality)
     policy, seconds = options.selection.chosen_policy, job.timing.state_dict()
-    scored = job.auto.scored_steps(steps) if job.auto else steps
     batches = job.subs.batches.state_dict()
     summary = {
         "run": run.name,
@@ -57,13 +56,14 @@ def finish(
         "policy": policy.name,
         "learner": options.learner,
         "online": options.selection.online if job.online else None,
-        "reference": table.manifest["reference"]["name"] if table else None,
+        "reference": table.manifest["reference"]["name"] if table else options.selection.reference_online,
         "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": scored * options.super_batch_size if policy.selects and not policy.prunes else 0,
+        "examples_scored": job.subs.examples_scored(job.auto.scored_steps(steps) if job.auto else steps),
         "ledger": ledger.lines(),
+        **({"ledger_in_run": ledger.in_run} if ledger.in_run else {}),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
@@ -73,6 +73,7 @@ def finish(
         **({"autopilot": job.auto.summary()} if job.auto else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
+        **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
         "skipped_shards": skipped_of(batches),
     }
     with group.together():
@@ -94,7 +95,7 @@ def finish(
 def _write_weights(job: TrainingJob, steps: int) -> None:
     """Rank 0 writes. A collective."""
     run = job.run
-    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.trainees.items()}
+    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.all_trainees.items()}
     with job.group.together():
         if not job.group.is_first:
             return

@@ -55,7 +55,7 @@ class Group:
             return found
         if not dist.is_available():
             raise SpecError(f"{found.size} processes were started, but this torch is built without torch.distributed")
-        time_out = _time_out(environment)
+        time_out = time_out_of(environment)
         if torch.cuda.is_available():
             torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
         if not dist.is_initialized():
@@ -80,31 +80,35 @@ class Group:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def gather(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's `rows`, tensors [n_r, ...] of one type and width, in the order of ranks; n_r may differ."""
+    def gather(self, rows: torch.Tensor, lengths: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Every rank's `rows`, tensors [n_r, ...] of one type and width, in the order of ranks; n_r may differ. Ranks that know
+        all `lengths` n_r need not be told them."""
         if self.size == 1:
             return [rows]
         with self._talking():
-            counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-            dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-            lengths = [int(n) for n in counts]
+            if lengths is None:
+                counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+                dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+                lengths = [int(n) for n in counts]
             padded = rows.new_zeros(max(lengths), *rows.shape[1:])
             padded[: len(rows)] = rows
             parts = [torch.empty_like(padded) for _ in lengths]
             dist.all_gather(parts, padded)
         return [part[:n] for part, n in zip(parts, lengths, strict=True)]
 
-    def exchange(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Send the rows `parts[r]`, [n, ...], to rank r; returns what each rank sent to this one. n may be 0."""
+    def exchange(self, parts: Sequence[torch.Tensor], counts: Sequence[int] | None = None) -> list[torch.Tensor]:
+        """Send the rows `parts[r]`, [n, ...], to rank r; returns what each rank sent to this one. n may be 0. A rank that knows
+        how many it receives from each gives these `counts`; all do, or none."""
         if self.size == 1:
             return list(parts)
         row = parts[0]
         width = math.prod(row.shape[1:]) * row.element_size()
-        sent = torch.tensor([len(part) for part in parts], device=row.device)
-        received = torch.empty_like(sent)
         with self._talking():
-            dist.all_to_all_single(received, sent)
-            counts = received.tolist()
+            if counts is None:
+                sent = torch.tensor([len(part) for part in parts], device=row.device)
+                received = torch.empty_like(sent)
+                dist.all_to_all_single(received, sent)
+                counts = received.tolist()
             buffer = torch.empty(sum(counts) * width, dtype=torch.uint8, device=row.device)
             content = torch.cat([_bytes_of(part) for part in parts])
             dist.all_to_all_single(buffer, content, [n * width for n in counts], [len(part) * width for part in parts])
@@ -114,12 +118,16 @@ class Group:
             for n, part in zip(counts, buffer.split([n * width for n in counts]), strict=True)
         ]
 
+    def exchange_lists(self, lists: Sequence[list[T]]) -> list[list[T]]:
+        """Send the values `lists[r]`, which can be pickled, to rank r; returns what each rank sent to this one."""
+        parts = [_pickled(values) if values else torch.empty(0, dtype=torch.uint8) for values in lists]
+        return [_unpickled(part) if len(part) else [] for part in self.exchange(parts)]
+
     def share(self, value: T) -> list[T]:
         """Every rank's value, any small object that can be pickled, in the order of ranks."""
         if self.size == 1:
             return [value]
-        content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
-        return [pickle.loads(part.numpy().tobytes()) for part in self.gather(content)]
+        return [_unpickled(part) for part in self.gather(_pickled(value))]
 
     def first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, given to all. Its error is raised on all ranks."""
@@ -294,7 +302,7 @@ def _store_of_restart(group: Group, environment: dict[str, str], time_out: timed
     return stores.PrefixStore(f"restart {restart}", shared)
 
 
-def _time_out(environment: dict[str, str]) -> timedelta:
+def time_out_of(environment: dict[str, str]) -> timedelta:
     given = environment.get(TIME_OUT) or MINUTES
     try:
         found = timedelta(minutes=float(given))
@@ -311,6 +319,14 @@ def _first_line(error: BaseException) -> str:
 
 def _bytes_of(rows: torch.Tensor) -> torch.Tensor:
     return rows.contiguous().view(-1).view(torch.uint8) if len(rows) else rows.new_empty(0, dtype=torch.uint8)
+
+
+def _pickled(value: Any) -> torch.Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpickled(content: torch.Tensor) -> Any:
+    return pickle.loads(content.numpy().tobytes())
 
 
 def _told(error: BaseException | None) -> tuple[str, str, str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,6 @@ from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, ShardError, StorageError, TableError
 from ..scoring.settings import OnMissing
-from ..scoring.tables.counts import all_counts
 from ..scoring.tables.join import join_shard
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, ShardScores
@@ -101,8 +101,8 @@ class SkippedShards:
 class ShardLoader:
     """Reads and joins shards for all lanes.
 
-    A data set that fits into `host_bytes` stays in memory. So do shards whose decoded images, of `image_bytes` each, fit
-    into `cache_bytes`, and with them what was decoded.
+    A data set that fits into `host_bytes` stays in memory, unless it `grows`: then `shards` gets longer. So do shards whose
+    decoded images, of `image_bytes` each, fit into `cache_bytes`, and with them what was decoded.
     """
 
     def __init__(
@@ -119,19 +119,20 @@ class ShardLoader:
         host_bytes: int,
         kept: Kept | None = None,
         prefix: str = "",
+        grows: bool = False,
     ) -> None:
         self.prefix = prefix
-        self.dataset, self.shards, self.scores, self.kept = dataset, list(shards), scores, kept
+        self.dataset, self.shards, self.scores, self.kept = dataset, shards, scores, kept
         self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self._cache: dict[int, LoadedShard] = {}
         self._room = self._cache_bytes = cache_bytes
         self._image_bytes = image_bytes
         self._keeps_decoded: set[str] = set()
         self._bytes = sum(shard.bytes for shard in self.shards)
-        self.keeps_all = self._bytes <= host_bytes
+        self.keeps_all = self._bytes <= host_bytes and not grows
         self._lock = threading.Lock()
         # Two lanes that share a shard must not both read it.
-        self._reading = [threading.Lock() for _ in self.shards]
+        self._reading: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
     def keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
@@ -139,7 +140,9 @@ class ShardLoader:
 
     def load(self, index: int) -> LoadedShard:
         """Raises UnreadableError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
-        with self._reading[index]:
+        with self._lock:
+            reading = self._reading[index]
+        with reading:
             return self._cache[index] if index in self._cache else self._read(index)
 
     def _read(self, index: int) -> LoadedShard:
@@ -198,20 +201,6 @@ class ShardLoader:
         return LoadedShard(
             [row for row in rows if kept_N[row.score_row]], failures, left_out, np.sort(stored.row[kept_N])
         )
-
-
-def known_row_counts(shards: Sequence[Shard], table: ScoreTable | None, kept: Kept | None) -> list[int] | None:
-    """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading the
-    shards."""
-    if kept is not None:
-        return [kept.counts.get(shard.name, 0) for shard in shards]
-    if table is not None:
-        known = all_counts(table.folder)
-        if all(shard.name in known for shard in shards):
-            return [known[shard.name].examples + known[shard.name].failures for shard in shards]
-    if all(shard.rows is not None for shard in shards):
-        return [shard.rows or 0 for shard in shards]
-    return None
 
 
 def read_to_count(loader: ShardLoader, skipped: SkippedShards) -> list[int]:

@@ -18,10 +18,13 @@ import torch
 from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .augmenting import augment_views
 from .autopilot import TWIN, Autopilot, Verdict
 from .group import Group
 from .keeping import Keeping
+from .moving_reference import NAME, MovingReference
 from .pace import Pace
+from .past import PastLosses
 from .positions import skipped_of
 from .records import RunRecords
 from .schedule import learning_rate
@@ -29,13 +32,13 @@ from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
 from .timing import EVALUATE, Rates, Stages, total
-from .trainee import Trainee, augment_views
+from .trainee import Trainee
 
 
 @dataclass
 class TrainingJob:
     """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation,
-    `peak` the FLOP/s of all devices where they are known."""
+    `peak` the FLOP/s of all devices where they are known. `reference` trains on super-batches, where one does."""
 
     run: Path
     subs: SubBatches
@@ -54,24 +57,27 @@ class TrainingJob:
     keeping: Keeping
     peak: float | None = None
     auto: Autopilot | None = None
+    past: PastLosses | None = None
+    reference: MovingReference | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
+        """Those that train on what was chosen."""
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
 
     @property
     def stepping(self) -> dict[str, Trainee]:
-        """Those that take steps: the learner alone, where a probe found that choosing does not pay."""
+        """Those that take steps: the learner alone, once a run found that choosing does not pay."""
         verdict = self.auto.verdict if self.auto else None
         return self.trainees if verdict is None or verdict.pays else {"learner": self.learner}
 
     @property
-    def saved(self) -> dict[str, Trainee]:
-        """Those that a checkpoint holds."""
-        return self.trainees | ({TWIN: self.auto.twin} if self.auto else {})
+    def all_trainees(self) -> dict[str, Trainee]:
+        reference = {NAME: self.reference.trainee} if self.reference else {}
+        return self.trainees | reference | ({TWIN: self.auto.twin} if self.auto else {})
 
     def follow(self, verdict: Verdict) -> None:
-        """Go on as a probe found, from the next step on."""
+        """Go on as was found, from the next step on."""
         assert self.auto is not None
         self.steps, self.cost = verdict.last, self.auto.step_cost(self.cost)
         self.pace.end_at(verdict.last)
@@ -127,7 +133,10 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 }
                 for trainee in job.stepping.values():
                     trainee.align()
-                job.subs.learned(sub, job.learner.weighed)
+                if job.past is not None and job.learner.weighed is not None:
+                    job.past.learned(sub, job.learner.weighed.of_batch())
+                if job.reference is not None:
+                    losses[NAME] = job.reference.learn(sub.drawn, step + 1, share)
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
@@ -175,14 +184,16 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
 
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.saved, _generators(job), job.records.log, job.group)
+    found = checkpoint.load(job.run, job.all_trainees, _generators(job), job.records.log, job.group)
     if found is None:
         with job.group.together():
             job.records.cut_after(0)
         job.keeping.resume()
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
-    job.subs.restore(found.scored, found.past)
+    job.subs.restore(found.scored)
+    if job.past is not None:
+        job.past.restore(found.past)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
     if job.auto is not None:
@@ -201,14 +212,15 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     group = job.group
     batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
-    trainees = {name: trainee.state() for name, trainee in job.saved.items()}
+    trainees = {name: trainee.state() for name, trainee in job.all_trainees.items()}
+    past = job.past.state() if job.past else None
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
             if job.auto is not None:
                 state["autopilot"] = job.auto.state()
-            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored, job.subs.past())
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored, past)
             job.keeping.saved()
 
 
@@ -248,8 +260,9 @@ def _say_skipped(job: TrainingJob, said: set[str]) -> None:
 
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
-    probe = {TWIN: job.auto.generator} if job.auto else {}
-    return {"select": job.subs.selector.generator, "augment": job.augmenting, **probe}
+    own = {"augment reference": job.reference.augmenting} if job.reference else {}
+    twin = {TWIN: job.auto.generator} if job.auto else {}
+    return {"select": job.subs.selector.generator, "augment": job.augmenting, **own, **twin}
 
 
 def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
@@ -299,8 +312,9 @@ def _line(
         "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
+        **({"reference_train_loss": loss[NAME]} if NAME in loss else {}),
         **_means(sub, group if job.subs.local else None),
-        **({"score_age": min(job.subs.score_ahead, step - 1)} if job.subs.score_ahead else {}),
+        **job.subs.metrics(step),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,
@@ -325,8 +339,9 @@ def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict
 
 def _costs(job: TrainingJob) -> dict[str, Any]:
     """What a run has cost so far."""
-    seconds = job.timing.so_far()
-    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+    seconds, in_run = job.timing.so_far(), job.ledger.in_run
+    found = {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+    return {**found, "flops_in_run": in_run} if in_run else found
 
 
 def _means(sub: SubBatch, group: Group | None) -> dict[str, float | None]:

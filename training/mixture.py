@@ -10,7 +10,9 @@ from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import SpecError
 from ..scoring.tables.lookup import ScoreTable
+from .division import Division
 from .drawing import Drawing
+from .group import Group
 from .loading import Row
 from .positions import MIX, PREFIX
 
@@ -63,6 +65,16 @@ def refuse_unlike(one: DatasetSpec, other: DatasetSpec) -> None:
         raise SpecError(
             f"data set '{other.name}' cannot be mixed into '{one.name}': {what}; give both entries the same task and classes"
         )
+
+
+def division_of(group: Group, step: int, size: int, lanes: int, mix: Mix | None, mixed_lanes: int) -> Division | None:
+    """How a group divides super-batch number `step` of `size` rows, with those of what is mixed in; None for one process."""
+    if group.size == 1:
+        return None
+    if mix is None:
+        return Division.of_step(group, step, (size, lanes))
+    own, mixed = mix.counts(step, size)
+    return Division.of_step(group, step, (own, lanes), (mixed, mixed_lanes))
 
 
 class MixedDrawing:

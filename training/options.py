@@ -13,11 +13,9 @@ from typing import Annotated, Any, Literal
 
 from ..errors import SpecError, nearest, without_secrets
 from ..options import (
-    Bytes,
     Concern,
     Flops,
     Options,
-    Share,
     Text,
     check_choice,
     check_least,
@@ -25,8 +23,9 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.settings import Precision, check_precision, super_batch_size
-from ..units import parse_share
+from ..scoring.settings import Precision, check_precision, super_batch_size, usual_reference_every
+from .asynchronous import AsynchronousOptions
+from .data_options import DataOptions
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -116,8 +115,6 @@ class OptimizationOptions(Concern):
     deterministic: bool = False
     """Compute on a GPU by kernels alone that give the same bits every time, some of them slower: a resumed run then ends
     with the same weights, bit for bit. A CPU's always do."""
-    fsdp: bool = False
-    """Under torchrun, cut the learner's weights, gradients and optimizer state into shards, one for each process (FSDP2)."""
 
     @property
     def stepping(self) -> dict[str, Any]:
@@ -176,59 +173,6 @@ class OptimizationOptions(Concern):
         check_choice(self, "augment")
         check_precision(self.precision)
         check_precision(self.score_precision, "score_precision")
-
-
-def parse_mixture(text: str) -> tuple[str, float]:
-    """(data set, share) of DATASET:SHARE. Raises SpecError."""
-    name, _, share = text.rpartition(":")
-    if not name:
-        raise SpecError(f"--mix is '{text}', expected DATASET:SHARE, such as curated:25%")
-    found = parse_share(share, "--mix")
-    if not 0 < found <= 1:
-        raise SpecError(f"--mix is '{text}', expected a share above 0 and up to 100 %")
-    return name, found
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions(Concern):
-    """How the data set is read."""
-
-    max_failures: Share = 0.01
-    """Stop with an error when more than this share of the examples is bad. Holds for the test split too."""
-    max_bad_shards: int | None = None
-    """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
-    lanes: int | None = None
-    """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
-    host_bytes: Bytes = 1 << 30
-    """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
-    cache_bytes: Bytes = 2 << 30
-    """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
-    decode_processes: int | None = None
-    """Decode images in this many processes beside the one that trains, of 0.3 GB each; 0 decodes in threads. Default: a
-    process for each further core where there are more than 4 and images have 96 pixels a side or more; else threads."""
-    mix: str | None = None
-    """Draw a share of every super-batch from another data set, such as curated:25%, each in its own epochs. A policy chooses
-    among both."""
-    mix_last: Share = 1.0
-    """Mix only in this last share of the steps, such as 10%."""
-    mix_scores: str | None = None
-    """Read the reference's losses of the data set that is mixed in from this score table."""
-
-    @property
-    def mixture(self) -> tuple[str, float] | None:
-        """The data set that is mixed in, and its share."""
-        return None if self.mix is None else parse_mixture(self.mix)
-
-    def __post_init__(self) -> None:
-        _ = self.mixture
-        if not 0 < self.mix_last <= 1:
-            raise SpecError(f"--mix-last is {self.mix_last:g}, expected above 0 and up to 1, such as 10%")
-        if self.mix is None and (self.mix_scores is not None or self.mix_last != 1):
-            raise SpecError("--mix-last and --mix-scores are about a mixture; give --mix DATASET:SHARE too")
-        if not 0 <= self.max_failures <= 1:
-            raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
-        check_least(self, 1, "lanes", "host_bytes")
-        check_least(self, 0, "cache_bytes", "max_bad_shards", "decode_processes")
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -297,18 +241,22 @@ class RunOptions(Options):
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     sharing: SharingOptions = field(default_factory=SharingOptions)
+    asynchronous: AsynchronousOptions = field(default_factory=AsynchronousOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead, asked.weighs)
-        if asked.chosen_policy.probes and self.budget.budget_flops is None:
-            raise SpecError(
-                f"policy '{asked.policy}' shares out a budget; give --budget-flops in place of --steps or --examples"
-            )
-        if asked.chosen_policy.probes and asked.score_ahead:
-            raise SpecError(f"policy '{asked.policy}' was not tried with --score-ahead; leave it out")
+        if asked.reference_online and asked.chosen_policy.reference == "none":
+            raise SpecError(f"policy '{asked.policy}' needs no reference; leave --reference-online out")
+        if self.data.follow and asked.chosen_policy.filters:
+            raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
+        if self.data.follow and asked.on_missing != "error":
+            raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
+        b, distill = self.optimization.batch_size, self.optimization.distill
+        self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
+        self._refuse_probe()
         self._refuse_mixture()
         if not self.optimization.distill:
             return
@@ -317,14 +265,32 @@ class RunOptions(Options):
         if self.selection.on_missing == "score":
             raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
 
+    def _refuse_probe(self) -> None:
+        """Raises SpecError where the options cannot be with a policy that watches whether choosing pays."""
+        asked = self.selection
+        if not asked.chosen_policy.probes:
+            return
+        if self.budget.budget_flops is None:
+            raise SpecError(
+                f"policy '{asked.policy}' shares out a budget; give --budget-flops, not --steps or --examples"
+            )
+        tried = {"--score-ahead": asked.score_ahead, "--actors": self.asynchronous.actors}
+        for option, value in {**tried, "--reference-online": asked.reference_online}.items():
+            if value:
+                raise SpecError(f"policy '{asked.policy}' was not tried with {option}; leave it out")
+
     def _refuse_mixture(self) -> None:
         """Raises SpecError where the options cannot be with a mixture."""
         if self.data.mix is None:
             return
+        if self.data.follow or self.asynchronous.actors:
+            option = "--follow" if self.data.follow else "--actors"
+            raise SpecError(f"--mix was not tried with {option}; leave one of them out")
         if self.sharing.local:
             raise SpecError("--mix was not tried with --selection local; leave one of them out")
         policy = self.selection.chosen_policy
-        joins = (policy.reference != "none" and policy.selects) or self.optimization.distill > 0
+        moving = self.selection.reference_online is not None
+        joins = (policy.reference != "none" and policy.selects and not moving) or self.optimization.distill > 0
         if joins and self.data.mix_scores is None:
             what = "--distill" if self.optimization.distill else f"policy '{policy}'"
             raise SpecError(
@@ -342,6 +308,17 @@ class RunOptions(Options):
         if not self.selection.selects:
             return self.optimization.batch_size
         return super_batch_size(self.optimization.batch_size, self.selection.filter_ratio)
+
+    @property
+    def reference_every(self) -> int:
+        """How many super-batches a reference that trains in the run learns from at a step."""
+        every = self.selection.reference_every
+        return usual_reference_every(self.optimization.batch_size, self.super_batch_size) if every is None else every
+
+    @property
+    def scored_per_step(self) -> int:
+        """How many examples are scored for each step: the super-batch, but where actors score another share."""
+        return self.asynchronous.scored_per_step(self.optimization.batch_size, self.super_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "policy": str(self.selection.policy)}

@@ -17,15 +17,17 @@ from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
-from . import frozen, startup
+from . import frozen, moving_reference, startup
 from .autopilot import Autopilot
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
+from .moving_reference import MovingReference
 from .pace import Pace
 from .past import LAST_PRUNED, PastLosses
+from .pooling import pooled_subs
 from .replay import ReplayScorer
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
@@ -39,7 +41,7 @@ from .timing import Stages
 class RunCost:
     """FLOPs: of a `step`, of one example scored by the reference, and what the budget was `charged` before step 1.
 
-    `made_in_run` is the reference, where it scores during the run what the table lacks.
+    `made_in_run` is the reference, where it scores during the run what the table lacks, or all where there is none.
     """
 
     step: StepCost
@@ -83,14 +85,16 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         models.online.model if models.online else None,
         models.scorer,
         sub_batch=options.optimization.batch_size,
-        super_batch=options.super_batch_size,
+        super_batch=options.scored_per_step,
         label_smoothing=options.optimization.label_smoothing,
         accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
+        reference=models.moving.model if models.moving else None,
+        reference_scorer=models.reference if models.moving else None,
     )
     ledger = startup.reference_ledger(models.table, setup.mix, setup.prior)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
-    made_in_run = models.reference if options.selection.on_missing == "score" else None
+    made_in_run = models.reference if models.moving or options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
     charged = startup.charged_to(options, ledger, models.table)
     steps = startup.steps_of(options, step, charged, share * options.super_batch_size * reference)
@@ -111,6 +115,8 @@ def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps:
     augment = options.optimization.augment or task.augment
     # Another number of ranks would choose otherwise, so a resume has as many.
     choosing = {"ranks that choose": setup.group.size} if options.sharing.local else {}
+    if models.moving:
+        choosing["super-batches a reference step"] = options.reference_every
     return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss, choosing)
 
 
@@ -172,7 +178,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
         decode_processes=default_processes(views.values()) if processes is None else processes,
-        shards=setup.shards,
+        shards=setup.growing or setup.shards,
         verify=False,  # open_reference did
         group=setup.group,
         waiting=setup.stop.released,
@@ -201,6 +207,8 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | Rep
         reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
         budget=None if budget is None else budget - cost.charged,
         step_flops=cost.step.total,
+        reference_forward=models.reference_forward,
+        more_views=(moving_reference.NAME,) if models.moving else (),
     )
 
 
@@ -221,34 +229,49 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
     )
 
 
+def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, timing: Stages) -> SubBatches:
+    """The stream of sub-batches: chosen here, or of what actors scored."""
+    options, scorer = setup.options, scorer_of(setup, models, cost)
+    batches, selector = batches_of(setup, models, cost), selector_of(setup, resolved)
+    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    check = partial(refuse_misfits, checked)
+    if options.asynchronous.actors:
+        assert isinstance(scorer, RunScorer)
+        counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
+        return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
+    return SubBatches(
+        batches,
+        selector,
+        scorer=scorer,
+        device=setup.device,
+        timing=timing,
+        check=check,
+        charge=scorer.charge,
+        score_ahead=options.selection.score_ahead,
+        last=cost.steps,
+        local=options.sharing.local,
+    )
+
+
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     peak = device_peak(setup.device, setup.precision)
-    scorer = scorer_of(setup, models, cost)
-    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    # What actors score, they count themselves.
+    of_step = replace(cost.step, online_score=0.0) if options.asynchronous.actors else cost.step
+    subs = subs_of(setup, models, cost, resolved, timing)
     return TrainingJob(
+        past=subs.scorer if isinstance(subs.scorer, PastLosses) else None,
         auto=_autopilot_of(setup, models, cost, resolved),
         run=setup.run,
-        subs=SubBatches(
-            batches_of(setup, models, cost),
-            selector_of(setup, resolved),
-            scorer=scorer,
-            device=setup.device,
-            timing=timing,
-            check=partial(refuse_misfits, checked),
-            charge=scorer.charge,
-            score_ahead=options.selection.score_ahead,
-            last=cost.steps,
-            local=options.sharing.local,
-        ),
+        subs=subs,
         learner=models.learner,
         online=models.online,
         steps=cost.steps,
         warmup=resolved.warmup,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
-        cost=cost.step,
+        cost=of_step,
         ledger=cost.ledger,
         records=setup.records,
         pace=Pace(
@@ -262,6 +285,20 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
         peak=None if peak is None else peak * setup.group.size,
+        reference=_moving_of(setup, models, resolved),
+    )
+
+
+def _moving_of(setup: Setup, models: RunModels, resolved: Resolved) -> MovingReference | None:
+    """The reference that trains during the run, if one does."""
+    if models.moving is None:
+        return None
+    seed = startup.stream_seed(setup.options.seed, "augment reference")
+    return MovingReference(
+        trainee=models.moving,
+        every=setup.options.reference_every,
+        augment=resolved.augment,
+        augmenting=torch.Generator().manual_seed(seed),
     )
 
 
@@ -331,4 +368,5 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -
         device=setup.device,
         joint=options.selection.joint,
         wait=options.selection.score_ahead,
+        reference=models.moving,
     )

@@ -13,6 +13,7 @@ from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
+from .epochs import GrowingEpochs
 from .group import Group
 from .mixture import Mix
 from .options import RunOptions
@@ -26,7 +27,9 @@ class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
-    many it began with, or the user's. `mix` is what is mixed in, `prior` the table of a second reference.
+    many it began with, or the user's. Where the data set is followed, `shards` are those of the first epoch, `growing` has
+    those of all, and `followed` is its score table, if one is read. `mix` is what is mixed in, `prior` the table of a second
+    reference.
     """
 
     options: RunOptions
@@ -45,3 +48,5 @@ class Setup:
     lanes: int | None
     mix: Mix | None = None
     prior: ScoreTable | None = None
+    growing: GrowingEpochs | None = None
+    followed: ScoreTable | None = None

@@ -118,6 +118,16 @@ class Sharded:
         for gradient in (*shards, *uncut):
             gradient.mul_(share)
 
+    def move_to(self, other: nn.Module, share: float) -> None:
+        """Move each weight and buffer by this share of its way to that of a module in like shards: a moving average."""
+        with torch.no_grad():
+            for own, new in zip(self._module.state_dict().values(), other.state_dict().values(), strict=True):
+                here, there = (x.to_local() if isinstance(x, DTensor) else x for x in (own, new))
+                if here.is_floating_point():
+                    here.lerp_(there, share)
+                else:
+                    here.copy_(there)
+
     def weights(self) -> dict[str, Any]:
         """The module's state with whole tensors on the CPU, on rank 0; None for each on the others."""
         return self._gathered(self._module.state_dict())

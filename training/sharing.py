@@ -18,6 +18,8 @@ class SharingOptions(Concern):
     """Where several processes share the run: choose among all B examples (global), or let each process choose its share
     among its own (local). Local exchanges nothing, and chooses otherwise with another number of processes."""
 
+    fsdp: bool = False
+    """Cut the learner's weights, gradients, optimizer state and moving average into shards, one for each process (FSDP2)."""
     sync_bn: bool = False
     """Let BatchNorm layers normalise over the examples of all processes (SyncBatchNorm), not over those of each by itself. Needs
     GPUs."""
@@ -28,6 +30,11 @@ class SharingOptions(Concern):
     @property
     def local(self) -> bool:
         return self.selection == "local"
+
+    @property
+    def asked(self) -> list[str]:
+        """The options that only several processes heed, as they are typed."""
+        return ["--selection local"] * self.local + ["--sync-bn"] * self.sync_bn
 
     def refuse_local(self, policy: Policy, replay: str | None, score_ahead: int, weighs: bool = False) -> None:
         """Raises SpecError where a choice cannot be local."""

@@ -19,6 +19,7 @@ from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
 from ..scoring.policies import UNIFORM, Policy
+from ..scoring.ranks import ALONE, Ranks
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
@@ -26,11 +27,9 @@ from .division import whole_losses
 from .late import made
 from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
-from .past import PastLosses
 from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
 from .superbatch import SuperBatches
-from .weighing import WeighedLoss
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class SubBatches:
         self._thread = ScoringThread(device) if score_ahead and hasattr(self.scorer, "snapshot") else None
         self._local = LocalSelector(selector, batches.group) if local else None
         self.local = local and batches.group.size > 1
-        self._past = self.scorer if isinstance(self.scorer, PastLosses) else None
+        self._scores = selector.policy.selects and not selector.policy.prunes
         self.least_rows = selector.b // batches.group.size  # of a rank, in any step
         if self.local:
             self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
@@ -147,14 +146,14 @@ class SubBatches:
     def _chosen_by(self, policy: Policy) -> Iterator[SubBatch]:
         """As long as this is the selector's policy."""
         selector, ahead = self.selector, self._seen_before_the_choice()
-        if ahead is not None and not ahead and self.batches.group.size == 1 and self._past is None:
+        if ahead is not None and not ahead and self.batches.group.size == 1 and not selector.policy.prunes:
             yield from self._chosen_ahead()
         for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
             if self.local:
                 sub = self._chosen_locally(batch, known)
             else:
                 with self.timing("select"):
-                    selection = self._choose(selector, known, len(batch.division or batch))
+                    selection = self._choose(selector, known, len(batch.division or batch), self.batches.group)
                 with self.timing("decode"):
                     batch, selection, failures = made(batch, selection)
                     self.batches.count_chosen(failures)
@@ -294,25 +293,24 @@ class SubBatches:
         group_B = caption_groups(batch).to(batch.reference_pairs[0].device)
         return Pairs(*batch.reference_pairs, scale, bias, group_B)
 
-    def _choose(self, selector: Selector, known: Losses, B: int) -> Selection:
+    def _choose(self, selector: Selector, known: Losses, B: int, ranks: Ranks = ALONE) -> Selection:
         try:
-            return selector.choose(known, B)
+            return selector.choose(known, B, ranks)
         except ValueError as e:
             raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
-
-    def learned(self, sub: SubBatch, losses: WeighedLoss | None) -> None:
-        """After a step on a sub-batch: let the scorer know its losses, where it chooses by them. A collective."""
-        if losses is not None and self._past is not None:
-            self._past.learned(sub, losses.of_batch())
-
-    def past(self) -> dict[str, Any]:
-        """What the scorer remembers of the learner's losses, as a checkpoint holds it."""
-        return {} if self._past is None else self._past.state()
 
     def close(self) -> None:
         self.batches.close()
         if self._thread is not None:
             self._thread.close()
+
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What a line of metrics has of how this step was chosen."""
+        return {"score_age": min(self.score_ahead, step - 1)} if self.score_ahead else {}
+
+    def examples_scored(self, steps: int) -> int:
+        """How many were scored in so many steps."""
+        return steps * self.batches.size if self._scores else 0
 
     def own_state(self) -> dict[str, Any]:
         """Where the stream of super-batches stands behind the one that was chosen from last: this rank's part."""
@@ -323,10 +321,8 @@ class SubBatches:
         """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
         return [losses_to_dict(one.losses()) for one in self._waiting]
 
-    def restore(self, scored: Iterable[dict[str, Any]], past: Mapping[str, Any] | None = None) -> None:
-        """Take these losses for the next super-batches, and those of the past; `state_dict` of the stream is loaded before."""
-        if self._past is not None and past:
-            self._past.restore(past)
+    def restore(self, scored: Iterable[dict[str, Any]]) -> None:
+        """Take these losses for the next super-batches; `state_dict` of the stream is loaded before."""
         self._waiting.clear()
         self._stored = deque(losses_from_dict(one, self.device) for one in scored)
 

@@ -21,12 +21,13 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
+from .batch import SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, LookAt, refuse_too_many
+from .epochs import GrowingEpochs, known_rows
 from .group import Group
-from .loading import Row, ShardLoader, SkippedShards, known_row_counts, read_to_count
-from .mixture import Mix, MixedDrawing, prefix_of, refuse_unlike
+from .loading import Row, ShardLoader, SkippedShards, read_to_count
+from .mixture import Mix, MixedDrawing, division_of, prefix_of, refuse_unlike
 from .positions import MIX, PREFIX, counts_of, merged, skipped_of
 from .views import LateViews, stacked
 
@@ -88,7 +89,7 @@ class SuperBatches:
         cache_bytes: int = 2 << 30,
         decode_processes: int = 0,
         config: Config | None = None,
-        shards: Sequence[Shard] | None = None,
+        shards: Sequence[Shard] | GrowingEpochs | None = None,
         verify: bool = True,
         group: Group | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -101,7 +102,8 @@ class SuperBatches:
         if on_missing not in ("error", "score", "skip"):
             raise SpecError(f"on_missing is '{on_missing}', expected error, score or skip")
         self.dataset = data if isinstance(data, DatasetSpec) else find_dataset(data, config or load_config())
-        self.shards = list(shards) if shards is not None else list_shards(self.dataset)
+        growing, listed = (shards, shards.began) if isinstance(shards, GrowingEpochs) else (None, shards)
+        self.shards = list(listed) if listed is not None else list_shards(self.dataset)
         self.group, self._waiting = group or Group(), waiting
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
@@ -125,9 +127,9 @@ class SuperBatches:
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
                 "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
-        self._loader = ShardLoader(
+        self.loader = ShardLoader(
             self.dataset,
-            self.shards,
+            growing.shards if growing else self.shards,
             self.table,
             embeddings=embeddings,
             logits=logits,
@@ -138,12 +140,13 @@ class SuperBatches:
             host_bytes=host_bytes,
             kept=kept,
             prefix=prefix,
+            grows=growing is not None,
         )
         self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
-        known = known_row_counts(self.shards, self.table, kept)
+        known = growing.rows_at_start if growing else known_rows(self.shards, self.table, kept)
         skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        read = read_to_count(self._loader, skipped) if known is None and self._loader.keeps_all else None
+        read = read_to_count(self.loader, skipped) if known is None and self.loader.keeps_all else None
         self._layout = Layout(
             shards=self.shards,
             rows=known or read,
@@ -153,9 +156,9 @@ class SuperBatches:
             seed=seed,
             host_bytes=host_bytes,
             filtered=(*((kept.digest,) if kept else ()), *(((mix.share, mix.first),) if mix else ())),
+            growing=growing,
         )
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
-        self._prefix = prefix
         self._mixed: SuperBatches | None = None
         if mix is not None:
             other = mix.data if isinstance(mix.data, DatasetSpec) else find_dataset(mix.data, config or load_config())
@@ -167,7 +170,7 @@ class SuperBatches:
                 "decode_processes": 0,
             }  # it decodes nothing itself
             bad = {"max_failures": max_failures, "max_bad_shards": max_bad_shards}
-            given: dict[str, Any] = {**joined, **read, **bad, "seed": seed, "lanes": lanes, "shards": mix.shards}
+            given: dict[str, Any] = {**joined, **held, **bad, "seed": seed, "lanes": lanes, "shards": mix.shards}
             self._mixed = SuperBatches(
                 other,
                 mix.rows(size),
@@ -178,7 +181,7 @@ class SuperBatches:
                 prefix=prefix_of(other),
                 **given,
             )
-            self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed._prefix}
+            self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed.loader.prefix}
         self._before: Mapping[str, Any] = {}  # the state that every rank of a group began with
         self._bad_chosen = 0
         self._decoders = Decoders(decode_processes, self._views)
@@ -284,6 +287,8 @@ class SuperBatches:
                 f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._layout.digest} "
                 "now); resume with what the run began with"
             )
+        if self._layout.growing is not None:
+            self._layout.growing.refuse_others(state["epochs"])
         self.close()
         self._state = {**self._layout.start(), **state}
         if self._mixed is not None:
@@ -297,7 +302,7 @@ class SuperBatches:
         own = Drawing(
             self.dataset.name,
             self._layout,
-            self._loader,
+            self.loader,
             self.group,
             state,
             look_at,
@@ -308,7 +313,7 @@ class SuperBatches:
             return own
         other = self._mixed._drawing(state[MIX], look_at)
         assert isinstance(other, Drawing)
-        return MixedDrawing(own, other, self.mix, self.size, self._mixed._prefix)
+        return MixedDrawing(own, other, self.mix, self.size, self._mixed.loader.prefix)
 
     def _late(self, ahead: Collection[str] | None) -> list[str]:
         """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
@@ -350,48 +355,46 @@ class SuperBatches:
 
     def _keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
-        return self._loader.keeps(row) or (self._mixed is not None and self._mixed._keeps(row))
-
-    def _division(self, step: int) -> Division | None:
-        if self.group.size == 1:
-            return None
-        if self.mix is None or self._mixed is None:
-            return Division.of_step(self.group, step, (self.size, self.lanes))
-        own, mixed = self.mix.counts(step, self.size)
-        return Division.of_step(self.group, step, (own, self.lanes), (mixed, self._mixed.lanes))
+        return self.loader.keeps(row) or (self._mixed is not None and self._mixed._keeps(row))
 
     def _super_batch(self, drawing: Drawing | MixedDrawing, late: Collection[str]) -> tuple[SuperBatch, int]:
         """The next super-batch, and the bytes of memory that it holds."""
         step = drawing.drawn
         rows, is_first = drawing.next()
-        division = self._division(step)
+        mixed_lanes = self._mixed.lanes if self._mixed else 0
+        division = division_of(self.group, step, self.size, self.lanes, self.mix, mixed_lanes)
         made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
         held = sum(tensor.nbytes for tensor in made.values())
-        if late and not self._loader.keeps_all:
+        if late and not self.loader.keeps_all:
             held += sum(len(row.example.image) for row in rows)
         for row in rows:
             if not self._keeps(row):
                 row.seen.clear()
-        tokens: dict[int, torch.Tensor] = {}
-        for tokenizer in self.tokenize.values():
-            if id(tokenizer) not in tokens:
-                tokens[id(tokenizer)] = token_rows(rows, tokenizer)
-        targets = [row.example.target for row in rows]
-        has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
-        batch = SuperBatch(
-            shards=[row.shard for row in rows],
-            keys=[row.example.key for row in rows],
-            views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
-            if late
-            else {name: made[view] for name, view in self.views.items()},
-            targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
-            tokens={name: tokens[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
-            reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
-            if has_scores
-            else None,
-            reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
-            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
-            division=division,
-            number=step + 1,
-        )
-        return batch, held
+        views: Mapping[str, torch.Tensor] = {}
+        if late:
+            views = LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+        else:
+            views = {name: made[view] for name, view in self.views.items()}
+        return self._batch_of(rows, views, step + 1, division), held
+
+    def of_rows(self, rows: Sequence[Row], number: int) -> SuperBatch | dict[int, Failure]:
+        """The super-batch of these rows, whatever the stream gives, in all views; the failures by their places, if any."""
+        failed = self._look_ahead(rows, ())
+        if failed:
+            return {i: failed[id(row)] for i, row in enumerate(rows) if id(row) in failed}
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
+        for row in rows:
+            if not self._keeps(row):
+                row.seen.clear()
+        return self._batch_of(rows, {name: made[view] for name, view in self.views.items()}, number)
+
+    @property
+    def row_counts(self) -> list[int] | None:
+        """How many rows each shard has; None where nobody knows without reading."""
+        return self._layout.rows
+
+    def _batch_of(
+        self, rows: Sequence[Row], views: Mapping[str, torch.Tensor], number: int, division: Division | None = None
+    ) -> SuperBatch:
+        kinds = self.dataset.target.has_classes, self.table is not None, self.embedding_width, self.logit_width
+        return batch_of(rows, views, self.tokenize, *kinds, division, number)

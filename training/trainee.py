@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,6 @@ from .group import Group, unshared
 from .weighing import Weighed, WeighedLoss
 
 MAX_LOGIT_SCALE = math.log(100)
-# How large a batch is, and which of its examples, int64 [n], are meant.
-Places = tuple[int, torch.Tensor]
 Targets = torch.Tensor | Taught | Weighed
 
 
@@ -42,13 +40,14 @@ Targets = torch.Tensor | Taught | Weighed
 class TraineeState:
     """What a trainee's checkpoint holds: states of its module, its optimizer, and the average of its weights.
 
-    Of `weights` those in `finite` must be finite.
+    Of `weights` those in `finite` must be finite. `gradients` are those of a batch that is not complete.
     """
 
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
     average: Mapping[str, torch.Tensor] | None
     finite: frozenset[str]
+    gradients: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def result(self) -> Mapping[str, torch.Tensor]:
@@ -121,6 +120,7 @@ class Trainee:
         self._run = self.forward
         self.fsdp = fsdp
         self._sharded: Any = None
+        self._averaged: Any = None  # the average in shards
         losses: Any = partial(model.task.training_loss, model, label_smoothing, self.group, gce)
         self.loss = losses()
         self.distill = distill
@@ -191,12 +191,18 @@ class Trainee:
                     f"model '{self.model.spec.name}' cannot be cut into shards ({first_line(e)}); leave --fsdp out"
                 )
             ) from e
+        if self.average is not None:
+            self._averaged = Sharded(self.average.module, self.group, "fp32")
         self.optimizer = self.make_optimizer(self.model)
         self._sharded.take(self.optimizer)
 
     def whole(self) -> AbstractContextManager[None]:
         """Within, the weights are whole on every rank, so that each may score as it likes. A collective."""
         return nullcontext() if self._sharded is None else self._sharded.whole()
+
+    def whole_result(self) -> AbstractContextManager[None]:
+        """The same of `result`, so that each rank may evaluate as many images as it has."""
+        return self.whole() if self._averaged is None else self._averaged.whole()
 
     def state(self, *, optimizer: bool = True) -> TraineeState:
         """What a checkpoint holds, with `optimizer` or without. With shards it is a collective, and on rank 0 alone has it
@@ -209,16 +215,22 @@ class Trainee:
             state: Mapping[str, Any] = {}
         else:
             state = self.optimizer.state_dict() if shards is None else shards.optimizer_state(self.optimizer)
-        return TraineeState(
-            self.module.state_dict() if shards is None else shards.weights(),
-            state,
-            None if self.average is None else self.average.module.state_dict(),
-            frozenset(named),
+        average: Any = None
+        if self.average is not None:
+            average = self.average.module.state_dict() if self._averaged is None else self._averaged.weights()
+        weights = self.module.state_dict() if shards is None else shards.weights()
+        gradients = (
+            {} if shards is not None else {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
         )
+        return TraineeState(weights, state, average, frozenset(named), gradients)
 
     def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Whole tensors as the module loads them."""
         return weights if self._sharded is None else self._sharded.parts_of(weights)
+
+    def average_parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The same of the average."""
+        return weights if self._averaged is None else self._averaged.parts_of(weights)
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load an optimizer's state of `state`, of this trainee or of one with other shards or none."""
@@ -226,6 +238,12 @@ class Trainee:
             self.optimizer.load_state_dict(dict(state))
         else:
             self._sharded.load_optimizer(self.optimizer, state)
+
+    def load_gradients(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Continue a batch that is not complete."""
+        for name, parameter in self.module.named_parameters():
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter.device)
 
     def align(self) -> None:
         """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
@@ -251,15 +269,24 @@ class Trainee:
         In a group, this rank's part of the batch: `weight` times its mean loss, averaged over the ranks, is the mean over
         the batch. So weighted is what is returned.
         """
+        loss = self.add(pixels_BHWC, targets, weight)
+        self.update(lr_share)
+        return loss
+
+    def add(self, pixels_BHWC: torch.Tensor, targets: Targets, weight: float = 1.0) -> torch.Tensor:
+        """The first half of `step`. Called several times before `update`, it adds batches up, each with its weight."""
+        with self.group.averaging():
+            loss = self.weighed.start() if self.weighed else self.step_loss
+            return self._add_gradients(pixels_BHWC, targets, loss, weight)
+
+    def update(self, lr_share: float = 1.0) -> None:
+        """The second half of `step`: the optimizer's."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        with self.group.averaging():
-            loss = self._add_gradients(
-                pixels_BHWC, targets, self.weighed.start() if self.weighed else self.step_loss, weight
-            )
-            if self._sharded is not None:
+        if self._sharded is not None:
+            with self.group.averaging():
                 self._sharded.step(self.optimizer, self.clip_grad)
-        if self._sharded is None:
+        else:
             if self.clip_grad is not None:
                 torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
             self.optimizer.step()
@@ -269,9 +296,10 @@ class Trainee:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
         self.steps += 1
-        if self.average is not None:
+        if self._averaged is not None:
+            self._averaged.move_to(self.module, 1.0 - self.average.get_decay(self.steps))
+        elif self.average is not None:
             self.average.update(self.module, step=self.steps)
-        return loss
 
     def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: Any, loss: Any, weight: float) -> torch.Tensor:
         self.module.train()
@@ -330,61 +358,3 @@ def make_optimizer(
     betas = (first if beta1 is None else beta1, second if beta2 is None else beta2, *more)
     made = timm.optim.create_optimizer_v2(model.module, **settings, betas=betas)
     return made
-
-
-def augment_views(
-    views: Mapping[str, torch.Tensor],
-    names: Iterable[str],
-    how: str,
-    generator: torch.Generator,
-    places: Places | None = None,
-) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images.
-
-    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
-    """
-    done: dict[int, torch.Tensor] = {}
-    before = generator.get_state()
-    after = None
-    found = {}
-    for name in names:
-        view = views[name]
-        if id(view) not in done:
-            generator.set_state(before)
-            done[id(view)] = augment(view, how, generator, places)
-            after = generator.get_state() if after is None else after
-        found[name] = done[id(view)]
-    if after is not None:
-        generator.set_state(after)
-    return found
-
-
-def augment(
-    pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator, places: Places | None = None
-) -> torch.Tensor:
-    """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
-
-    `generator` lives on the CPU, so that every device draws the same. `places` says which of a whole batch's images these
-    are: the random numbers are drawn for all of them.
-    """
-    if how == "none":
-        return pixels_BHWC
-    B, size = pixels_BHWC.shape[:2]
-    device = pixels_BHWC.device
-    whole, own = (B, slice(None)) if places is None else places
-    columns_BW = torch.arange(size).expand(B, size)
-    rows_BH = columns_BW
-    if how == "crop-flip":
-        margin = max(1, size // 8)
-        down_B1, right_B1 = (torch.randint(-margin, margin + 1, (whole, 1), generator=generator)[own] for _ in range(2))
-        rows_BH, columns_BW = reflect(rows_BH + down_B1, size), reflect(columns_BW + right_B1, size)
-    flip_B = (torch.rand(whole, 1, generator=generator) < 0.5)[own]
-    columns_BW = torch.where(flip_B, columns_BW.flip(1), columns_BW)
-    index_B = torch.arange(B, device=device)[:, None, None]
-    return pixels_BHWC[index_B, rows_BH.to(device)[:, :, None], columns_BW.to(device)[:, None, :]]
-
-
-def reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices past an edge come back from it: -1 is 1, `size` is size - 2."""
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...datasets.storage import exists, glob, join_url, list_versions, open_read, read_bytes
+from ...datasets.patterns import other_spelling
+from ...datasets.storage import exists, glob, is_folder, join_url, list_versions, open_read, read_bytes
 from ...datasets.targets import TARGETS, hash_target
 from ...errors import JoinError, ReadError, SpecError, TableError
 from .checked import Passed, note_passed, passed_before
@@ -94,6 +95,11 @@ class ScoreTable:
     def holds(self, shard: str) -> bool:
         """Whether a shard is scored. The table lists its shards once, at the first call."""
         return shard in self._names
+
+    def take_in(self, shard: str) -> None:
+        """Know a shard that was scored after the table listed its shards. Its rows are checked as by `check`."""
+        self._check_shard(shard)
+        self._names.add(shard)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns, in memory."""
@@ -269,6 +275,8 @@ class ScoreTable:
 
 def open_scores(path: str) -> ScoreTable:
     """Open a score table: its folder, or a folder above that holds exactly one. Raises TableError."""
+    if not path:
+        raise TableError("the path of the score table is empty; give its folder or URL")
     if exists(join_url(path, MANIFEST)):
         folder = path.rstrip("/")
     else:
@@ -293,7 +301,10 @@ def _instead(path: str) -> str:
         names = ", ".join(join_url(path, run.split("/")[-2]) for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
         return f"holds runs ({names}) and no score table; give the folder of one run, or of a score table"
     if not exists(path):
-        return "no such folder; 'curate score-reference' writes score tables, 'curate train' writes runs"
+        spelled = other_spelling(path) or "; 'curate score-reference' writes score tables, 'curate train' writes runs"
+        return f"no such folder{spelled}"
+    if not is_folder(path):
+        return "is a file; give the folder of a score table"
     return "0 score tables there, expected one; give a table's folder"
 
 

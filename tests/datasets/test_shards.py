@@ -10,8 +10,8 @@ from curate.datasets.inference import class_folders
 from curate.datasets.landed import landed_files
 from curate.datasets.patterns import LISTED_FROM, expand
 from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import list_shards
-from curate.datasets.spec import spec_from_table
+from curate.datasets.shards import check_there, list_shards
+from curate.datasets.spec import spec_from_path, spec_from_table
 from curate.errors import ShardError, SpecError
 from support.folders import touch
 from support.moody import Moody
@@ -222,6 +222,14 @@ def test_a_folders_classes_are_its_sorted_sub_folders(tmp_path):
     touch(tmp_path, "dog/0.png", "cat/0.png", "readme.txt")
     assert class_folders(str(tmp_path)) == ("cat", "dog")
     assert class_folders(str(tmp_path / "none")) == ()
+
+
+def test_a_first_look_opens_no_file_and_refuses_what_is_not_there(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"damaged")
+    check_there(spec_from_path(str(tmp_path / "*.parquet")))
+    for pattern in ("b.parquet", "*.tar"):
+        with pytest.raises(ShardError, match="no shard matches"):
+            check_there(spec_from_path(str(tmp_path / pattern)))
 
 
 def test_the_test_split_is_listed_by_its_own_patterns(tmp_path):

@@ -2,6 +2,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from curate.datasets.spec import (
     Config,
@@ -15,6 +17,7 @@ from curate.datasets.spec import (
     spec_from_table,
 )
 from curate.errors import SpecError
+from support.tars import write_tar
 
 
 def entry(**table):
@@ -131,6 +134,26 @@ def test_a_path_stands_in_for_a_name(tmp_path, monkeypatch):
     assert (spec_from_path("pets/").name, spec_from_path("pets/").task) == ("pets", "classification")
     (tmp_path / "pets").mkdir()
     assert find_dataset("pets", Config(None, {}, {})).format == "folder"
+
+
+def test_a_path_to_labels_without_captions_is_classes(tmp_path):
+    def task(name):
+        return spec_from_path(str(tmp_path / name)).task
+
+    write_tar(tmp_path / "labels.tar", [("a.b/0.PNG", b""), ("a.b/0.cls", b"1")])
+    write_tar(tmp_path / "both.tar", [("0.png", b""), ("0.cls", b"1"), ("0.txt", b"one")])
+    write_tar(tmp_path / "images.tar", [("0.png", b"")])
+    (tmp_path / "empty.tar").write_bytes(b"")
+    assert [task(n) for n in ("labels.tar", "both.tar", "images.tar", "empty.tar", "missing.tar")] == [
+        "classification",
+        *["image-text"] * 4,
+    ]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "labels.tar").rename(tmp_path / "folder/1.tar")
+    assert task("folder") == task("folder/{1..2}.tar") == task("fold*/*.tar") == "classification"
+    for name, columns in (("p", ["image", "label"]), ("q", ["image", "label", "text"])):
+        pq.write_table(pa.table({column: ["x"] for column in columns}), tmp_path / f"{name}.parquet")
+    assert (task("p.parquet"), task("q.parquet")) == ("classification", "image-text")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,13 @@ def test_text_has_shard_and_key(made, tmp_path):
     assert lines == [f"{one.shard}\t{one.key}" for one in kept(made)]
 
 
+@pytest.mark.parametrize("ending", ["txt", "npy", "jsonl", "parquet"])
+def test_an_ending_may_be_in_capital_letters(made, tmp_path, ending):
+    for target in (f"z.{ending}", f"Z.{ending.upper()}"):
+        assert export(made, tmp_path / target, *KEEP).code == 0
+    assert (tmp_path / f"z.{ending}").read_bytes() == (tmp_path / f"Z.{ending.upper()}").read_bytes()
+
+
 def chosen_by_resharder(file, uids):
     """Which of these uids DataComp's resharder would copy, and how often: two binary searches in the array."""
     subset = np.load(file, mmap_mode="r")

@@ -310,17 +310,25 @@ def test_each_page_has_a_folder_of_its_own_or_takes_the_place_of_another_wholly(
         (["nowhere"], "nowhere: no such folder"),
         (["nowhere", "--dataset", "unknown-set"], "nowhere: no such folder"),
         (["TABLE", "--dataset", "unknown-set"], "unknown data set 'unknown-set'"),
+        (["TABLE", "--dataset", "cut"], "none of its shards is one of data set 'cut' (by name and size)"),
         (["TABLE", "--images", "501"], "--images is 501"),
         (["TABLE", "--out", "s3://bucket/page"], "a URL"),
         (["TABLE", "--similar", "0"], "--similar is 0"),
         (["RUN"], "recorded no selections"),
         (["RUN", "TABLE"], "is a run"),
+        (["TABLE", "--dataset", "digits-curated"], "data set 'digits-curated' has none of the"),
+        ([""], "WHAT is empty; give a value"),
+        (["FILE"], "curate.toml: is a file; give the folder of a score table"),
     ],
 )
 def test_what_is_refused(digits, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    named = {"TABLE": digits.table, "RUN": digits.reference}
-    done = curate("inspect", *(named.get(a, a) for a in arguments), "--config", digits.toml)
+    shutil.copy(digits.toml, tmp_path / "curate.toml")
+    cut = write_tar(tmp_path / "00000.tar", [("0.png", b""), ("0.cls", b"0")])
+    (tmp_path / "data").symlink_to(digits.root / "data")
+    add_dataset(tmp_path / "curate.toml", "cut", {**digits.config.datasets["digits"], "train": str(cut)})
+    named = {"TABLE": digits.table, "RUN": digits.reference, "FILE": digits.toml}
+    done = curate("inspect", *(named.get(a, a) for a in arguments), "--config", tmp_path / "curate.toml")
     assert done.code == 1 and said in done.error
 
 
@@ -340,3 +348,16 @@ def test_in_a_real_browser_nothing_runs_off_the_side(captioned, tmp_path):
     phone, seen_phone, desk, seen_desk = map(int, found.groups())
     assert phone <= widths[0] and desk <= widths[1]
     assert seen_phone == seen_desk == len(Page(captioned / "page/index.html").images) > 0
+
+
+def test_shards_that_changed_are_not_shown(flipped, tmp_path):
+    root, _ = flipped
+    shutil.copytree(root, tmp_path / "work")
+    for tar in (tmp_path / "work").glob("train/*.tar"):
+        with tar.open("ab") as file:
+            file.write(bytes(512))
+    toml = tmp_path / "work/curate.toml"
+    done = curate("inspect", root / "scores", "--config", toml, "--out", tmp_path / "page")
+    assert done.code == 0, done.err
+    page = Page(tmp_path / "page/index.html")
+    assert not page.images and "has other shards now than were scored" in page.text

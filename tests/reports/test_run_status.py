@@ -43,7 +43,7 @@ def test_in_the_middle_with_a_torn_line(run):
     assert "step 20 of 40 (50 %), 22 TF spent, loss 1.5; not finished" in out
     assert "1,234 examples/s trained, mfu 41 %, 3.0 % of the time spent waiting for data" in out
     assert "80.0 s: train 75 %, data 25 %" in out
-    assert "after step 10: top1 0.2500" in out and "last line of metrics 0 seconds ago" in out
+    assert "after step 10: top1 0.2500" in out and "last wrote 0 seconds ago" in out
     assert json.loads(curate("status", run, "--format", "json").out)["rates"] == rates
 
 
@@ -65,3 +65,23 @@ def test_finished(run):
 def test_a_damaged_run_is_one_line(run):
     (run / "config.json").write_text("{")
     assert "config.json: is damaged" in curate("status", run).error
+
+
+def saved(run, step):
+    folder = run / f"checkpoints/resume-{step:09d}"
+    folder.mkdir(parents=True)
+    ledger = {"learner_train": step * 1e12, "online_score": 0.0, "online_train": None, "scored_in_run": 5e15}
+    put(folder / "state.json", {"step": step, "ledger": ledger, "seconds": {"train": 2.0 * step}})
+
+
+def test_a_killed_run_is_where_its_newest_checkpoint_is(run):
+    saved(run, 5)
+    status = run_status(str(run))
+    assert (status.step, status.loss, status.spent, status.seconds) == (5, None, 5e12, {"train": 10.0})
+    assert status.idle is not None
+    put(run / "metrics.jsonl", line(3), line(10))
+    assert (run_status(str(run)).step, run_status(str(run)).spent) == (10, 11e12)
+    saved(run, 15)
+    assert "learnability, step 15 of 40 (38 %), 15 TF spent, loss 1.5; not finished" in curate("status", run).out
+    (run / "checkpoints/resume-000000015/state.json").write_text("{")  # cut: a resume takes the one before
+    assert run_status(str(run)).step == 10

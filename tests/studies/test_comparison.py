@@ -53,7 +53,7 @@ def options(digits, tmp_path):
     )
 
 
-def run_here(todo, jobs, config, quality, report):
+def run_here(todo, jobs, config, quality, report, launcher=None):
     """Runs in this process: starting others takes longer than these runs."""
     for run in todo:
         train(run, config=config, resume=True, report=silent)
@@ -281,6 +281,8 @@ def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):
         ({"headline_budget": 2.0}, "--headline-budget is 2x, expected one of --budgets"),
         ({"headline_policy": "uniform"}, "--headline-policy is 'uniform', expected one of --policies"),
         ({"tune_every_rung": True}, "--tune-every-rung needs --search-lr"),
+        ({"launcher": " "}, "--launcher is ' ', expected a command"),
+        ({"launcher": "torchrun '"}, "--launcher is 'torchrun '', expected a command"),
     ],
 )
 def test_options_that_cannot_be_used(options, changes, told):
@@ -332,6 +334,8 @@ def test_the_gpus_that_runs_are_dealt_to_are_those_the_user_left(visible, count,
 def test_the_processes_of_a_pool_share_cores_and_gpus(monkeypatch):
     assert shares_of(2, [0, 1, 2], []) == [([0, 2], None), ([1], None)]
     assert shares_of(3, [5], ["4", "7"]) == [([5], "4"), ([5], "7"), ([5], "4")]
+    several = [gpus for _, gpus in shares_of(3, [0], list("01234567"), several=True)]
+    assert several == ["0,1", "2,3,4", "5,6,7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr(comparison, "_end_with_parent", lambda parent: None)
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: None, raising=False)

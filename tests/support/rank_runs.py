@@ -9,7 +9,7 @@ import torch
 from curate.datasets.spec import load_config
 from curate.errors import WriteError
 from curate.scoring import ModelSpec, load_model
-from curate.training import checkpoint, run, train
+from curate.training import RunOptions, checkpoint, run, train
 from curate.training.evaluate import evaluate
 from curate.training.group import Group
 from curate.training.loop import train_loop
@@ -47,6 +47,11 @@ def train_in(group, folder, resume, until, then, changes):
             return train(options, config=config, resume=resume, report=told.append, group=group), told
         except CutError:
             return None, told
+
+
+def trained(group, options, config):
+    """The summary of a run that all ranks share."""
+    return train(RunOptions.of(**options), config=config, report=lambda line: None, group=group)
 
 
 def ends(group, *how):

@@ -2,15 +2,21 @@
 
 import os
 import signal
+import time
 import zlib
 from itertools import islice
 
 import torch
 from curate.datasets import Geometry
 from curate.errors import ShardError
+from curate.scoring.joint import select_jointly
+from curate.scoring.losses import Pairs
 from curate.scoring.selector import Selector
+from curate.studies.launched import run_launched
+from curate.training import loading
 from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
+from torch.nn.functional import normalize
 
 
 def rows_of(rank):
@@ -47,12 +53,49 @@ def dies(group):
     group.gather(torch.ones(2))
 
 
+def hangs_on_1(group, spec):
+    """Rank 1's store answers four seconds late."""
+    if group.rank == 1:
+        read = loading.read_shard
+
+        def late(*how):
+            time.sleep(4)
+            yield from read(*how)
+
+        loading.read_shard = late
+    choose(group, spec, 2, None, {})
+
+
 class KeyScorer:
     """Losses that follow from an example's name alone, so that they are the same wherever it is scored."""
 
     def score(self, batch):
         losses = [zlib.crc32(f"{s}/{k}".encode()) / 2**32 for s, k in zip(batch.shards, batch.keys, strict=True)]
         return torch.tensor(losses, dtype=torch.float32)
+
+
+def run_what_is_launched(group, file):
+    run_launched(file)
+
+
+def choose_jointly(group):
+    """What a joint policy chooses of 500 pairs, by (loss, sampler, which models): (index, its pairs' own scores)."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(400, (500,), generator=generator)  # some captions are identical, across the ranks' rows
+    online, reference = (
+        Pairs(*(normalize(torch.randn(500, 24, generator=generator), dim=-1) for _ in range(2)), scale, -2.0, groups)
+        for scale in (9.0, 14.0)
+    )
+    found = {}
+    for loss in ("sigmoid", "softmax"):
+        for sampler in ("softmax", "topk"):
+            for which, pairs in {"both": (online, reference), "one": (None, reference)}.items():
+                chance = torch.Generator().manual_seed(7)
+                choice = select_jointly(
+                    *pairs, 120, loss=loss, n_chunks=5, sampler=sampler, generator=chance, ranks=group
+                )
+                found[loss, sampler, which] = choice.index.tolist(), choice.score.tolist()
+    return found
 
 
 def choose(group, spec, steps, state, options):

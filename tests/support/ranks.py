@@ -15,12 +15,15 @@ CONTEXT.set_forkserver_preload(["curate.training.run", "torch.distributed", "sup
 SECONDS = 120
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(group, *arguments)` on `size` ranks: what each returned, or raised; None if it was killed."""
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, minutes: float = 5) -> list[Any]:
+    """`function(group, *arguments)` on `size` ranks, which wait so many minutes for each other: what each returned, or raised;
+    None if it was killed."""
     port = free_port()
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
     ranks = [
-        CONTEXT.Process(target=_rank, args=(rank, size, port, pipes[rank][1], function, arguments), daemon=True)
+        CONTEXT.Process(
+            target=_rank, args=(rank, size, port, minutes, pipes[rank][1], function, arguments), daemon=True
+        )
         for rank in range(size)
     ]
     for process, (_, sending) in zip(ranks, pipes, strict=True):
@@ -38,7 +41,13 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[
 
 
 def _rank(
-    rank: int, size: int, port: int, result: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    size: int,
+    port: int,
+    minutes: float,
+    result: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
 ) -> None:
     import torch
     from curate.training.group import Group
@@ -46,6 +55,7 @@ def _rank(
     torch.set_num_threads(1)
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["CURATE_TIMEOUT_MINUTES"] = str(minutes)
     group = Group.from_env()
     try:
         value = function(group, *arguments)

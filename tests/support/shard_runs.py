@@ -1,9 +1,12 @@
 """Training steps of a model in shards in tests. It stands here because a new process can import it by name."""
 
+import os
+import signal
+
 import torch
 from curate.errors import WriteError
 from curate.scoring.policies import Policy
-from curate.training import scorer
+from curate.training import checkpoint, scorer
 from curate.training.trainee import Trainee
 
 from support.rank_runs import CAPTIONS, ends, model_of, terminates_1, train_in
@@ -17,7 +20,7 @@ def own_loss(known):
 HARDEST = Policy("hardest", own_loss, online="learner", help="loss(learner)")
 # (kind of model, what its trainee is given)
 CASES = [
-    ("classes", {"optimizer": "adamw", "layer_decay": 0.5}),
+    ("classes", {"optimizer": "adamw", "layer_decay": 0.5, "ema": 0.6, "ema_warmup": True}),
     ("classes", {"optimizer": "adam", "clip_grad": 0.05, "accumulate": 2, "grad_checkpointing": True}),
     ("softmax", {"optimizer": "sgd", "clip_grad": 0.1}),
     ("sigmoid", {"optimizer": "momentum", "accumulate": 3, "clip_grad": 0.1}),
@@ -54,6 +57,8 @@ def steps_of(group, own, kind, more):
             scored.append(float(model.task.scored(outputs, targets[row : row + 1]).loss))
     state = trainee.state()
     weights = {name: state.weights[name].numpy() for name in state.finite} if group.is_first else None
+    if weights is not None and state.average is not None:
+        weights |= {f"average of {name}": state.average[name].numpy() for name in state.finite}
     held = sum(value.numel() for part in trainee.optimizer.param_groups for value in part["params"])
     return losses, weights, dict(zip(rows.tolist(), scored, strict=True)), held
 
@@ -64,6 +69,12 @@ def cannot_score_1(group):
 
     if group.rank == 1:
         scorer.score_batch = fails
+
+
+def kills_next_save(group):
+    """Rank 0, when a checkpoint's tensors are written and its state is not."""
+    if group.is_first:
+        checkpoint._checksum = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def troubles_of(group, folder, changes):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from curate.datasets.spec import spec_from_table
-from curate.errors import ShardError, SpecError
+from curate.errors import RankError, ShardError, SpecError
 from curate.training.group import Group
-from support.rank_work import choose
+from support.rank_work import choose, hangs_on_1
 from support.ranks import run_ranks
 from support.tars import read_tar, replace_member, write_tar
 
@@ -161,3 +161,8 @@ def test_fewer_chosen_than_ranks_are_refused(uneven):
 def test_more_chosen_than_drawn_are_refused(uneven):
     with pytest.raises(SpecError, match="b is 61 and a super-batch has 60"):
         alone(spec_of(uneven), b=61)
+
+
+def test_a_store_that_hangs_on_one_rank_ends_all(uneven):
+    found = run_ranks(2, hangs_on_1, spec_of(uneven), minutes=1 / 60)
+    assert all(isinstance(error, RankError) and "lost the others" in str(error) for error in found)

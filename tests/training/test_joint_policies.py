@@ -19,10 +19,14 @@ from curate.scoring import open_scores
 from curate.scoring.joint import select_jointly
 from curate.scoring.losses import Pairs
 from curate.training import RunOptions, train
+from curate.training.group import Group
 from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from support.commands import silent
 from support.prepared import TINY_CLIP
+from support.rank_runs import trained
+from support.rank_work import choose_jointly
+from support.ranks import run_ranks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +50,7 @@ def config(pairs):
     return Config(pairs.config.path, pairs.config.datasets, models)
 
 
-def run(config, out, table, **changes):
+def options_with(out, table, **changes):
     options = dict(
         dataset="pairs",
         learner="untrained-clip",
@@ -61,7 +65,11 @@ def run(config, out, table, **changes):
         name="run",
         evaluate=False,
     )
-    return train(RunOptions.of(**{**options, **changes}), config=config, report=silent)
+    return {**options, **changes}
+
+
+def run(config, out, table, **changes):
+    return train(RunOptions.of(**options_with(out, table, **changes)), config=config, report=silent)
 
 
 def selections(out):
@@ -149,6 +157,22 @@ def test_a_model_has_nothing_to_learn_from_itself(config, pairs, tmp_path, loss)
     assert np.abs(rows["online_loss"]).mean() > 0.1
     np.testing.assert_allclose(rows["online_loss"], rows["reference_loss"], atol=5e-3)
     np.testing.assert_allclose(rows["score"], 0.0, atol=5e-3)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_rows_and_choose_as_one_process(ranks):
+    """To the bit, given the same embeddings."""
+    alone = choose_jointly(Group())
+    assert all(found == alone for found in run_ranks(ranks, choose_jointly))
+
+
+def test_a_run_of_two_ranks_chooses_as_one_process(config, embedded, tmp_path):
+    one = run(config, tmp_path / "one", embedded)
+    options = options_with(tmp_path / "two", embedded)
+    two, _ = run_ranks(2, trained, options, config)
+    assert two["ledger"] == one["ledger"]
+    ours, theirs = selections(tmp_path / "two"), selections(tmp_path / "one")
+    assert all((ours[name] == theirs[name]).all() for name in ("key", "selected"))
 
 
 def test_embeddings_that_the_table_lacks_are_made_in_the_run(config, embedded, tmp_path):

@@ -17,7 +17,7 @@ from curate.training.options import RunOptions
 from support.rank_runs import ends, train_in
 from support.rank_work import choose
 from support.ranks import run_ranks
-from support.tiny import shard, write_toml
+from support.tiny import go, shard, write_toml
 
 CHANGES = {"policy": "hard-learner", "online": "learner", "selection": "local", "filter_ratio": 0.5, "log_every": 1}
 
@@ -130,3 +130,10 @@ def test_what_cannot_be_local_is_refused():
         RunOptions.of(**known, policy="hard-learner", online="scorer", score_ahead=1)
     with pytest.raises(SpecError, match="--selection is 'some', expected global or local"):
         RunOptions.of(**{**known, "selection": "some"})
+
+
+def test_one_process_says_what_only_several_heed(folder):
+    told = []
+    go(folder, steps=1, selection="local", sync_bn=True, report=told.append)
+    said = "--selection local and --sync-bn: of no effect, since one process trains this run; torchrun starts several"
+    assert told.count(said) == 1

@@ -210,6 +210,18 @@ def test_what_does_not_fit_is_refused_with_what_would_help(monkeypatch):
     assert "--grad-checkpointing" not in told_at(monkeypatch, measure(ours).device - 1, ours)
 
 
+def test_super_batches_that_wait_are_what_is_lowered_first(monkeypatch):
+    asked = needs(trainee("vit"), sub_batch=8, super_batch=8, wait=1_000_000)
+    each = 8 * 3 * (64 * 64 + 32 * 32)
+    alone = measure(replace(asked, wait=0)).device
+    told = told_at(monkeypatch, alone + 7 * each + each // 2, asked)
+    assert f"; --score-ahead 7 fits: {(alone + 7 * each) / 1e9:.3g} GB" in told and "batch-size" not in told
+    assert "; no --score-ahead fits: " in told_at(monkeypatch, alone, asked)
+    assert told_at(monkeypatch, alone - 1, asked).endswith(
+        "lower --score-ahead and --batch-size, or take a smaller model"
+    )
+
+
 def test_nothing_is_measured_where_it_is_little_or_nobody_knows(monkeypatch):
     asked = needs(trainee("ours"))
     monkeypatch.setattr(memory, "measure", None)

@@ -76,13 +76,17 @@ def assert_like_one(folder, name):
         if "loss" in expected:
             assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert line["flops"] == expected["flops"] and line["examples"] == expected["examples"]
+        if "rows_moved" in line:  # every line of several ranks
+            assert line["bytes_moved"] == line["rows_moved"] * 3 * 16 * 16
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_make_the_run_of_one_process(folder, ranks):
     name = f"of-{ranks}"
     (_, told), *others = run_ranks(ranks, train_in, folder, False, None, None, {"name": name, **CHANGES})
     assert_like_one(folder, name)
+    lines = [json.loads(line) for line in (folder / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
+    assert all("bytes_moved" in line for line in lines if "loss" in line)
     assert any(f"on {ranks} ranks of cpu" in line for line in told)
     assert [lines for _, lines in others] == [[]] * (ranks - 1)
     files = {path.relative_to(folder / f"runs/{name}") for path in (folder / f"runs/{name}").rglob("*")}

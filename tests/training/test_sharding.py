@@ -16,9 +16,9 @@ from curate.training.memory import Needs, measure
 from curate.training.sharding import blocks_of
 from curate.training.startup import refuse_shards
 from curate.training.trainee import Trainee
-from support.rank_runs import five_shards, model_of, train_in
+from support.rank_runs import ends, five_shards, model_of, train_in
 from support.ranks import run_ranks
-from support.shard_runs import HARDEST, all_steps, legs_of, troubles_of
+from support.shard_runs import HARDEST, all_steps, kills_next_save, legs_of, troubles_of
 from support.tiny import go, options_of
 
 MODELS = """
@@ -42,6 +42,7 @@ CHANGES = {
     "keep_every": 4,
     "clip_grad": 1.0,
     "micro_batch": 5,
+    "ema": 0.7,
 }
 # Whose of seven examples are whose.
 OWN = [[0, 2, 4, 6], [1, 3, 5]]
@@ -49,7 +50,7 @@ OWN = [[0, 2, 4, 6], [1, 3, 5]]
 
 def test_shards_take_the_steps_of_one_process():
     """In float64: also with clipping by the norm of all shards, in parts (GradCache), with activations computed again, with
-    layers that learn at rates of their own, and with a scale that cannot be cut."""
+    layers that learn at rates of their own, with a moving average, and with a scale that cannot be cut."""
     alone = all_steps(Group(), [list(range(7))])
     (first, second) = run_ranks(2, all_steps, OWN)
     for case, (losses, weights, scores, held) in enumerate(first):
@@ -152,6 +153,15 @@ def test_a_run_is_resumed_with_shards_and_without_by_any_number_of_processes(fol
     assert_like_one(folder, "relay")
 
 
+def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(folder):
+    changes = {"name": "torn", "fsdp": True, **CHANGES}
+    killed, other = run_ranks(2, ends, folder, False, 4, kills_next_save, changes)
+    assert killed is None and other[0] == "RankError"
+    said = run_ranks(2, legs_of, folder, [(changes, None)])[0][0]
+    assert any("resumed after step 3" in line for line in said)
+    assert_like_one(folder, "torn")
+
+
 def test_what_stops_one_rank_stops_all(folder):
     text = f"stopped by {signal.Signals.SIGTERM.name} after step 5 of 12"
     first, second = run_ranks(2, troubles_of, folder, {**CHANGES, "fsdp": True})
@@ -165,7 +175,6 @@ def test_what_does_not_go_with_shards_is_refused(folder):
         go(folder, fsdp=True, **{**CHANGES, "name": "alone"})
     assert not (folder / "runs/alone").exists()
     for changes, said in (
-        ({"ema": 0.9}, "leave --ema out"),
         ({"compile": True}, "leave --compile out"),
         ({"optimizer": "lamb"}, "take one of adam, adamw"),
         (
