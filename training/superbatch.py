@@ -164,11 +164,8 @@ class SuperBatches:
             other = mix.data if isinstance(mix.data, DatasetSpec) else find_dataset(mix.data, config or load_config())
             refuse_unlike(self.dataset, other)
             joined = {"scores": mix.scores, "embeddings": embeddings, "logits": logits, "on_missing": on_missing}
-            read = {
-                "host_bytes": host_bytes,
-                "cache_bytes": cache_bytes,
-                "decode_processes": 0,
-            }  # it decodes nothing itself
+            # It decodes nothing itself.
+            held = {"host_bytes": host_bytes, "cache_bytes": cache_bytes, "decode_processes": 0}
             bad = {"max_failures": max_failures, "max_bad_shards": max_bad_shards}
             given: dict[str, Any] = {**joined, **held, **bad, "seed": seed, "lanes": lanes, "shards": mix.shards}
             self._mixed = SuperBatches(
