@@ -26,12 +26,14 @@ from ..scoring.gradients import (
     still_statistics,
 )
 from ..scoring.models import Model
-from ..scoring.settings import Precision
+from ..scoring.settings import Precision, Reduction
 from .batch import SuperBatch
 from .distill import Taught, blended
 from .group import Group, unshared
+from .weighing import Weighed, WeighedLoss
 
 MAX_LOGIT_SCALE = math.log(100)
+Targets = torch.Tensor | Taught | Weighed
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Trainee:
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
     in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
-    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets. With
+    `gce` the loss is the generalised cross-entropy of this q. One that `weighs` multiplies each example's loss by its weight:
+    `step` is given `Weighed` targets, and `weighed.of_batch()` has the losses themselves.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone. With `fsdp` each rank then holds a shard of the
@@ -85,6 +89,8 @@ class Trainee:
         layer_decay: float | None = None,
         clip_grad: float | None = None,
         label_smoothing: float = 0.0,
+        gce: float | None = None,
+        weighs: bool = False,
         accumulate: int = 1,
         grad_checkpointing: bool = False,
         ema: float | None = None,
@@ -115,9 +121,13 @@ class Trainee:
         self.fsdp = fsdp
         self._sharded: Any = None
         self._averaged: Any = None  # the average in shards
-        self.loss = model.task.training_loss(model, label_smoothing, self.group)
+        losses: Any = partial(model.task.training_loss, model, label_smoothing, self.group, gce)
+        self.loss = losses()
         self.distill = distill
-        self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
+        kind: Reduction = "none" if weighs else "mean"
+        each: Any = losses(kind)
+        self.step_loss: Any = blended(each, distill, distill_temperature, kind) if distill else each
+        self.weighed = WeighedLoss(self.step_loss) if weighs else None
         self.make_optimizer = partial(
             make_optimizer,
             name=optimizer,
@@ -240,12 +250,17 @@ class Trainee:
                 [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
             )
 
-    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+    def targets_of(self, batch: SuperBatch, name: str) -> Targets:
         """What `step` takes beside the images of a batch."""
-        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
+        targets = Taught.of(batch, name) if self.distill else batch.model_targets(name)
+        if self.weighed is None:
+            return targets
+        weights: torch.Tensor | None = getattr(batch, "weights", None)
+        device = targets.device
+        return Weighed(targets, torch.ones(len(targets), device=device) if weights is None else weights.to(device))
 
     def step(
-        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
+        self, pixels_BHWC: torch.Tensor, targets: Targets, lr_share: float = 1.0, weight: float = 1.0
     ) -> torch.Tensor:
         """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss.
 
@@ -256,10 +271,11 @@ class Trainee:
         self.update(lr_share)
         return loss
 
-    def add(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float = 1.0) -> torch.Tensor:
+    def add(self, pixels_BHWC: torch.Tensor, targets: Targets, weight: float = 1.0) -> torch.Tensor:
         """The first half of `step`. Called several times before `update`, it adds batches up, each with its weight."""
         with self.group.averaging():
-            return self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
+            loss = self.weighed.start() if self.weighed else self.step_loss
+            return self._add_gradients(pixels_BHWC, targets, loss, weight)
 
     def update(self, lr_share: float = 1.0) -> None:
         """The second half of `step`: the optimizer's."""
