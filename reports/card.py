@@ -113,6 +113,8 @@ def model_card(
             f"- FLOPs for each example: {format_flops(table['flops_per_example'])}",
             f"- score table: `{summary.get('reference_table')}`",
         ]
+    elif "reference" in manifest["models"]:
+        reference = [f"- model: {_plain(summary['reference'])}, trained during the run on every example that was drawn"]
     counts = summary.get("counts") or {}
     task = manifest["models"]["learner"]["task"]
     head = {

@@ -54,8 +54,7 @@ def write_plan(
     shares = plan["budget_shares"]
     console.print(
         f"Scoring takes {_percent(shares['online_score'])} of the budget, "
-        f"{_percent(shares['online_score_and_train'])} with training the online model.\n"
-        f"* outside the budget; " + _shared(plan["runs"])
+        f"{_percent(shares['online_score_and_train'])} with training the online model.\n" + _reference(plan)
     )
     _print(console, _regimes(plan))
     console.print(_counts())
@@ -119,7 +118,7 @@ def _ledger(plan: dict[str, Any]) -> Table:
         table.add_column("FLOPs", justify="right")
     table.add_column("of the budget", justify="right")
     for line, flops in plan["ledger"].items():
-        mark = " *" if line.startswith("reference") else ""
+        mark = " *" if line.startswith("reference") and f"{line}_in_run" not in plan["budget_shares"] else ""
         cells = [format_flops(flops)] if plan["updates"] is not None else []
         table.add_row(line.replace("_", " ") + mark, *cells, _percent(flops / plan["budget"]))
     return table
@@ -167,6 +166,14 @@ def _explanation(plan: dict[str, Any]) -> list[str]:
             "between ViT-B (1/3.5 of ViT-L), S (1/13) and Ti (1/49)."
         )
     return lines + [f"[dim]{escape(note)}[/dim]" for note in plan["notes"]]
+
+
+def _reference(plan: dict[str, Any]) -> str:
+    """Who pays for it."""
+    in_run = [share for name, share in plan["budget_shares"].items() if name.endswith("_in_run")]
+    if in_run:
+        return f"The reference takes {_percent(sum(in_run))} more: it trains in this run, and serves no other."
+    return f"* outside the budget; {_shared(plan['runs'])}"
 
 
 def _shared(runs: int) -> str:

@@ -30,7 +30,8 @@ METRICS: dict[str, Any] = {
     **dict.fromkeys(["learner_waited", "scorers_waited", "overlap"], "DOUBLE"),
 }
 CONFIG: dict[str, Any] = {
-    **dict.fromkeys(["dataset", "policy", "learner", "online", "reference_scores", "reference", "sampler"], "VARCHAR"),
+    **dict.fromkeys(["dataset", "policy", "learner", "online", "sampler"], "VARCHAR"),
+    **dict.fromkeys(["reference_scores", "reference", "reference_online"], "VARCHAR"),
     **dict.fromkeys(["filter_ratio", "temperature", "budget_flops"], "DOUBLE"),
     "seed": "BIGINT",
 }
@@ -57,7 +58,8 @@ METRICS_COLUMNS: Columns = {
 def runs_sql(root: str) -> str:
     """One row per run folder under `root` (a glob-escaped path or URL), from its config.json and summary.json.
 
-    A value that is missing or has another type is NULL. `reference` is the score table's, as in the view `scores`.
+    A value that is missing or has another type is NULL. `reference` is the score table's, as in the view `scores`, or
+    the name of a reference that trained in the run.
     `config`, `quality`, `regimes` and `counts` are the JSON as written.
     """
     return f"""
@@ -78,6 +80,7 @@ def runs_sql(root: str) -> str:
             s.reference_table,
             nullif(regexp_extract(c.reference_scores, 'reference=([^/]+)', 1), ''),
             c.reference_scores,
+            c.reference_online,
             c.reference
         ) AS reference,
         c.filter_ratio,

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..errors import SpecError
-from ..ledger import Ledger, StepCost, steps_within
+from ..ledger import LINES, Ledger, StepCost, steps_within
 from ..units import parse_flops
 from .fit import meta_inputs, on_meta
 from .gradients import Loss, add_gradients
@@ -140,23 +140,33 @@ def step_cost(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     choosing: float = 0.0,
+    reference: Model | None = None,
+    reference_scorer: Model | None = None,
 ) -> tuple[StepCost, list[str]]:
     """FLOPs of one step of a run, measured once on the shapes; and the operators that were not counted.
 
     `scorer` is the model that scores the super-batch, at the resolution at which it scores. Both models train on the
     sub-batch in `accumulate` parts. `choosing` are the FLOPs of a joint policy's selection; they are added to those of the
-    online score.
+    online score. A `reference` trains in the run on the whole super-batch, in as many parts, and scores it as
+    `reference_scorer`.
     """
-    counted = [
-        train_flops(m, m.task.training_loss(m, label_smoothing), sub_batch, accumulate) for m in (learner, online) if m
-    ]
+    counted = [_train_flops(m, label_smoothing, sub_batch, accumulate) for m in (learner, online) if m]
     scoring = [forward_flops(scorer)] if scorer is not None else []
+    moving = [] if reference is None else [_train_flops(reference, label_smoothing, super_batch, accumulate)]
+    moving_scoring = [] if reference_scorer is None else [forward_flops(reference_scorer)]
     cost = StepCost(
         learner_train=float(counted[0].total),
         online_score=sum(one.per_example * super_batch for one in scoring) + choosing,
         online_train=float(sum(one.total for one in counted[1:])),
+        reference_score=float(sum(one.per_example * super_batch for one in moving_scoring)),
+        reference_train=float(sum(one.total for one in moving)),
     )
-    return cost, sorted({name for one in (*counted, *scoring) for name in one.uncounted})
+    every = (*counted, *scoring, *moving, *moving_scoring)
+    return cost, sorted({name for one in every for name in one.uncounted})
+
+
+def _train_flops(model: Model, label_smoothing: float, batch_size: int, accumulate: int) -> Flops:
+    return train_flops(model, model.task.training_loss(model, label_smoothing), batch_size, accumulate)
 
 
 class ComputeLedger(Ledger):
@@ -182,7 +192,8 @@ class ComputeLedger(Ledger):
     def measure(self, line: str, run: Callable[[], Any], times_per_step: float = 1.0) -> float:
         """Call `run` once and count its FLOPs; returns them. Its shapes must be those of a real step.
 
-        `line` is a line of the ledger: learner_train, online_score or online_train. Several parts of one line add up.
+        `line` is a line of the ledger: learner_train, online_score, online_train or, of a reference that trains in the
+        loop, reference_score and reference_train. Several parts of one line add up.
         `times_per_step` multiplies a part that runs more than once. Operators without a formula are listed in
         `uncounted`. Raises SpecError for another line.
         """
@@ -206,4 +217,4 @@ class ComputeLedger(Ledger):
         return steps_within(flops, self.cost.total)
 
 
-STEP_LINES = tuple(field.name for field in fields(StepCost))
+STEP_LINES = tuple(field.name for field in fields(StepCost) if field.name in LINES)

@@ -79,3 +79,9 @@ def super_batch_size(batch_size: int, filter_ratio: float) -> int:
     if not 0 <= filter_ratio < 1:
         raise ValueError(f"filter ratio is {filter_ratio}, expected the share dropped, in [0, 1)")
     return round(batch_size / (1 - filter_ratio))
+
+
+def usual_reference_every(batch_size: int, super_batch_size: int) -> int:
+    """How many super-batches are nearest to ten batches of the learner, the paper's for a reference that trains in the run;
+    at least one."""
+    return max(1, round(10 * batch_size / super_batch_size))

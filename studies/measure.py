@@ -86,11 +86,12 @@ class Measured:
 
 
 def measure_run(options: PlanOptions, steps: int, *, config: Config, report: Report) -> Measured:
-    """Make the first steps of the planned run in a temporary folder. It chooses by learnability where it has a score table,
-    else by the online model's losses, which costs the same but for the join. Raises CurateError as `train` does."""
+    """Make the first steps of the planned run in a temporary folder. It chooses by learnability where it has a reference's
+    losses, else by the online model's losses, which costs the same but for the join. Raises CurateError as `train` does."""
     assert options.dataset and options.learner and options.selection.online
     stored = options.selection.reference_scores is not None
-    policy = (LEARNABILITY if stored else HARD_LEARNER).name
+    moving = options.selection.reference_online
+    policy = (LEARNABILITY if stored or moving else HARD_LEARNER).name
     selection = replace(options.selection, policy=policy, reference=options.selection.reference if stored else None)
     dataset = find_dataset(options.dataset, config)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +119,8 @@ def measure_run(options: PlanOptions, steps: int, *, config: Config, report: Rep
     stages = _per_step([(line["step"], line["seconds"]) for line in lines])
     specs = [
         find_model(name, task=dataset.task, num_classes=dataset.num_classes, config=config)
-        for name in (options.learner, options.selection.online)
+        for name in (options.learner, options.selection.online, moving)
+        if name
     ]
     models = [load_model(spec) for spec in specs]
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _peak_memory()

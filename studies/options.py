@@ -83,7 +83,7 @@ class PlanOptions(Options):
             if not 0 < self.ratio < math.inf:
                 raise SpecError(f"--ratio is {self.ratio:g}, expected more than 0, such as 1/49")
             models_only = "learner online reference reference_scores dataset data_size budget_flops reference_steps"
-            for option in (*models_only.split(), "score_size", "score_patch_dropout"):
+            for option in (*models_only.split(), "reference_online", "score_size", "score_patch_dropout"):
                 if option in given:
                     raise SpecError(
                         f"--ratio and {flag(option)} are both given; a bare ratio takes no models, drop one"
@@ -97,6 +97,13 @@ class PlanOptions(Options):
                 if option in given:
                     raise SpecError(
                         f"--reference-scores and {flag(option)} are both given; the table knows it, drop one"
+                    )
+        if self.selection.reference_online is not None:
+            for option in ("data_size", "reference_steps"):
+                if option in given:
+                    raise SpecError(
+                        f"--reference-online and {flag(option)} are both given; a reference that trains in the run scores "
+                        "every super-batch, and trains as long as the run: drop one"
                     )
         check_least(self, 1, "runs", "data_size")
         check_least(self, 0, "reference_steps")

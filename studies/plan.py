@@ -31,7 +31,8 @@ SIZE_STEP = math.sqrt(14)
 class Plan:
     """Costs of a selecting run beside a uniform run of the same budget. All costs are in one unit.
 
-    The unit is a FLOP, or, where `relative`, what the uniform run costs. `step` is one step with selection;
+    The unit is a FLOP, or, where `relative`, what the uniform run costs. `step` is one step with selection, with the
+    reference's part of it where that trains in the run;
     `reference_step` what the reference adds to it where its scores are not stored; `reference_score` and
     `reference_train` are paid once for `runs` runs. `ratio` is F_online / F_learner.
     """
@@ -60,8 +61,11 @@ class Plan:
             learner_train=self.step.learner_train * self.steps,
             online_score=self.step.online_score * self.steps,
             online_train=self.step.online_train * self.steps,
-            reference_score=self.reference_step * self.steps + self.reference_score / self.runs,
-            reference_train=self.reference_train / self.runs,
+            reference_score=(self.reference_step + self.step.reference_score) * self.steps
+            + self.reference_score / self.runs,
+            reference_train=self.step.reference_train * self.steps + self.reference_train / self.runs,
+            scored_in_run=self.step.reference_score * self.steps,
+            trained_in_run=self.step.reference_train * self.steps,
         )
 
     def extra(self, regime: str) -> tuple[float, float]:
@@ -69,7 +73,7 @@ class Plan:
         rank = list(REGIMES).index(regime)
         each = once = 0.0
         if rank >= 1:
-            each += self.step.online_score + self.step.online_train
+            each += self.step.choosing
         if rank >= 2:
             each += self.reference_step
             once += self.reference_score / self.runs
@@ -108,7 +112,6 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for printing; None in `break_even` means that no saving suffices."""
         ledger = self.ledger()
-        chosen = ledger.online_score + ledger.online_train
         return {
             "ratio": self.ratio,
             "filter_ratio": self.filter_ratio,
@@ -120,7 +123,8 @@ class Plan:
             "ledger": ledger.lines(),
             "budget_shares": {
                 "online_score": ledger.online_score / self.budget,
-                "online_score_and_train": chosen / self.budget,
+                "online_score_and_train": (ledger.online_score + ledger.online_train) / self.budget,
+                **{f"{line}_in_run": flops / self.budget for line, flops in ledger.in_run.items()},
             },
             "regimes": {regime: self._regime(regime, total) for regime, total in ledger.regimes().items()},
             "expected_saving": self.expected_saving,
@@ -200,6 +204,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     table = _open_table(selection.reference_scores, dataset) if selection.reference_scores else None
     coarse = coarse_of(selection, table)
     reference_spec = _reference_spec(options, table, dataset, config)
+    moving = selection.reference_online is not None
 
     learner = _build(_find(options.learner, dataset, config))
     online = _build(_find(selection.online, dataset, config))
@@ -215,6 +220,8 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         super_batch=B,
         label_smoothing=options.optimization.label_smoothing,
         accumulate=options.optimization.accumulate,
+        reference=reference if moving else None,
+        reference_scorer=scoring_reference if moving else None,
     )
     steps = steps_within(options.budget_flops, cost.total)
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
@@ -222,7 +229,9 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     notes = [] if reference_spec or table else ["reference: not given, taken as large as the online model"]
     score_one = forward_flops(scoring_reference).per_example
     score_once = score_each = 0.0
-    if table is not None:
+    if moving:
+        notes.append("reference: trains in the run on every super-batch; each run pays for all of it")
+    elif table is not None:
         score_once = float(table.manifest["flops"]["reference_score"])
         notes.append(f"reference scores: {_examples(table):,} examples, as {_from_here(table.folder)} says")
     elif options.data_size is not None:
@@ -231,8 +240,11 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
     else:
         score_each = score_one * B
         notes.append(f"{_NOT_STORED}; --data-size N plans a score table")
-    train_once, note = _reference_training(options, table, reference if reference_spec else None, online, uniform_steps)
-    notes.append(note)
+    train_once = 0.0
+    if not moving:
+        known = reference if reference_spec else None
+        train_once, note = _reference_training(options, table, known, online, uniform_steps)
+        notes.append(note)
     zero = unusual(uncounted)
     if zero:
         notes.append(f"operators without a formula, which count as zero FLOPs: {', '.join(zero)}")
@@ -278,6 +290,8 @@ def _reference_spec(
 ) -> ModelSpec | None:
     """The reference's architecture; None where it is the online model's. Refuses one whose cost nobody can tell."""
     spec: ModelSpec | None = None
+    if options.selection.reference_online is not None:
+        return _find(options.selection.reference_online, dataset, config)
     if table is not None:
         spec = _spec_of(table, options, dataset, config)
         about = table.manifest["reference"]

@@ -46,7 +46,7 @@ class AsynchronousOptions(Concern):
                 "raise --max-age"
             )
 
-    def refuse(self, selection: SelectionOptions, distill: float, b: int, B: int) -> None:
+    def refuse(self, selection: SelectionOptions, distill: float, follow: bool, b: int, B: int) -> None:
         """Raises SpecError for what does not go together with actors. b of B examples are chosen."""
         if not self.actors:
             return
@@ -58,6 +58,8 @@ class AsynchronousOptions(Concern):
             "--score-ahead: they score ahead anyway": selection.score_ahead > 0,
             "--on-missing score": selection.on_missing == "score",
             "--distill": distill > 0,
+            "--reference-online, which learns from whole super-batches": selection.reference_online is not None,
+            "--follow: their plan has the rows of the beginning": follow,
         }
         for what, is_so in reasons.items():
             if is_so:

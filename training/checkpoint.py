@@ -58,12 +58,14 @@ def save(
     """
     refuse_diverged(run, step, trainees)
     folder = run / "checkpoints" / f"resume-{step:09d}"
+    gradients = {name: dict(trainee.gradients) for name, trainee in trainees.items() if trainee.gradients}
     tensors = {
         "optimizers": {name: dict(trainee.optimizer) for name, trainee in trainees.items()},
         "generators": {name: generator.get_state() for name, generator in generators.items()},
         **random_state(alone=not ranks),
         **({"ranks": list(ranks)} if ranks else {}),
         **({"scored": list(scored)} if scored else {}),
+        **({"gradients": gradients} if gradients else {}),
     }
     with whole_folder(folder) as partial:
         for name, trainee in trainees.items():
@@ -165,6 +167,7 @@ def _load(
             load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"), trainee.average_parts_of)
         trainee.steps = state["step"]
         trainee.load_optimizer(tensors["optimizers"][name])
+        trainee.load_gradients(tensors.get("gradients", {}).get(name, {}))
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])
     _set_random_state(tensors, group, state["step"])

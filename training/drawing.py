@@ -14,6 +14,7 @@ from ..datasets.readers import Failure, too_many_failures
 from ..datasets.shards import Shard
 from ..errors import FailuresError, SpecError
 from .ahead import READERS, HostRoom, ReadAhead
+from .epochs import Epochs, GrowingEpochs
 from .group import Group
 from .lanes import Lane, LanePosition
 from .loading import Row, ShardLoader, SkippedShards
@@ -28,7 +29,8 @@ LookAt = Callable[[Sequence[Row]], dict[int, Failure]]
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """All that determines the order of examples. `rows` of each shard are None where they are not known; `rows_were_read`
-    says that they are known from reading the shards. `filtered` is the digest of what is kept of the data, if not all."""
+    says that they are known from reading the shards. `filtered` is the digest of what is kept of the data, if not all. Of a data
+    set that grows, `shards` and `rows` are those of the first epoch."""
 
     shards: Sequence[Shard]
     rows: list[int] | None
@@ -38,6 +40,11 @@ class Layout:
     seed: int
     host_bytes: int
     filtered: tuple[str, ...] = ()
+    growing: GrowingEpochs | None = None
+
+    @cached_property
+    def epochs(self) -> Epochs:
+        return self.growing or Epochs(self.shards, self.rows)
 
     @cached_property
     def digest(self) -> str:
@@ -54,6 +61,7 @@ class Layout:
             "rows": self.rows if self.rows_were_read else None,
             "skipped": {},
             "lane_skips": [[]] * self.lanes,
+            **({"epochs": self.growing.counts()} if self.growing else {}),
         }
 
 
@@ -77,12 +85,12 @@ class Drawing:
         self.look_at, self.max_failures = look_at, max_failures
         self.drawn: int = state["drawn"]
         self.counts = Counter(state["counts"])
-        self.skipped = SkippedShards(layout.shards, max_bad_shards, state["skipped"])
+        self.skipped = SkippedShards(layout.epochs.shards, max_bad_shards, state["skipped"])
         self.room = HostRoom(layout.host_bytes)
         self._ahead = ReadAhead(loader.load, self.room)
         room = layout.host_bytes / layout.lanes
         self.lanes = [
-            Lane(v, layout.lanes, loader, self.skipped, self._ahead, layout.rows, layout.seed, room)
+            Lane(v, layout.lanes, loader, self.skipped, self._ahead, layout.epochs, layout.seed, room)
             for v in range(layout.lanes)
         ]
         for lane, position, skips in zip(self.lanes, state["lanes"], state["lane_skips"], strict=True):
@@ -94,7 +102,9 @@ class Drawing:
         wanted = quotas(self.drawn, self.layout.size, self.layout.lanes)
         own = [count if v % self.group.size == self.group.rank else 0 for v, count in enumerate(wanted)]
         rows = self._fill(own)
-        is_first = [lane.position.epoch == 0 for lane, count in zip(self.lanes, own, strict=True) for _ in range(count)]
+        epochs = [lane.position.epoch for lane, count in zip(self.lanes, own, strict=True) for _ in range(count)]
+        is_new = self.layout.epochs.is_new
+        is_first = [is_new(row.example.shard, epoch) for row, epoch in zip(rows, epochs, strict=True)]
         self.drawn += 1
         for lane, count in zip(self.lanes, own, strict=True):
             if count:
@@ -145,10 +155,11 @@ class Drawing:
         return map_in_threads(lambda pair: pair[0].take(pair[1]), pairs, READERS)
 
     def _count(self, lane: Lane, failures: Sequence[Failure]) -> None:
-        """Every example is counted once: in the first epoch of its lane."""
+        """Every example is counted once: in the first epoch that has its shard."""
         self.counts.update(lane.counts)
         lane.counts.clear()
-        found = [*lane.unreadable, *(failures if lane.position.epoch == 0 else ())]
+        is_new, epoch = self.layout.epochs.is_new, lane.position.epoch
+        found = [*lane.unreadable, *(failure for failure in failures if is_new(failure.shard, epoch))]
         lane.unreadable.clear()
         self.counts["failures"] += len(found)
         if found or failures:

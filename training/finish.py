@@ -56,13 +56,14 @@ def finish(
         "policy": policy.name,
         "learner": options.learner,
         "online": options.selection.online if job.online else None,
-        "reference": table.manifest["reference"]["name"] if table else None,
+        "reference": table.manifest["reference"]["name"] if table else options.selection.reference_online,
         "reference_table": Path(table.folder).name.removeprefix("reference=") if table else None,
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
         "examples_scored": job.subs.examples_scored(steps),
         "ledger": ledger.lines(),
+        **({"ledger_in_run": ledger.in_run} if ledger.in_run else {}),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
         "outside_the_ledger": ledger.outside,
         "regimes": ledger.regimes(),
@@ -71,6 +72,7 @@ def finish(
         **({"best": best} if best else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
+        **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
         "skipped_shards": dict(batches["skipped"]),
     }
     with group.together():
@@ -92,7 +94,7 @@ def finish(
 def _write_weights(job: TrainingJob, steps: int) -> None:
     """Rank 0 writes. A collective."""
     run = job.run
-    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.trainees.items()}
+    trainees = {name: trainee.state(optimizer=False) for name, trainee in job.all_trainees.items()}
     with job.group.together():
         if not job.group.is_first:
             return

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..datasets.order import Segment, lane_segments, shuffled, windows
 from ..datasets.readers import Failure
 from .ahead import ReadAhead
+from .epochs import Epochs
 from .loading import LoadedShard, Row, ShardLoader, SkippedShards, UnreadableError
 
 
@@ -51,13 +52,14 @@ class Lane:
         loader: ShardLoader,
         left_out: SkippedShards,
         ahead: ReadAhead,
-        rows: Sequence[int] | None,
+        epochs: Epochs,
         seed: int,
         room: float,
     ) -> None:
-        self.number, self.lanes, self.loader, self.rows = number, lanes, loader, rows
+        self.number, self.lanes, self.loader, self.epochs = number, lanes, loader, epochs
         self.left_out, self.ahead = left_out, ahead
         self.seed, self.room = seed, room
+        self.rows: Sequence[int] | None = None
         self.position = LanePosition()
         self.skipped: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -103,6 +105,8 @@ class Lane:
             number += 1
         if number >= len(self._windows_of(epoch)):
             epoch, number = epoch + 1, 0
+            if not self.epochs.is_decided(epoch):  # what lands until it begins is part of it
+                return
         for i, segment in enumerate(self._windows_of(epoch)[number] if self._windows_of(epoch) else ()):
             if (epoch, number, i) in self._begun or segment.shard in self.skipped:
                 continue
@@ -122,7 +126,8 @@ class Lane:
     def _windows_of(self, epoch: int) -> list[list[Segment]]:
         if epoch not in self._windows:
             shards = self.loader.shards
-            segments = lane_segments(self.seed, epoch, self.lanes, len(shards), self.rows)[self.number]
+            count, self.rows = self.epochs.of(epoch)
+            segments = lane_segments(self.seed, epoch, self.lanes, count, self.rows)[self.number]
             sizes = [shards[s.shard].bytes * self._share(s) for s in segments]
             self._windows = {e: found for e, found in self._windows.items() if e >= self.position.epoch}
             self._windows[epoch] = windows(segments, sizes, self.room)
@@ -149,7 +154,7 @@ class Lane:
                     continue
                 held += self._bytes(segment.shard) * self._share(segment)
                 pool += [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
-                if at.epoch == 0 and at.offset == 0:
+                if at.offset == 0 and self.epochs.is_new(self.loader.shards[segment.shard].name, at.epoch):
                     self._count(loaded, segment)
             order = shuffled(self.seed, at.epoch, self.number, at.window, len(pool))
             self._window = window = Window(at.epoch, at.window, [pool[i] for i in order], held)

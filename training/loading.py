@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,8 +91,8 @@ class SkippedShards:
 class ShardLoader:
     """Reads and joins shards for all lanes.
 
-    A data set that fits into `host_bytes` stays in memory. So do shards whose decoded images, of `image_bytes` each, fit
-    into `cache_bytes`, and with them what was decoded.
+    A data set that fits into `host_bytes` stays in memory, unless it `grows`: then `shards` gets longer. So do shards whose
+    decoded images, of `image_bytes` each, fit into `cache_bytes`, and with them what was decoded.
     """
 
     def __init__(
@@ -107,18 +108,19 @@ class ShardLoader:
         image_bytes: int,
         host_bytes: int,
         kept: Kept | None = None,
+        grows: bool = False,
     ) -> None:
-        self.dataset, self.shards, self.scores, self.kept = dataset, list(shards), scores, kept
+        self.dataset, self.shards, self.scores, self.kept = dataset, shards, scores, kept
         self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self._cache: dict[int, LoadedShard] = {}
         self._room = self._cache_bytes = cache_bytes
         self._image_bytes = image_bytes
         self._keeps_decoded: set[str] = set()
         self._bytes = sum(shard.bytes for shard in self.shards)
-        self.keeps_all = self._bytes <= host_bytes
+        self.keeps_all = self._bytes <= host_bytes and not grows
         self._lock = threading.Lock()
         # Two lanes that share a shard must not both read it.
-        self._reading = [threading.Lock() for _ in self.shards]
+        self._reading: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
     def keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
@@ -126,7 +128,9 @@ class ShardLoader:
 
     def load(self, index: int) -> LoadedShard:
         """Raises UnreadableError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
-        with self._reading[index]:
+        with self._lock:
+            reading = self._reading[index]
+        with reading:
             return self._cache[index] if index in self._cache else self._read(index)
 
     def _read(self, index: int) -> LoadedShard:

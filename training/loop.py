@@ -20,6 +20,7 @@ from ..ledger import Ledger, StepCost
 from . import checkpoint
 from .group import Group
 from .keeping import Keeping
+from .moving_reference import NAME, MovingReference
 from .pace import Pace
 from .records import RunRecords
 from .schedule import learning_rate
@@ -33,7 +34,7 @@ from .trainee import Trainee, augment_views
 @dataclass
 class TrainingJob:
     """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation,
-    `peak` the FLOP/s of all devices where they are known."""
+    `peak` the FLOP/s of all devices where they are known. `reference` trains on super-batches, where one does."""
 
     run: Path
     subs: SubBatches
@@ -51,10 +52,16 @@ class TrainingJob:
     stop: Stop
     keeping: Keeping
     peak: float | None = None
+    reference: MovingReference | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
+        """Those that train on what was chosen."""
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
+
+    @property
+    def all_trainees(self) -> dict[str, Trainee]:
+        return self.trainees | ({NAME: self.reference.trainee} if self.reference else {})
 
     @property
     def group(self) -> Group:
@@ -102,6 +109,8 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 }
                 for trainee in job.trainees.values():
                     trainee.align()
+                if job.reference is not None:
+                    losses[NAME] = job.reference.learn(sub.drawn, step + 1, share)
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
@@ -146,7 +155,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
 
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.trainees, _generators(job), job.records.log, job.group)
+    found = checkpoint.load(job.run, job.all_trainees, _generators(job), job.records.log, job.group)
     if found is None:
         with job.group.together():
             job.records.cut_after(0)
@@ -168,7 +177,7 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     group = job.group
     batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
-    trainees = {name: trainee.state() for name, trainee in job.trainees.items()}
+    trainees = {name: trainee.state() for name, trainee in job.all_trainees.items()}
     with group.together():
         if group.is_first:
             job.records.flush()
@@ -213,7 +222,8 @@ def _say_skipped(job: TrainingJob, said: set[str]) -> None:
 
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
-    return {"select": job.subs.selector.generator, "augment": job.augmenting}
+    own = {"augment reference": job.reference.augmenting} if job.reference else {}
+    return {"select": job.subs.selector.generator, "augment": job.augmenting, **own}
 
 
 def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
@@ -263,6 +273,7 @@ def _line(
         "examples": step * b,
         "loss": loss["learner"],
         "online_train_loss": loss.get("online"),
+        **({"reference_train_loss": loss[NAME]} if NAME in loss else {}),
         **_means(sub, group if job.subs.local else None),
         **job.subs.metrics(step),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
@@ -289,8 +300,9 @@ def _between_ranks(job: TrainingJob, sub: SubBatch, speed: float | None) -> dict
 
 def _costs(job: TrainingJob) -> dict[str, Any]:
     """What a run has cost so far."""
-    seconds = job.timing.so_far()
-    return {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+    seconds, in_run = job.timing.so_far(), job.ledger.in_run
+    found = {"seconds": {"total": total(seconds), **seconds}, "flops": job.ledger.lines()}
+    return {**found, "flops_in_run": in_run} if in_run else found
 
 
 def _means(sub: SubBatch, group: Group | None) -> dict[str, float | None]:

@@ -32,7 +32,7 @@ JOINT_BLOCKS = 6
 class Needs:
     """What a run computes at a step. `scoring` are the models that score the super-batch; `joint` says that the choice
     compares all pairs. Of `views` those made `ahead` are made of the whole super-batch. `grad_checkpointing` is the
-    learner's. So many super-batches `wait`, scored, for their turn."""
+    learner's. So many super-batches `wait`, scored, for their turn. A `reference` trains on super-batches, where one does."""
 
     learner: Trainee
     online: Trainee | None
@@ -48,6 +48,7 @@ class Needs:
     device: torch.device
     joint: bool = False
     wait: int = 0
+    reference: Trainee | None = None
 
     @property
     def shards(self) -> int:
@@ -56,7 +57,8 @@ class Needs:
 
     @property
     def trainees(self) -> dict[str, Trainee]:
-        return {"learner": self.learner} | ({"online model": self.online} if self.online else {})
+        found = {"learner": self.learner, "online model": self.online, "reference": self.reference}
+        return {name: trainee for name, trainee in found.items() if trainee}
 
     @property
     def super_batches(self) -> int:
@@ -136,6 +138,7 @@ def measure(needs: Needs) -> Memory:
         "parameters": sum(t.nbytes for t in tensors.values()) - whole + whole // shards,
         "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
         "average": sum(parameter_bytes(t.module) // shards for t in needs.trainees.values() if t.average is not None),
+        "gradients of the reference": parameter_bytes(needs.reference.module) if needs.reference else 0,
         # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
         "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
     }
@@ -143,7 +146,7 @@ def measure(needs: Needs) -> Memory:
     for name, trainee in needs.trainees.items():
         again = needs.grad_checkpointing if trainee is needs.learner else trainee.grad_checkpointing
         peaks[f"training the {name}"] = max(
-            training_peak(trainee, b, needs.accumulate, again, needs.device),
+            training_peak(trainee, B if trainee is needs.reference else b, needs.accumulate, again, needs.device),
             parameter_bytes(trainee.module) + optimizers[name][1],  # gradients, and what the optimizer makes of them
         )
     for model in needs.scoring:
@@ -186,7 +189,8 @@ def host_available() -> int | None:
 def crude(needs: Needs) -> int:
     """Bytes that a run is certain not to exceed, from its batch and its parameters alone."""
     parameters = sum(parameter_bytes(t.module) for t in needs.trainees.values())
-    at_a_time = -(-needs.sub_batch // needs.accumulate) + min(needs.super_batch, needs.micro_batch)
+    trained = needs.super_batch if needs.reference else needs.sub_batch
+    at_a_time = -(-trained // needs.accumulate) + min(needs.super_batch, needs.micro_batch)
     compared = 64 * needs.sub_batch**2 + 4 * JOINT_BLOCKS * BLOCK * needs.super_batch * needs.joint
     return (
         8 * parameters

@@ -25,7 +25,7 @@ from ..options import (
     flag,
     options_of,
 )
-from ..scoring.settings import Precision, check_precision, super_batch_size
+from ..scoring.settings import Precision, check_precision, super_batch_size, usual_reference_every
 from .asynchronous import AsynchronousOptions
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
@@ -169,6 +169,9 @@ class DataOptions(Concern):
     """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
     lanes: int | None = None
     """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
+    follow: bool = False
+    """Let shards that land while the run trains enter at the next epoch of their lane, once they are scored where the policy
+    reads a score table. `score-reference --follow` scores them."""
     host_bytes: Bytes = 1 << 30
     """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30
@@ -257,7 +260,14 @@ class RunOptions(Options):
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
         self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
-        self.asynchronous.refuse(asked, self.optimization.distill, self.optimization.batch_size, self.super_batch_size)
+        if asked.reference_online and asked.chosen_policy.reference == "none":
+            raise SpecError(f"policy '{asked.policy}' needs no reference; leave --reference-online out")
+        if self.data.follow and asked.chosen_policy.filters:
+            raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
+        if self.data.follow and asked.on_missing != "error":
+            raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
+        b, distill = self.optimization.batch_size, self.optimization.distill
+        self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
@@ -275,6 +285,12 @@ class RunOptions(Options):
         if not self.selection.selects:
             return self.optimization.batch_size
         return super_batch_size(self.optimization.batch_size, self.selection.filter_ratio)
+
+    @property
+    def reference_every(self) -> int:
+        """How many super-batches a reference that trains in the run learns from at a step."""
+        every = self.selection.reference_every
+        return usual_reference_every(self.optimization.batch_size, self.super_batch_size) if every is None else every
 
     @property
     def scored_per_step(self) -> int:

@@ -17,15 +17,17 @@ from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
-from . import frozen, startup
+from . import frozen, moving_reference, startup
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
+from .moving_reference import MovingReference
 from .pace import Pace
 from .pooling import pooled_subs
 from .replay import ReplayScorer
+from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
@@ -38,7 +40,7 @@ from .timing import Stages
 class RunCost:
     """FLOPs: of a `step`, of one example scored by the reference, and what the budget was `charged` before step 1.
 
-    `made_in_run` is the reference, where it scores during the run what the table lacks.
+    `made_in_run` is the reference, where it scores during the run what the table lacks, or all where there is none.
     """
 
     step: StepCost
@@ -86,10 +88,12 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         label_smoothing=options.optimization.label_smoothing,
         accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
+        reference=models.moving.model if models.moving else None,
+        reference_scorer=models.reference if models.moving else None,
     )
     ledger = startup.reference_ledger(models.table)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
-    made_in_run = models.reference if options.selection.on_missing == "score" else None
+    made_in_run = models.reference if models.moving or options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
     charged = startup.charged_to(options, ledger, models.table)
     steps = startup.steps_of(options, step, charged, share * options.super_batch_size * reference)
@@ -110,6 +114,8 @@ def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps:
     augment = options.optimization.augment or task.augment
     # Another number of ranks would choose otherwise, so a resume has as many.
     choosing = {"ranks that choose": setup.group.size} if options.sharing.local else {}
+    if models.moving:
+        choosing["super-batches a reference step"] = options.reference_every
     return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss, choosing)
 
 
@@ -168,7 +174,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         host_bytes=options.data.host_bytes,
         cache_bytes=options.data.cache_bytes,
         decode_processes=default_processes(views.values()) if processes is None else processes,
-        shards=setup.shards,
+        shards=setup.growing or setup.shards,
         verify=False,  # open_reference did
         group=setup.group,
         waiting=setup.stop.released,
@@ -195,6 +201,8 @@ def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | Rep
         reference_bias=(table.manifest.get("bias") if table else None) or 0.0,
         budget=None if budget is None else budget - cost.charged,
         step_flops=cost.step.total,
+        reference_forward=models.reference_forward,
+        more_views=(moving_reference.NAME,) if models.moving else (),
     )
 
 
@@ -225,7 +233,9 @@ def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, 
         assert isinstance(scorer, RunScorer)
         counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
         return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
-    return SubBatches(
+    by_name = setup.recorded is not None and bool(setup.recorded.config.get("actors"))
+    kind: Any = ReplayedRows if by_name else SubBatches
+    made: SubBatches = kind(
         batches,
         selector,
         scorer=scorer,
@@ -237,6 +247,7 @@ def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, 
         last=cost.steps,
         local=options.sharing.local,
     )
+    return made
 
 
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
@@ -268,6 +279,20 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
         peak=None if peak is None else peak * setup.group.size,
+        reference=_moving_of(setup, models, resolved),
+    )
+
+
+def _moving_of(setup: Setup, models: RunModels, resolved: Resolved) -> MovingReference | None:
+    """The reference that trains during the run, if one does."""
+    if models.moving is None:
+        return None
+    seed = startup.stream_seed(setup.options.seed, "augment reference")
+    return MovingReference(
+        trainee=models.moving,
+        every=setup.options.reference_every,
+        augment=resolved.augment,
+        augmenting=torch.Generator().manual_seed(seed),
     )
 
 
@@ -318,4 +343,5 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -
         device=setup.device,
         joint=options.selection.joint,
         wait=options.selection.score_ahead,
+        reference=models.moving,
     )

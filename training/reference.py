@@ -56,17 +56,19 @@ def open_reference(
     precision: Precision | None = None,
     *,
     verify: bool = True,
+    opened: ScoreTable | None = None,
 ) -> Reference:
     """The table that a policy needs, checked over all its rows and against its reference; and the reference. What
     computing in the run's `precision` changes is said where the table was made in another one.
 
     The model is None where it is not on this machine, or is described by nobody but the table: a table may be shipped
-    alone, and by a stranger. Without `verify` another process has checked the rows. Raises TableError, and ModelError where
+    alone, and by a stranger. Without `verify` another process has checked the rows. `opened` is the table, where it was
+    opened before. Raises TableError, and ModelError where
     the user asked for what only the reference can give.
     """
     if not options.uses_table or not options.selection.reference_scores:
         return Reference(None, None, 0)
-    table = open_scores(options.selection.reference_scores)
+    table = opened or open_scores(options.selection.reference_scores)
     if verify:
         with working(log, "checking the score table"):
             check_table(table, dataset, shards, options.selection.on_missing, options.super_batch_size)
@@ -139,11 +141,14 @@ def check_rescored(
     return 2 * len(kept)
 
 
-def note_geometry(table: ScoreTable | None, scorer: Model | None, log: Report) -> None:
-    """Say once where the reference and the model that scores beside it see images otherwise."""
-    if table is None or scorer is None:
+def note_geometry(reference: ScoreTable | Model | None, scorer: Model | None, log: Report) -> None:
+    """Say once where the reference, behind a table or in the run, and the model that scores beside it see images otherwise."""
+    if reference is None or scorer is None:
         return
-    theirs = table.manifest["reference"].get("preprocessing", {})
+    if isinstance(reference, Model):
+        theirs = reference.geometry.to_dict()
+    else:
+        theirs = reference.manifest["reference"].get("preprocessing", {})
     ours = scorer.geometry.to_dict()
     other = [f"{k} {theirs[k]} and {ours[k]}" for k in SEEN if k in theirs and theirs[k] != ours[k]]
     if other:

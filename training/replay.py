@@ -25,7 +25,7 @@ from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
 # What the order of examples follows from beside the seed, which has no default to tell it from.
-STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes")
+STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow")
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,12 @@ class RecordedRun:
 
     @property
     def flops_per_step(self) -> float:
-        """What choosing cost it: its online model or, where its learner scored, scoring with and training the learner."""
+        """What choosing cost it: its online model or, where its learner scored, scoring with and training the learner; and
+        a reference that trained during it."""
         step: dict[str, float] = read_document(self.folder / "manifest.json")["flops_per_step"]
         learner = step["learner_train"] if step["online_score"] and not step["online_train"] else 0.0
-        return step["online_score"] + step["online_train"] + learner + step.get("choices", 0.0)
+        more = sum(step.get(name, 0.0) for name in ("reference_score", "reference_train", "choices"))
+        return step["online_score"] + step["online_train"] + learner + more
 
     def frozen(self) -> dict[str, Any]:
         """What a resume compares."""

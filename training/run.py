@@ -17,14 +17,18 @@ from ..errors import CurateError
 from ..scoring.flops import unusual
 from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report, format_flops
 from . import checkpoint, folder, frozen, parts, startup
+from .epochs import GrowingEpochs
 from .evaluate import check_test_split
 from .finish import evaluate_again, finish, told
 from .group import Group
 from .hardware import deterministic_kernels
+from .landing import growing_epochs, refuse_follow
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
+from .moving_reference import NAME
 from .options import RunOptions
 from .records import RunRecords, write_json
 from .replay import RecordedRun
@@ -58,6 +62,8 @@ def train(
             options = recorded.settle(options)
         run = Path(options.records.out, options.records.name or folder.default_name(options))
         dataset = find_dataset(options.dataset, config)
+        if options.data.follow:
+            refuse_follow(dataset, group.size)
     group.refuse_differences(options.to_dict())
     began = group.first((run / "config.json").exists)
     finished = group.first(lambda: folder.open_folder(run, options, resume, report))
@@ -120,11 +126,14 @@ def _train(
         )
     )
     with group.together():
+        growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
-            shards=list_shards(dataset),
+            shards=growing.began if growing else list_shards(dataset),
+            growing=growing,
+            followed=followed,
             run=run,
             records=records,
             device=device,
@@ -145,9 +154,26 @@ def _train(
     _introduce(setup, models, cost, job)
     torch.manual_seed(options.seed if group.is_first else startup.stream_seed(options.seed, f"rank {group.rank}"))
     with _kernels(setup):
-        models.join(job.subs.least_rows)
+        models.join(job.subs.least_rows, options.super_batch_size // group.size)
         done = train_loop(job)
         return finish(options, dataset, job, done, models.table, started)
+
+
+def _followed(
+    options: RunOptions,
+    dataset: DatasetSpec,
+    run: Path,
+    records: RunRecords,
+    began: bool,
+    recorded: RecordedRun | None,
+) -> tuple[GrowingEpochs | None, ScoreTable | None]:
+    """The epochs of a data set that is followed, and its score table."""
+    if not options.data.follow:
+        return None, None
+    scores = options.selection.reference_scores
+    table = open_scores(scores) if scores and (options.uses_table or recorded) else None
+    folder = recorded.folder if recorded else None
+    return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
 
 
 @contextmanager
@@ -199,8 +225,15 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
         f"{_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
+    moving = job.reference
+    if moving is not None:
+        log(
+            f"reference '{moving.trainee.model.spec.name}' trains during the run on all that is drawn: a step after every "
+            f"{moving.every:,} super-batches, on {moving.every * batches.size:,} examples, with a peak rate of "
+            f"{moving.trainee.lr:g}"
+        )
     count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
-    named = {"learner": "the learner", "online": "the online model"}
+    named = {"learner": "the learner", "online": "the online model", NAME: "the reference"}
     normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
     if count > 1 and normalising:
         log(

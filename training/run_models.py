@@ -1,4 +1,4 @@
-"""The models of a run: the learner, the online model, and who scores."""
+"""The models of a run: the learner, the online model, a reference that trains with them, and who scores."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..errors import SpecError
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
-from ..scoring.settings import Precision
+from ..scoring.settings import Coarse, Precision
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from . import startup
+from . import moving_reference, startup
 from .reference import Reference, note_geometry, note_views, open_reference
 from .setup import Setup
 from .trainee import Trainee
@@ -21,7 +21,8 @@ from .trainee import Trainee
 
 @dataclass(frozen=True)
 class RunModels:
-    """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores."""
+    """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores. So does
+    `reference`, with `reference_forward`: the one behind the table or, where it is `moving`, the one that trains here."""
 
     learner: Trainee
     online: Trainee | None
@@ -30,19 +31,22 @@ class RunModels:
     table: ScoreTable | None
     reference: Model | None
     rescored: int
+    moving: Trainee | None = None
+    reference_forward: Any = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
-        return {"learner": self.learner} | ({"online": self.online} if self.online else {})
+        found = {"learner": self.learner, "online": self.online, moving_reference.NAME: self.moving}
+        return {name: trainee for name, trainee in found.items() if trainee}
 
     @property
     def trained(self) -> dict[str, Model]:
         return {name: trainee.model for name, trainee in self.trainees.items()}
 
-    def join(self, rows: int) -> None:
-        """Let all ranks step together, each on `rows` examples or more. A collective."""
+    def join(self, rows: int, drawn: int) -> None:
+        """Let all ranks step together, each on `rows` chosen examples or more, and `drawn` of the super-batch. A collective."""
         for trainee in self.trainees.values():
-            trainee.join(rows)
+            trainee.join(drawn if trainee is self.moving else rows)
 
 
 def build_models(setup: Setup) -> RunModels:
@@ -62,9 +66,10 @@ def build_models(setup: Setup) -> RunModels:
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
+        opened=setup.followed,
     )
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
-        opened = Reference(open_scores(options.selection.reference_scores), None, 0)
+        opened = Reference(setup.followed or open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     compiled, fsdp = options.optimization.compile, options.sharing.fsdp
     settings: dict[str, Any] = {
@@ -81,15 +86,32 @@ def build_models(setup: Setup) -> RunModels:
     shards = gathered if fsdp else None
     learner_trainee = Trainee(learner, lr=lr, fsdp=shards, **options.optimization.of_the_learner, **settings)
     online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
+    moving = None
+    if options.selection.reference_online:
+        model = build(options.selection.reference_online, startup.stream_seed(options.seed, "reference"))
+        asked_lr = options.selection.reference_lr
+        moving = Trainee(model, lr=moving_reference.RATE * online_lr if asked_lr is None else asked_lr, **settings)
 
     asked = None if policy.online == "none" else online_trainee or learner_trainee
-    scorer, forward = (asked.model, asked.forward) if asked else (None, None)
     coarse = startup.coarse_of(options.selection, opened.table)
-    if asked and coarse:
-        if fsdp and asked is learner_trainee:
-            raise SpecError("--fsdp: a learner in shards cannot score with fewer pixels or patches; give --online NAME")
-        scorer = coarsened(asked.model, coarse)
-        forward = torch.compile(scorer.module) if asked.compiled else scorer.module
-    note_geometry(opened.table, scorer, log)
+    if coarse and fsdp and asked is learner_trainee:
+        raise SpecError("--fsdp: a learner in shards cannot score with fewer pixels or patches; give --online NAME")
+    scorer, forward = _scoring(asked, coarse)
+    reference, reference_forward = _scoring(moving, coarse) if moving else (opened.model, None)
+    note_geometry(reference if moving else opened.table, scorer, log)
     note_views(learner, online, log)
-    return RunModels(learner_trainee, online_trainee, scorer, forward, opened.table, opened.model, opened.rescored)
+    return RunModels(
+        *(learner_trainee, online_trainee, scorer, forward, opened.table, reference, opened.rescored),
+        moving=moving,
+        reference_forward=reference_forward,
+    )
+
+
+def _scoring(trainee: Trainee | None, coarse: Coarse) -> tuple[Model | None, Any]:
+    """(a trainee's model as it scores, what computes its losses)."""
+    if trainee is None:
+        return None, None
+    if not coarse:
+        return trainee.model, trainee.forward
+    model = coarsened(trainee.model, coarse)
+    return model, torch.compile(model.module) if trainee.compiled else model.module

@@ -21,7 +21,7 @@ from ..scoring.settings import Precision
 from .batch import SuperBatch
 from .score_ahead import Copy
 
-ONLINE, REFERENCE = "scorer", "reference"
+ONLINE, REFERENCE = "scorer", "reference scorer"
 """The names under which super-batches hold what these two models see."""
 
 
@@ -36,8 +36,9 @@ class RunScorer:
     `model` and `forward` are the online model's, or the learner's where it scores itself, as coarse as it scores; None
     where the policy asks neither. `reference` makes the losses that the table lacks; each is `reference_cost` FLOPs in
     the ledger. None where it may not. Where `budget` is given, BudgetSpentError is raised before a super-batch is scored
-    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first. All ranks
-    enter `whole()` before they score, where the model is in shards.
+    whose missing losses, with the `step_flops` of a step, would spend more: by `charge`, which is called first. Where there
+    is no table, `reference` trains in the run and makes all losses, with `reference_forward`; a step's cost has them, and
+    `more_views` has the view that it trains on. All ranks enter `whole()` before they score, where the model is in shards.
     """
 
     policy: Policy
@@ -53,12 +54,14 @@ class RunScorer:
     budget: float | None = None
     step_flops: float = 0.0
     whole: Callable[[], AbstractContextManager[None]] = nullcontext
+    reference_forward: Any = None
+    more_views: tuple[str, ...] = ()
 
     @property
     def views(self) -> tuple[str, ...]:
         """The views that the choice needs of all examples."""
         asked = {ONLINE: self.model, REFERENCE: self.reference}
-        return tuple(name for name, model in asked.items() if model is not None)
+        return (*(name for name, model in asked.items() if model is not None), *self.more_views)
 
     def charge(self, batch: SuperBatch) -> None:
         """Add to the ledger what making the missing losses will cost. A collective where ranks divide the super-batch.
@@ -76,18 +79,28 @@ class RunScorer:
         self.ledger.add_scored_in_run(flops)
 
     def snapshot(self) -> RunScorer:
-        """A scorer with the model's weights as they are now; the next call brings it up to date."""
-        copied, scorer = self._copied
-        copied.update()
+        """A scorer with the weights of the models that train as they are now; the next call brings it up to date."""
+        copies, scorer = self._copied
+        for copied in copies:
+            copied.update()
         return scorer
 
     @cached_property
-    def _copied(self) -> tuple[Copy, RunScorer]:
-        assert self.model is not None
-        copied, model = Copy(self.model.module), copy(self.model)
-        model.module = copied.module
-        compiled = self.forward is not self.model.module
-        return copied, replace(self, model=model, forward=torch.compile(copied.module) if compiled else copied.module)
+    def _copied(self) -> tuple[list[Copy], RunScorer]:
+        copies: list[Copy] = []
+
+        def copy_of(model: Model | None, forward: Any) -> tuple[Model | None, Any]:
+            if model is None:
+                return None, None
+            copies.append(Copy(model.module))
+            made, compiled = copy(model), forward is not model.module
+            made.module = copies[-1].module
+            return made, torch.compile(made.module) if compiled else made.module
+
+        model, forward = copy_of(self.model, self.forward)
+        reference, reference_forward = copy_of(self.reference, self.reference_forward)
+        made = replace(self, model=model, forward=forward, reference=reference, reference_forward=reference_forward)
+        return copies, made
 
     def score(self, batch: SuperBatch) -> Losses:
         """The online model's losses or embeddings of a super-batch on its device, and the stored ones of the reference."""
@@ -96,6 +109,9 @@ class RunScorer:
             missing = torch.isnan(reference_loss_B).nonzero().squeeze(1)
             if len(missing):
                 reference_loss_B, reference_pairs = self._made(batch, missing)
+        elif self.reference is not None:
+            pixels, targets = batch.views[REFERENCE], batch.model_targets(REFERENCE)
+            reference_loss_B = self._score(self.reference, pixels, targets, self.reference_forward).loss
         online = None
         if self.model is not None:
             online = self._score(self.model, batch.views[ONLINE], batch.model_targets(ONLINE), self.forward)

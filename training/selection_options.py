@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..errors import SpecError
 from ..ledger import BASELINE
-from ..options import Concern, Share, Values, check_choice, check_least
+from ..options import Concern, Share, Values, check_choice, check_least, flag
 from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
@@ -38,6 +38,14 @@ class SelectionOptions(Concern):
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
     """Build the model that the score table describes. Only for a table whose maker you trust."""
+    reference_online: str | None = None
+    """Train this small model during the run as its reference, on all examples of every super-batch, and use its present
+    losses in place of a score table's (Online-ClassAct). No other run can use what it costs."""
+    reference_every: int | None = None
+    """Let --reference-online take a step after so many super-batches, on all of their examples. Default: so many that these
+    are about ten times --batch-size."""
+    reference_lr: float | None = None
+    """Use this peak of the learning rate for --reference-online. Default: twice the online model's."""
     replay: str | None = None
     """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
     filter_ratio: float = 0.5
@@ -71,13 +79,16 @@ class SelectionOptions(Concern):
             raise SpecError(f"--replay {self.replay} trains on what that run chose; leave --policy {self.policy} out")
         if self.replay is not None and self.online:
             raise SpecError(f"--replay {self.replay} scores nothing; leave --online {self.online} out")
+        if self.replay is not None and self.reference_online:
+            raise SpecError(f"--replay {self.replay} scores nothing; leave --reference-online out")
         policy = self.chosen_policy
         if policy.online == "model" and not self.online:
             raise SpecError(f"policy '{self.policy}' scores with an online model; give --online NAME")
-        if policy.reference != "none" and not self.reference_scores:
+        if policy.reference != "none" and not (self.reference_scores or self.reference_online):
             raise SpecError(
                 f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
             )
+        self._check_moving(policy)
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
         check_keep(self.keep, self.keep_by)
@@ -104,6 +115,30 @@ class SelectionOptions(Concern):
         check_choice(self, "joint_loss")
         check_choice(self, "on_missing")
         _ = self.coarse
+
+    def _check_moving(self, policy: Policy) -> None:
+        """Raises SpecError where a reference that trains in the run does not go with the rest, or is missing."""
+        for name in ("reference_every", "reference_lr"):
+            if getattr(self, name) is not None and not self.reference_online:
+                raise SpecError(
+                    f"{flag(name)} is for a reference that trains in the run; give --reference-online MODEL"
+                )
+        check_least(self, 1, "reference_every")
+        if self.reference_lr is not None and not 0 <= self.reference_lr < math.inf:
+            raise SpecError(f"--reference-lr is {self.reference_lr:g}, expected 0 or more")
+        if not self.reference_online:
+            return
+        for name in ("reference_scores", "reference"):
+            if getattr(self, name):
+                raise SpecError(
+                    f"{flag(name)} and --reference-online are both given; the reference's losses come from a stored table, or "
+                    "from a model that trains in the run: drop one"
+                )
+        if policy.filters or policy.joint:
+            what = "filters the data set before the run" if policy.filters else "compares stored embeddings"
+            raise SpecError(
+                f"policy '{policy}' {what}, which --reference-online cannot give; give --reference-scores TABLE instead"
+            )
 
     @property
     def chosen_policy(self) -> Policy:

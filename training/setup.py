@@ -12,6 +12,8 @@ import torch
 from ..datasets.shards import Shard
 from ..datasets.spec import Config, DatasetSpec
 from ..scoring.settings import Precision
+from ..scoring.tables.lookup import ScoreTable
+from .epochs import GrowingEpochs
 from .group import Group
 from .options import RunOptions
 from .records import RunRecords
@@ -24,7 +26,8 @@ class Setup:
     """A run's options with what they name: the data set and its shards, the run's folder, the device.
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
-    many it began with, or the user's.
+    many it began with, or the user's. Where the data set is followed, `shards` are those of the first epoch, `growing` has
+    those of all, and `followed` is its score table, if one is read.
     """
 
     options: RunOptions
@@ -41,3 +44,5 @@ class Setup:
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
+    growing: GrowingEpochs | None = None
+    followed: ScoreTable | None = None

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..datasets.landed import check_lands
 from ..datasets.shards import check_there
 from ..datasets.spec import Config, find_dataset, load_config
 from ..errors import SpecError
@@ -34,7 +35,8 @@ def train_as_started(
     settled = None
     if not several_started():
         settled = options, known = _settled(given, train_num_samples, epochs, config)
-        check_there(find_dataset(options.dataset, known))
+        dataset = find_dataset(options.dataset, known)
+        check_lands(dataset) if options.data.follow else check_there(dataset)
         if options.uses_table and options.selection.reference_scores:
             from ..scoring.tables.lookup import open_scores
 

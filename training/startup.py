@@ -53,6 +53,8 @@ def refuse_shards(options: RunOptions, ranks: int) -> None:
         raise SpecError("--score-ahead copies the learner, which --fsdp divides; leave one of them out")
     if options.sharing.sync_bn:
         raise SpecError("--fsdp was not tried with --sync-bn; leave one of them out")
+    if options.selection.reference_online:
+        raise SpecError("--fsdp was not tried with --reference-online; leave one of them out")
     if asked.compile:
         raise SpecError("--fsdp was not tried with torch.compile; leave --compile out")
     if asked.optimizer not in SHARDED_OPTIMIZERS:
@@ -198,7 +200,8 @@ def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps:
 def disk_bytes(
     models: Collection[Model], options: RunOptions, steps: int, selections_every: int | None
 ) -> tuple[int, int]:
-    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner. Where nobody says how often
+    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner, and end with
+    a reference that trains in the run. Where nobody says how often
     selections are recorded, they take SELECTIONS_BUDGET at most."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
     learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
@@ -209,7 +212,9 @@ def disk_bytes(
     recorded = SELECTION_BYTES * rows
     if selections_every is None:
         recorded = min(recorded, SELECTIONS_BUDGET)
-    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average)
+    # A reference that trains in the run, the last of the models, may be in the middle of a batch.
+    pending = sum(4 * p.numel() for p in [*models][-1].module.parameters()) if options.selection.reference_online else 0
+    checkpoints = (checkpoint.KEPT + 1) * ((1 + OPTIMIZER_STATE) * weights + average + pending)
     return checkpoints, weights + average + kept + recorded
 
 
@@ -239,8 +244,7 @@ def manifest_of(
             "reference": table.manifest["reference"],
             "flops_per_example": table.manifest["flops"]["forward_per_example"],
         },
-        "flops_per_step": {k: getattr(cost, k) for k in ("learner_train", "online_score", "online_train")}
-        | ({"choices": cost.choices} if cost.choices else {}),
+        "flops_per_step": cost.to_dict(),
         "operators_not_counted": uncounted,
         "began": dict(began),
     }

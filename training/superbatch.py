@@ -20,13 +20,13 @@ from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import RunError, SpecError
 from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
-from ..scoring.tables.counts import all_counts
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from .ahead import READERS
 from .batch import SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, refuse_too_many
+from .epochs import GrowingEpochs, known_rows
 from .group import Group
 from .loading import Row, ShardLoader, SkippedShards, UnreadableError
 from .views import LateViews, stacked
@@ -87,7 +87,7 @@ class SuperBatches:
         cache_bytes: int = 2 << 30,
         decode_processes: int = 0,
         config: Config | None = None,
-        shards: Sequence[Shard] | None = None,
+        shards: Sequence[Shard] | GrowingEpochs | None = None,
         verify: bool = True,
         group: Group | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -99,7 +99,8 @@ class SuperBatches:
         if on_missing not in ("error", "score", "skip"):
             raise SpecError(f"on_missing is '{on_missing}', expected error, score or skip")
         self.dataset = data if isinstance(data, DatasetSpec) else find_dataset(data, config or load_config())
-        self.shards = list(shards) if shards is not None else list_shards(self.dataset)
+        growing, listed = (shards, shards.began) if isinstance(shards, GrowingEpochs) else (None, shards)
+        self.shards = list(listed) if listed is not None else list_shards(self.dataset)
         self.group, self._waiting = group or Group(), waiting
         self.size, self.views, self.tokenize = size, dict(views), dict(tokenize or {})
         self.table = open_scores(scores) if isinstance(scores, str) else scores
@@ -123,7 +124,7 @@ class SuperBatches:
             )
         self.loader = ShardLoader(
             self.dataset,
-            self.shards,
+            growing.shards if growing else self.shards,
             self.table,
             embeddings=embeddings,
             logits=logits,
@@ -133,9 +134,10 @@ class SuperBatches:
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
             kept=kept,
+            grows=growing is not None,
         )
         self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
-        known = self._known_row_counts()
+        known = growing.rows_at_start if growing else known_rows(self.shards, self.table, kept)
         skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
         read = self._read_to_count(skipped) if known is None and self.loader.keeps_all else None
@@ -148,6 +150,7 @@ class SuperBatches:
             seed=seed,
             host_bytes=host_bytes,
             filtered=() if kept is None else (kept.digest,),
+            growing=growing,
         )
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
         self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
@@ -265,6 +268,8 @@ class SuperBatches:
                 f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._layout.digest} "
                 "now); resume with what the run began with"
             )
+        if self._layout.growing is not None:
+            self._layout.growing.refuse_others(state["epochs"])
         self.close()
         self._state = {**self._layout.start(), **state}
         self._bad_chosen = self._state.pop("bad_chosen", 0)
@@ -348,19 +353,6 @@ class SuperBatches:
     ) -> SuperBatch:
         kinds = self.dataset.target.has_classes, self.table is not None, self.embedding_width, self.logit_width
         return batch_of(rows, views, self.tokenize, *kinds, division, number)
-
-    def _known_row_counts(self) -> list[int] | None:
-        """How many rows each shard has, bad ones too, or how many are kept of it; None where nobody knows without reading
-        the shards."""
-        if self.kept is not None:
-            return [self.kept.counts.get(shard.name, 0) for shard in self.shards]
-        if self.table is not None:
-            known = all_counts(self.table.folder)
-            if all(shard.name in known for shard in self.shards):
-                return [known[shard.name].examples + known[shard.name].failures for shard in self.shards]
-        if all(shard.rows is not None for shard in self.shards):
-            return [shard.rows or 0 for shard in self.shards]
-        return None
 
     def _read_to_count(self, skipped: SkippedShards) -> list[int]:
         """Read the shards, which stay in memory; 0 where one cannot be read."""

@@ -205,6 +205,10 @@ def _regimes(line: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {
         name: flops.get(name) for name in LINES if flops.get(name) is not None or name == "reference_train"
     }
+    in_run = line.get("flops_in_run") or {}
+    known["scored_in_run"], known["trained_in_run"] = (
+        in_run.get(f"reference_{what}", 0.0) for what in ("score", "train")
+    )
     return {"regimes": Ledger(**known).regimes()} if flops else {}
 
 

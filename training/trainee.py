@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -40,13 +40,14 @@ Places = tuple[int, torch.Tensor]
 class TraineeState:
     """What a trainee's checkpoint holds: states of its module, its optimizer, and the average of its weights.
 
-    Of `weights` those in `finite` must be finite.
+    Of `weights` those in `finite` must be finite. `gradients` are those of a batch that is not complete.
     """
 
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
     average: Mapping[str, torch.Tensor] | None
     finite: frozenset[str]
+    gradients: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def result(self) -> Mapping[str, torch.Tensor]:
@@ -210,7 +211,10 @@ class Trainee:
         if self.average is not None:
             average = self.average.module.state_dict() if self._averaged is None else self._averaged.weights()
         weights = self.module.state_dict() if shards is None else shards.weights()
-        return TraineeState(weights, state, average, frozenset(named))
+        gradients = (
+            {} if shards is not None else {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
+        )
+        return TraineeState(weights, state, average, frozenset(named), gradients)
 
     def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Whole tensors as the module loads them."""
@@ -226,6 +230,12 @@ class Trainee:
             self.optimizer.load_state_dict(dict(state))
         else:
             self._sharded.load_optimizer(self.optimizer, state)
+
+    def load_gradients(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Continue a batch that is not complete."""
+        for name, parameter in self.module.named_parameters():
+            if name in gradients:
+                parameter.grad = gradients[name].to(parameter.device)
 
     def align(self) -> None:
         """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
@@ -246,13 +256,23 @@ class Trainee:
         In a group, this rank's part of the batch: `weight` times its mean loss, averaged over the ranks, is the mean over
         the batch. So weighted is what is returned.
         """
+        loss = self.add(pixels_BHWC, targets, weight)
+        self.update(lr_share)
+        return loss
+
+    def add(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float = 1.0) -> torch.Tensor:
+        """The first half of `step`. Called several times before `update`, it adds batches up, each with its weight."""
+        with self.group.averaging():
+            return self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
+
+    def update(self, lr_share: float = 1.0) -> None:
+        """The second half of `step`: the optimizer's."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr_share * self.lr * group.get("lr_scale", 1.0)
-        with self.group.averaging():
-            loss = self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
-            if self._sharded is not None:
+        if self._sharded is not None:
+            with self.group.averaging():
                 self._sharded.step(self.optimizer, self.clip_grad)
-        if self._sharded is None:
+        else:
             if self.clip_grad is not None:
                 torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_grad)
             self.optimizer.step()
@@ -266,7 +286,6 @@ class Trainee:
             self._averaged.move_to(self.module, 1.0 - self.average.get_decay(self.steps))
         elif self.average is not None:
             self.average.update(self.module, step=self.steps)
-        return loss
 
     def _add_gradients(self, pixels_BHWC: torch.Tensor, targets: Any, loss: Any, weight: float) -> torch.Tensor:
         self.module.train()

@@ -96,6 +96,11 @@ class ScoreTable:
         """Whether a shard is scored. The table lists its shards once, at the first call."""
         return shard in self._names
 
+    def take_in(self, shard: str) -> None:
+        """Know a shard that was scored after the table listed its shards. Its rows are checked as by `check`."""
+        self._check_shard(shard)
+        self._names.add(shard)
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns, in memory."""
         parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]

@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from curate.errors import BudgetError
 from curate.ledger import Ledger, steps_within
 from curate.training import RunOptions, train
 from curate.training.schedule import learning_rate
 from curate.units import format_flops, parse_flops
 from support.commands import silent
+from support.counting import OfRealTensors
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
-
-
-class OfRealTensors(FlopCounterMode):
-    """Leaves out passes over shapes alone, by which a run checks its models and measures a step: they are no arithmetic."""
-
-    def _count_flops(self, func_packet, out, args, kwargs):
-        if any(isinstance(value, torch.Tensor) and value.is_meta for value in tree_leaves((out, args))):
-            return out
-        return super()._count_flops(func_packet, out, args, kwargs)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "hard-learner", "small-loss", "easy-reference", "learnability", "rho"])
