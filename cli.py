@@ -28,7 +28,6 @@ cli = Commands(
     name="curate",
     help="Choose what to train on, with every FLOP of the choosing counted.",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
@@ -156,10 +155,7 @@ def train(
     epochs: Annotated[
         int, typer.Option(help="Stop after this many epochs of --train-num-samples.", rich_help_panel="Budget")
     ] = 1,
-    resume: Annotated[
-        bool,
-        typer.Option(show_default=False, help="Resume an interrupted run, bit for bit; on a GPU with --deterministic."),
-    ] = False,
+    resume: Annotated[bool, typer.Option(show_default=False, help="Resume an interrupted run, bit for bit.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.

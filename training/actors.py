@@ -204,7 +204,7 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
         names = [name.removeprefix(DOOR) for name in ray.util.list_named_actors() if name.startswith(DOOR)]
         if run is None and len(names) == 1:
             run = names[0]
-        if run not in names:
+        if run is None or run not in names:
             what = f"run '{run}'" if run else f"{len(names)} runs"
             raise ActorError(
                 f"{address}: {what} there; expected --run with one of: {', '.join(sorted(names)) or 'no run scores with actors'}"

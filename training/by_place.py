@@ -9,8 +9,7 @@ from ..datasets.batches import map_in_threads
 from ..datasets.ranges import read_images
 from ..datasets.readers import Example
 from ..errors import RunError
-from .ahead import READERS
-from .loading import Row, ShardLoader, UnreadableError
+from .loading import READERS, Row, ShardLoader, UnreadableError
 
 
 class PlaceReader:
