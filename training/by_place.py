@@ -8,6 +8,7 @@ from typing import Any
 from ..datasets.batches import map_in_threads
 from ..datasets.ranges import read_images
 from ..datasets.readers import Example
+from ..errors import RunError
 from .loading import READERS, Row, ShardLoader, UnreadableError
 
 
@@ -46,10 +47,25 @@ class PlaceReader:
             found.update(part)
         return [found[i] for i in range(len(shards))]
 
+    def named(self, shards: Sequence[str], keys: Sequence[str]) -> list[Row]:
+        """The rows of these names, in this order. Raises RunError where one is gone, ShardError where a shard cannot be read."""
+        numbers = {shard.name: i for i, shard in enumerate(self.loader.shards)}
+        by_key: dict[str, dict[str, Row]] = {}
+        for name in dict.fromkeys(shards):
+            if name in numbers:
+                by_key[name] = {row.example.key: row for row in self._known(numbers[name]).values()}
+        for name, key in zip(shards, keys, strict=True):
+            if key not in by_key.get(name, {}):
+                raise RunError(f"shard '{name}', key '{key}': was trained on and is gone; restore the data set")
+        return [by_key[name][key] for name, key in zip(shards, keys, strict=True)]
+
     def _known(self, shard: int) -> dict[int, Row]:
-        if shard not in self._rows:
-            try:
-                self._rows[shard] = {row.example.row: row for row in self.loader.load(shard).rows}
-            except UnreadableError as e:
-                raise e.error from e
-        return self._rows[shard]
+        if shard in self._rows:
+            return self._rows[shard]
+        try:
+            found = {row.example.row: row for row in self.loader.load(shard).rows}
+        except UnreadableError as e:
+            raise e.error from e
+        if self.loader.keeps_all:
+            self._rows[shard] = found
+        return found

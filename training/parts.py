@@ -29,6 +29,7 @@ from .pace import Pace
 from .past import LAST_PRUNED, PastLosses
 from .pooling import pooled_subs
 from .replay import ReplayScorer
+from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
@@ -239,7 +240,9 @@ def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, 
         assert isinstance(scorer, RunScorer)
         counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
         return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
-    return SubBatches(
+    by_name = setup.recorded is not None and bool(setup.recorded.config.get("actors"))
+    kind: Any = ReplayedRows if by_name else SubBatches
+    made: SubBatches = kind(
         batches,
         selector,
         scorer=scorer,
@@ -251,6 +254,7 @@ def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, 
         last=cost.steps,
         local=options.sharing.local,
     )
+    return made
 
 
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:

@@ -97,6 +97,21 @@ def test_a_budget_pays_for_all_that_is_scored(digits, tmp_path):
     )
 
 
+def test_its_replay_has_the_same_weights_also_after_a_kill(digits, tmp_path):
+    with thread_crews():
+        go(digits, tmp_path)
+    replays = dict(
+        name="again", replay=str(tmp_path / "run"), policy="uniform", online=None, reference_scores=None, actors=0
+    )
+    with cut_after(13):
+        go(digits, tmp_path, **replays)
+    go(digits, tmp_path, resume=True, **replays)
+    one, two = ((tmp_path / name / "checkpoints/learner.safetensors").read_bytes() for name in ("run", "again"))
+    assert one == two
+    names = [[(row["step"], row["shard"], row["key"]) for row in selections_of(tmp_path / n)] for n in ("run", "again")]
+    assert names[0] == names[1]
+
+
 def test_another_ratio_and_no_reference(digits, tmp_path):
     with thread_crews():
         summary = go(
