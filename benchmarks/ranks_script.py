@@ -159,7 +159,6 @@ class PlainLoop:
                 optimizer.step()
         return (time.perf_counter() - started) / (STEPS - WARM_UP)
 
-
     def waiting(self) -> float:
         """Seconds of the slower rank's step over those of a step, each rank by itself: what waiting for each other takes."""
         x, y = self.images[: BATCH_SIZE // self.group.size], self.labels[: BATCH_SIZE // self.group.size]
