@@ -276,7 +276,7 @@ class Trainee:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
         self.steps += 1
-        if self._averaged is not None:
+        if self.average is not None and self._averaged is not None:
             self._averaged.move_to(self.module, 1.0 - self.average.get_decay(self.steps))
         elif self.average is not None:
             self.average.update(self.module, step=self.steps)
