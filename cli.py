@@ -26,7 +26,6 @@ cli = Commands(
     name="curate",
     help="Choose what to train on, with every FLOP of the choosing counted.",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP)]
@@ -154,10 +153,7 @@ def train(
     epochs: Annotated[
         int, typer.Option(help="Stop after this many epochs of --train-num-samples.", rich_help_panel="Budget")
     ] = 1,
-    resume: Annotated[
-        bool,
-        typer.Option(show_default=False, help="Resume an interrupted run, bit for bit; on a GPU with --deterministic."),
-    ] = False,
+    resume: Annotated[bool, typer.Option(show_default=False, help="Resume an interrupted run, bit for bit.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.

@@ -40,7 +40,7 @@ class _Command(TyperCommand):
         """Raises SpecError for an empty text, which is most often a variable of the shell that is not set."""
         rest = super().parse_args(ctx, args)
         for parameter in self.params:
-            if ctx.params.get(parameter.name) == "":
+            if ctx.params.get(parameter.name) == "" and not ctx.resilient_parsing:
                 told = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
                 raise SpecError(f"{told} is empty; give a value" + ("" if parameter.required else ", or leave it out"))
         return rest
@@ -54,7 +54,7 @@ class _Command(TyperCommand):
 
 class _Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        if not args:
+        if not args and not ctx.resilient_parsing:  # as the shell asks for what could follow
             typer.echo(ctx.get_help())
             raise typer.Exit(2)
         return super().parse_args(ctx, args)

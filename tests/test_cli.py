@@ -128,6 +128,15 @@ def test_without_a_command_the_help_names_all_of_them(monkeypatch):
         assert f"{name} {' '.join(command.help.partition(chr(10) * 2)[0].split())}" in words
 
 
+def test_the_shell_completes_commands_and_options(monkeypatch):
+    monkeypatch.setenv("_CURATE_COMPLETE", "complete_bash")
+    for typed, found in (("curate tr", "train"), ("curate train --filter-r", "--filter-ratio")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        done = curate()
+        assert (done.code, done.out.split()) == (0, [found])
+
+
 def test_the_help_explains_every_policy_by_its_row():
     for command, option in (("train", "policy"), ("compare", "policies")):
         (parameter,) = [p for p in COMMANDS[command].params if p.name == option]

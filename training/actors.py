@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from .lease_scorer import LeaseScorer, ScoringJob
 NAMESPACE = "curate"
 # A scorer that was killed, or killed since it hung, begins anew so many times.
 RESTARTS = 3
-CONNECT_SECONDS = 10
+CONNECT_SECONDS, SECONDS_TO_CLOSE = 10, 10
 DOOR = "door of "
 
 
@@ -88,10 +89,13 @@ class RayCrew:
         self._exchange: Exchange | None = None
         self._kept: list[Any] = []
         self._sent: list[Any] = []
+        self._threads: list[threading.Thread] = []
         self._was_there = False
 
     def start(self, exchange: Exchange) -> None:
         """Begin to score. Raises ActorError where Ray is not installed, or does not start."""
+        if os.environ.get("RAY_ADDRESS"):
+            _use_token()
         ray = _ray()
         self._exchange = exchange
         self._was_there = ray.is_initialized()
@@ -113,7 +117,7 @@ class RayCrew:
         self._kept = [door]
         for number, scorer in enumerate(_scorers(self.count, reserved=1)):
             self._add(f"actor {number}", scorer)
-        threading.Thread(target=self._let_in, args=(door,), daemon=True, name="door").start()
+        self._begin("door", self._let_in, door)
         address = ray.get_runtime_context().gcs_address
         self.report(f"{self.count} actors score on this machine; more: curate actor --join {address} --run {self.run}")
 
@@ -121,24 +125,32 @@ class RayCrew:
         return [_ray().put(dict(weights))]
 
     def close(self) -> None:
-        """End the scorers, and Ray where this run started it."""
+        """End the scorers, and Ray where this run started it: after the threads, since Ray ends a process one of whose threads
+        asks it for something when it is gone."""
         if self._exchange is None:
             return
         ray, self._exchange = _ray(), None
+        for actor in self._kept:
+            with suppress(Exception):
+                ray.kill(actor)
+        for thread in self._threads:
+            thread.join(SECONDS_TO_CLOSE)
+        self._kept, self._sent, self._threads = [], [], []
         if not self._was_there:
             ray.shutdown()
-        else:
-            for actor in self._kept:
-                with suppress(Exception):
-                    ray.kill(actor)
-        self._kept, self._sent = [], []
 
     def _add(self, name: str, scorer: Any) -> None:
-        assert self._exchange is not None
+        exchange = self._exchange
+        if exchange is None:
+            return
         self._kept.append(scorer)
-        self._exchange.join(name)
-        asking = _asking(scorer, self._sent, self._seconds)
-        threading.Thread(target=work, args=(self._exchange, name, asking), daemon=True, name=name).start()
+        exchange.join(name)
+        self._begin(name, work, exchange, name, _asking(scorer, self._sent, self._seconds))
+
+    def _begin(self, name: str, run: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=run, args=arguments, daemon=True, name=name)
+        self._threads.append(thread)
+        thread.start()
 
     def _let_in(self, door: Any) -> None:
         """Runs in a thread of its own."""
@@ -185,13 +197,14 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
 
     Raises ActorError where the cluster cannot be reached, or no such run is there.
     """
+    _use_token()
     ray = _ray()
     _connect(address)
     try:
         names = [name.removeprefix(DOOR) for name in ray.util.list_named_actors() if name.startswith(DOOR)]
         if run is None and len(names) == 1:
             run = names[0]
-        if run not in names:
+        if run is None or run not in names:
             what = f"run '{run}'" if run else f"{len(names)} runs"
             raise ActorError(
                 f"{address}: {what} there; expected --run with one of: {', '.join(sorted(names)) or 'no run scores with actors'}"
@@ -207,6 +220,13 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
         report(f"{run}: has ended")
     finally:
         ray.shutdown()
+
+
+def _use_token() -> None:
+    """Ray starts clusters that ask for a token where one is there; who connects has to be told. Call it before its import."""
+    there = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if there or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _scorers(count: int, reserved: int) -> Iterator[Any]:

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 from ..errors import ActorError, SpecError
 from ..options import Concern, Share, check_least
+from ..scoring.policies import NO_SCORER
+from ..scoring.settings import REWEIGHT
 from .selection_options import SelectionOptions
 
 # Super-batches that the pool holds by default.
@@ -53,7 +55,8 @@ class AsynchronousOptions(Concern):
         policy = selection.chosen_policy
         reasons = {
             f"--replay {selection.replay}, which scores nothing": selection.replay is not None,
-            f"policy '{policy}', for which no model scores": policy.online == "none",
+            f"policy '{policy}', for which no model scores": policy.online in NO_SCORER,
+            f"--sampler {REWEIGHT}": selection.weighs,
             f"policy '{policy}', which compares pairs of one super-batch": policy.joint,
             "--score-ahead: they score ahead anyway": selection.score_ahead > 0,
             "--on-missing score": selection.on_missing == "score",

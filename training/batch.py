@@ -152,7 +152,7 @@ def batch_of(
     targets = [row.example.target for row in rows]
     losses = [row.reference_loss for row in rows]
     return SuperBatch(
-        shards=[row.example.shard for row in rows],
+        shards=[row.shard for row in rows],
         keys=[row.example.key for row in rows],
         views=views,
         targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],

@@ -8,8 +8,7 @@ from typing import Any
 from ..datasets.batches import map_in_threads
 from ..datasets.ranges import read_images
 from ..datasets.readers import Example
-from .ahead import READERS
-from .loading import Row, ShardLoader, UnreadableError
+from .loading import READERS, Row, ShardLoader, UnreadableError
 
 
 class PlaceReader:

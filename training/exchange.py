@@ -142,6 +142,8 @@ class Exchange:
     def lost(self, lease: Lease, why: str) -> None:
         """A lease will not be answered: its rows are handed out again."""
         with self._changed:
+            if self._closed:  # nobody waits for it
+                return
             self.plan.lost(lease)
             self.counts["leases_lost"] += 1
             self._lost = why

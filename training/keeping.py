@@ -57,6 +57,10 @@ class Keeping:
         if self._group.is_first:
             self._prune()
 
+    def end_at(self, steps: int) -> None:
+        """The run ends after so many steps."""
+        self._steps = steps
+
     def keeps(self, step: int) -> bool:
         return self._due(self._keep_every, step)
 

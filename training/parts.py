@@ -18,6 +18,7 @@ from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
 from . import frozen, moving_reference, startup
+from .autopilot import Autopilot
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
@@ -25,6 +26,7 @@ from .loop import TrainingJob
 from .memory import Needs
 from .moving_reference import MovingReference
 from .pace import Pace
+from .past import LAST_PRUNED, PastLosses
 from .pooling import pooled_subs
 from .replay import ReplayScorer
 from .run_models import RunModels
@@ -90,7 +92,7 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         reference=models.moving.model if models.moving else None,
         reference_scorer=models.reference if models.moving else None,
     )
-    ledger = startup.reference_ledger(models.table)
+    ledger = startup.reference_ledger(models.table, setup.mix, setup.prior)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
     made_in_run = models.reference if models.moving or options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
@@ -135,6 +137,8 @@ def manifest_of(
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
         "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **(frozen.mix_of(setup.mix) if setup.mix is not None else {}),
+        **({"prior table": frozen.table_of(setup.prior, shards)} if setup.prior is not None else {}),
         **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
@@ -162,7 +166,8 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views=views,
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
-        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
+        kept=startup.kept_of(options, models.table, setup.prior, setup.shards, setup.records.log),
+        mix=startup.mix_begun(setup.mix, options, cost.steps, setup.records.log),
         embeddings=options.selection.joint,
         logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
@@ -180,10 +185,12 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer | PastLosses:
     """Who scores super-batches, within the budget."""
     if setup.recorded is not None:
         return ReplayScorer(setup.recorded)
+    if setup.options.selection.chosen_policy.prunes:
+        return PastLosses(setup.group, round(LAST_PRUNED * cost.steps))
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(
@@ -252,9 +259,12 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
     peak = device_peak(setup.device, setup.precision)
     # What actors score, they count themselves.
     of_step = replace(cost.step, online_score=0.0) if options.asynchronous.actors else cost.step
+    subs = subs_of(setup, models, cost, resolved, timing)
     return TrainingJob(
+        past=subs.scorer if isinstance(subs.scorer, PastLosses) else None,
+        auto=_autopilot_of(setup, models, cost, resolved),
         run=setup.run,
-        subs=subs_of(setup, models, cost, resolved, timing),
+        subs=subs,
         learner=models.learner,
         online=models.online,
         steps=cost.steps,
@@ -289,6 +299,25 @@ def _moving_of(setup: Setup, models: RunModels, resolved: Resolved) -> MovingRef
         every=setup.options.reference_every,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(seed),
+    )
+
+
+def _autopilot_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> Autopilot | None:
+    """The probe of a policy that asks for one."""
+    budget, twin, online = setup.options.budget.budget_flops, models.twin, models.online
+    if twin is None or online is None or budget is None:
+        return None
+    return Autopilot(
+        twin,
+        online,
+        cost.step,
+        forward=forward_flops(online.model).per_example,
+        training=cost.step.online_train,
+        planned=cost.steps,
+        budget=budget - cost.charged,
+        how=resolved.augment,
+        precision=setup.score_precision,
+        seed=startup.stream_seed(setup.options.seed, "probe"),
     )
 
 

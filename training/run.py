@@ -127,11 +127,12 @@ def _train(
     )
     with group.together():
         growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
+        shards = growing.began if growing else list_shards(dataset)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
-            shards=growing.began if growing else list_shards(dataset),
+            shards=shards,
             growing=growing,
             followed=followed,
             run=run,
@@ -144,6 +145,8 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
+            mix=startup.mix_of(options, dataset, config),
+            prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
         with _kernels(setup):
             models, cost, job, selections_every = _prepared(setup)

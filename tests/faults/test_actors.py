@@ -121,7 +121,7 @@ def test_a_scorer_joins_and_leaves(digits, tmp_path):
     run.until(5)
     joined = start(["actor", "--join", run.address()], tmp_path / "joined")
     log = run.folder / "log.txt"
-    wait_until(lambda: re.search(r"\d+:0 joined", log.read_text()), run.process, "the one that joins")
+    wait_until(lambda: re.search(r"\d+:0 joined", log.read_text()), joined, "that it joined")
     at = run.steps()
     run.until(at + 30)
     joined.send_signal(signal.SIGINT)
