@@ -1,7 +1,5 @@
-"""The commands: parse, call, print. No logic, and no heavy import before the command that needs it.
-
-Options, curate.toml and the data set's entry are read before torch and Beam are imported, which takes many seconds.
-"""
+"""The commands: parse, call, print. No logic. Options, curate.toml and the data set's entry are read before torch and Beam are
+imported, which takes many seconds."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,11 @@ def _load(
     for name, trainee in trainees.items():
         load_weights(trainee.module, str(folder / f"{name}.safetensors"), trainee.parts_of)
         if trainee.average is not None:
-            load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"), trainee.average_parts_of)
+            load_weights(
+                trainee.average.module,
+                str(folder / f"{name}-average.safetensors"),
+                partial(trainee.parts_of, average=True),
+            )
         trainee.steps = state["step"]
         trainee.load_optimizer(tensors["optimizers"][name])
         trainee.load_gradients(tensors.get("gradients", {}).get(name, {}))

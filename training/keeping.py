@@ -73,7 +73,7 @@ class Keeping:
 
     def quality(self) -> Mapping[str, float]:
         """All measures of the learner as it is now. A collective."""
-        with self._learner.whole_result():
+        with self._learner.whole(result=True):
             return self._measure()
 
     def measure(self, step: int) -> Mapping[str, float]:

@@ -196,13 +196,10 @@ class Trainee:
         self.optimizer = self.make_optimizer(self.model)
         self._sharded.take(self.optimizer)
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Within, the weights are whole on every rank, so that each may score as it likes. A collective."""
-        return nullcontext() if self._sharded is None else self._sharded.whole()
-
-    def whole_result(self) -> AbstractContextManager[None]:
-        """The same of `result`, so that each rank may evaluate as many images as it has."""
-        return self.whole() if self._averaged is None else self._averaged.whole()
+    def whole(self, *, result: bool = False) -> AbstractContextManager[None]:
+        """Within, the weights, or those of `result`, are whole on every rank, so that each may score alone. A collective."""
+        shards = self._averaged if result and self._averaged is not None else self._sharded
+        return nullcontext() if shards is None else shards.whole()
 
     def state(self, *, optimizer: bool = True) -> TraineeState:
         """What a checkpoint holds, with `optimizer` or without. With shards it is a collective, and on rank 0 alone has it
@@ -222,13 +219,10 @@ class Trainee:
         gradients = {n: p.grad for n, p in self.module.named_parameters() if shards is None and p.grad is not None}
         return TraineeState(weights, state, average, frozenset(named), gradients)
 
-    def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Whole tensors as the module loads them."""
-        return weights if self._sharded is None else self._sharded.parts_of(weights)
-
-    def average_parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The same of the average."""
-        return weights if self._averaged is None else self._averaged.parts_of(weights)
+    def parts_of(self, weights: Mapping[str, torch.Tensor], *, average: bool = False) -> Mapping[str, torch.Tensor]:
+        """Whole tensors as the module, or the average of its weights, loads them."""
+        shards = self._averaged if average else self._sharded
+        return weights if shards is None else shards.parts_of(weights)
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load an optimizer's state of `state`, of this trainee or of one with other shards or none."""
