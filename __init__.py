@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .scoring.tables.lookup import ScoreTable, open_scores
     from .training.batch import SuperBatch
     from .training.group import Group
+    from .training.mixture import Mix
     from .training.online_model import OnlineModel
     from .training.options import RunOptions
     from .training.records import SelectionLog
@@ -47,6 +48,7 @@ _HOMES = {
     "Kept": "scoring.tables.keep",
     "Ledger": "scoring.flops:ComputeLedger",
     "Losses": "scoring.losses",
+    "Mix": "training.mixture",
     "OnlineModel": "training.online_model",
     "Pairs": "scoring.losses",
     "Policy": "scoring.policies",
@@ -75,6 +77,7 @@ __all__ = [
     "Kept",
     "Ledger",
     "Losses",
+    "Mix",
     "OnlineModel",
     "Pairs",
     "Policy",

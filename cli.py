@@ -1,7 +1,5 @@
-"""The commands: parse, call, print. No logic, and no heavy import before the command that needs it.
-
-Options, curate.toml and the data set's entry are read before torch and Beam are imported, which takes many seconds.
-"""
+"""The commands: parse, call, print. No logic. Options, curate.toml and the data set's entry are read before torch and Beam are
+imported, which takes many seconds."""
 
 from __future__ import annotations
 
@@ -155,10 +153,7 @@ def train(
     epochs: Annotated[
         int, typer.Option(help="Stop after this many epochs of --train-num-samples.", rich_help_panel="Budget")
     ] = 1,
-    resume: Annotated[
-        bool,
-        typer.Option(show_default=False, help="Resume an interrupted run, bit for bit; on a GPU with --deterministic."),
-    ] = False,
+    resume: Annotated[bool, typer.Option(show_default=False, help="Resume an interrupted run, bit for bit.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Train a learner under a FLOP budget on examples that a policy chooses.
@@ -174,6 +169,23 @@ def train(
     folder = train_as_started(given, train_num_samples, epochs, config=config, resume=resume, report=report)
     if folder:
         typer.echo(folder)
+
+
+@cli.command()
+def actor(
+    join: Annotated[str, typer.Option(help="Join the Ray cluster at this address; this machine is a node of it.")],
+    run: Annotated[str | None, typer.Option(help="Score for the run of this name. Default: the only one.")] = None,
+    count: Annotated[int, typer.Option(help="Score in this many processes.")] = 1,
+) -> None:
+    """Score for a run of train --actors, from this machine, until that run ends or this command is interrupted.
+
+    Example: curate actor --join head:6379 --count 4
+    """
+    if count < 1:
+        raise SpecError(f"--count is {count}, expected at least 1")
+    from .training.actors import join as join_run
+
+    join_run(join, run, count, report)
 
 
 @cli.command()

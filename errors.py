@@ -11,7 +11,7 @@
         TableError        a score table
             JoinError     a training example and its stored score
         RunError          a run folder
-        BudgetError  FailuresError  BusyError  WorkerError  RankError  FetchError  QueryError
+        BudgetError  FailuresError  BusyError  WorkerError  RankError  ActorError  FetchError  QueryError
 
 Storage knows neither options nor commands, so its errors name none. A caller that knows another way out, such as another
 --out, catches a WriteError and raises an error of its own that adds it.
@@ -137,6 +137,10 @@ class WorkerError(CurateError):
 
 class RankError(CurateError):
     """Another process of a distributed run failed, or cannot be reached."""
+
+
+class ActorError(CurateError):
+    """Scoring actors are lost, or cannot be started or reached."""
 
 
 class FetchError(CurateError):

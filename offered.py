@@ -13,12 +13,14 @@ RUN = options_of(RunOptions)
 # A replay trains on the data set of the run that it replays.
 OF_THE_RUN = f"{RUN['dataset'].help} Needed, but for --replay, which takes the run's."
 TRAINED = RUN | {"dataset": replace(RUN["dataset"], default=None, help=OF_THE_RUN)}
-BUDGET = [o.name for o in RUN.values() if o.concern == "budget"]
+BUDGET, ASYNCHRONOUS = (
+    [o.name for o in RUN.values() if o.concern == concern] for concern in ("budget", "asynchronous")
+)
 # All runs of a comparison read one score table.
 MOVING = ("reference_online", "reference_every", "reference_lr")
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
 NAMED = "policy seed out name evaluate evaluate_every keep_every follow".split()
-OWN = (*BUDGET, *NAMED, *MOVING)
+OWN = (*BUDGET, *ASYNCHRONOUS, *NAMED, *MOVING)
 COMPARED = without(RunOptions, *OWN) | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
@@ -26,6 +28,6 @@ COMPARED = without(RunOptions, *OWN) | {
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-NOT_PLANNED = "policy out name evaluate evaluate_every keep_every report_to follow".split()
+NOT_PLANNED = (*ASYNCHRONOUS, *"policy out name evaluate evaluate_every keep_every report_to follow".split())
 PLAN = without(PlanOptions, *NOT_PLANNED) | {"reference": replace(RUN["reference"], help=PLANNED)}
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}

@@ -75,6 +75,10 @@ class Progress:
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
+    def expect(self, total: float) -> None:
+        """It ends at another number."""
+        self._total = total
+
     def update(self, done: float, text: Callable[[], str]) -> None:
         """Say that so much is done. `text` makes the words, and is called only if they are shown."""
         seconds = self.seconds

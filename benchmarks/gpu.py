@@ -1,6 +1,6 @@
 """`make bench-gpu`: where a step's time goes on this GPU, in at most ten minutes. `--device cpu` runs it to its end in small.
 
-    python benchmarks/gpu.py [--device cuda|cpu]
+    python benchmarks/gpu.py [--device cuda|cpu] [--seconds 540]
 
 Images are random JPEGs that are written first, so nothing is downloaded. Measured are
 - real runs of `curate train`, uniform and hard-learner (which scores the whole super-batch; also ahead): the share of the time
@@ -11,7 +11,7 @@ Images are random JPEGs that are written first, so nothing is downloaded. Measur
   arithmetic at `VIT_L_MFU` of the device's peak, and with what the runs above reached;
 - precision: how far losses in bf16 and TF32 lie from those in float32, and what scoring takes in each.
 
-What does not fit into the ten minutes is left out, and said. Writes results/DATE-gpu-DEVICE.json.
+No part is begun after `--seconds`; what is left out is said. Writes results/DATE-gpu-DEVICE.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 from measuring import Benchmark, Figure, surroundings
 from PIL import Image
 
-LIMIT = 540.0  # seconds; what is under way when they are over still ends
+SECONDS = 540.0  # what is under way when they are over still ends
 # The share of a device's peak that training a ViT-L/14 is taken to reach; the joint choice that is wanted.
 VIT_L_MFU, LARGE = 0.4, (32768, 6554)
 
@@ -76,7 +76,9 @@ SIZES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=sorted(SIZES), default="cuda")
-    device = parser.parse_args().device
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    asked = parser.parse_args()
+    device = asked.device
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
     import torch
@@ -84,7 +86,7 @@ def main() -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --device cpu runs the benchmark to its end in small")
     from rich.console import Console
-    from run import save, show
+    from run import save, show, write_readme
 
     console, about, began = Console(highlight=False), surroundings(), time.perf_counter()
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -92,7 +94,7 @@ def main() -> None:
     size, figures, left_out = SIZES[device], [], []
     with tempfile.TemporaryDirectory(prefix="curate-bench-") as folder:
         for what, measure in parts(Path(folder), size, torch.device(device)):
-            if time.perf_counter() - began > LIMIT:
+            if time.perf_counter() - began > asked.seconds:
                 left_out.append(what)
                 continue
             console.print(f"{what} ({time.perf_counter() - began:.0f} s so far)")
@@ -109,8 +111,9 @@ def main() -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     setting = {"device": name, "learner": size.learner, "online": size.online, "batch_size": size.batch_size}
     benchmark = Benchmark(f"gpu-{slug}", "no goal but a joint choice below 2 % of a ViT-L step", lambda *_: [], setting)
-    command = f"python benchmarks/gpu.py --device {device}"
+    command = f"python benchmarks/gpu.py --device {device} --seconds {asked.seconds:g}"
     save(benchmark, {**about, "left_out": left_out}, figures, time.perf_counter() - began, command)
+    write_readme()
 
 
 def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:

@@ -77,6 +77,7 @@ def figures_of(found: dict) -> list[Figure]:
         ),
         Figure(name="rows moved, of b", samples=tuple(100 * one["moved"] / CHOSEN for one in large), unit="%"),
         *(Figure(name=name, samples=tuple(1000 * s for s in of), unit="ms a step") for name, of in seconds.items()),
+        Figure(name="the slower rank's step over a rank's step", samples=tuple(found["waiting"]), better="lower"),
         Figure(name="messages a step", samples=(found["talks"],)),
         Figure(name="FLOPs a step", samples=(flops["ours"],)),
         Figure(name="weights, both models", samples=(sum(found["weights"]),)),

@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 BATCH_SIZE, FILTER_RATIO, LANES = 128, 0.8, 2
 # Images are decoded in the first epochs, whose shards lie with the ranks otherwise in each.
-WARM_UP, STEPS = 8, 18
+WARM_UP, STEPS = 8, 16
 LARGE, CHOSEN, SIDE, LARGE_LANES, REPEATS = 20_480, 4096, 224, 32, 7
 # Bytes of a message that takes its time by its size.
 BUFFER = 1 << 24
@@ -51,10 +51,12 @@ def main() -> None:
         "two ranks apart": lambda: run_step(folder, f"apart-{group.rank}", Group(), BATCH_SIZE // 2),
         "plain loop": plain.step,
     }
-    found: dict[str, Any] = {"seconds": {name: [] for name in sides}, "flops": plain.flops, "weights": plain.weights}
+    found: dict[str, Any] = {"seconds": {name: [] for name in sides}, "waiting": []}
+    found |= {"flops": plain.flops, "weights": plain.weights}
     for i in range(rounds):
         for name in list(sides) if i % 2 == 0 else reversed(sides):
             found["seconds"][name].append(slowest(group, sides[name]()))
+        found["waiting"].append(plain.waiting())
         if group.is_first:
             print(
                 ", ".join(f"{name} {1000 * seconds[-1]:.0f} ms" for name, seconds in found["seconds"].items()),
@@ -156,6 +158,19 @@ class PlainLoop:
                 loss.backward()
                 optimizer.step()
         return (time.perf_counter() - started) / (STEPS - WARM_UP)
+
+    def waiting(self) -> float:
+        """Seconds of the slower rank's step over those of a step, each rank by itself: what waiting for each other takes."""
+        x, y = self.images[: BATCH_SIZE // self.group.size], self.labels[: BATCH_SIZE // self.group.size]
+        module = self.modules[0].module
+        own = []
+        for _ in range(WARM_UP):
+            started = time.perf_counter()
+            cross_entropy(module(x), y).backward()
+            module.zero_grad(set_to_none=True)
+            own.append(time.perf_counter() - started)
+        of_ranks = np.array(self.group.share(own))
+        return float(of_ranks.max(axis=0).mean() / of_ranks.mean())
 
 
 def talks_a_step(folder: Path, group: Group) -> float:

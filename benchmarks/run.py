@@ -111,7 +111,8 @@ def write_readme() -> None:
         newest[content["benchmark"]] = content
     lines = [INTRODUCTION]
     surroundings_seen: dict[str, list[dict[str, Any]]] = {}
-    for name in NAMES + MORE_NAMES:
+    on_gpus = sorted(name for name in newest if name.startswith("gpu-") and name != "gpu-cpu")
+    for name in (*NAMES, *MORE_NAMES, *on_gpus):
         if name in newest:
             surroundings_seen.setdefault(_describe(newest[name]), []).append(newest[name])
     for described, results in surroundings_seen.items():

@@ -18,8 +18,9 @@ WIDTH = 100
 # Every name of `curate.__all__`, by what people use it for.
 GROUPS = {
     "In your own loop": (
-        "SuperBatches SuperBatch Selector Selection SubBatches SubBatch OnlineModel Ledger SelectionLog Geometry Group".split()
-    ),
+        "SuperBatches SuperBatch Mix Selector Selection SubBatches SubBatch OnlineModel Ledger SelectionLog Geometry "
+        "Group"
+    ).split(),
     "The score table": ["open_scores", "ScoreTable", "keep_best", "Kept"],
     "Policies, and selection as functions": ["Policy", "POLICIES", "Losses", "Pairs", "select", "select_jointly"],
     "Whole runs": ["train", "RunOptions", "score_reference", "ScoreOptions"],
@@ -34,6 +35,7 @@ SCORERS = {
     "learner": "the learner",
     "model": "the online model",
     "either": "the online model or the learner",
+    "past": "nobody: the learner's past losses",
 }
 
 

@@ -37,15 +37,13 @@ from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings_settings import conv
 
-BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL = 0.4e12, 2e-3, 5e-3, 0.8, 0.7
+BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL, GCE = 0.4e12, 2e-3, 5e-3, 0.8, 0.7, 0.7
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
 RATES = (1e-3, 4e-3)
 RATES_AT = 1000
 LAST_TENTH = 0.1
 NEVER = 1_000_000
-# `mixed-quarter`: so many curated examples beside 20,000 of the bulk, by copies where there are fewer.
-QUARTER = 6_667
 MODELS = {
     "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),  # 6.9 MFLOPs a forward pass
     "reference": conv(4, 8, 16, 32, layers=(0, 0, 0)),  # 1/11 of it
@@ -56,16 +54,17 @@ CHOOSING = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_R
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm trains on: `data` of `bulk`, `curated`, `mixed` and `mixed-quarter`; with the `reference` made of the
-    curated examples (of the bulk itself where there are none); what it `changes` in the run. `counted`: whether the number
-    of curated examples matters; `needs_curated`: whether it needs any. `last`: on what the last tenth is spent."""
+    """What an arm trains on: `data` of `bulk`, `curated` and `mixed`; with the `reference` made of the curated examples (of
+    the bulk itself where there are none), and the `prior` made of the bulk; what it `changes` in the run. `counted`: whether
+    the number of curated examples matters; `needs_curated`: whether it needs any. `mix`: the share of them in every batch."""
 
     data: str
     changes: dict[str, Any]
     reference: bool = False
     counted: bool = True
     needs_curated: bool = True
-    last: str = ""
+    mix: float = 0.0
+    prior: bool = False
 
 
 def choosing(policy: str, data: str = "bulk", *, needs_curated: bool = False, **changes: Any) -> Arm:
@@ -84,10 +83,17 @@ MAIN = {
 OTHERS = {
     "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
     "bulk, small-loss": Arm("bulk", {"policy": "small-loss", **CHOOSING}, counted=False, needs_curated=False),
-    "bulk, curated in the last tenth": Arm("bulk", {}, last="curated"),
-    "bulk + curated, a quarter of all drawn": Arm("mixed-quarter", {}),
+    "bulk, curated in the last tenth": Arm("bulk", {"mix_last": LAST_TENTH}, mix=1.0),
+    "bulk + curated, a quarter of all drawn": Arm("bulk", {}, mix=0.25),
+    "bulk + curated, half of all drawn": Arm("bulk", {}, mix=0.5),
     "bulk + curated, learnability": choosing("learnability", "mixed", needs_curated=True, **CHOOSING),
     "bulk, filter 25 %": choosing("filter", keep=0.25),
+    "bulk, CoLoR-Filter 50 %": Arm("bulk", {"policy": "color-filter", "keep": 0.5}, reference=True, prior=True),
+    "bulk, re-weighted by learnability": choosing(
+        "learnability", **{**CHOOSING, "filter_ratio": 0.0, "sampler": "reweight"}
+    ),
+    "bulk, generalised cross-entropy": Arm("bulk", {"gce": GCE}, counted=False, needs_curated=False),
+    "bulk, InfoBatch": Arm("bulk", {"policy": "infobatch", "filter_ratio": 0.3}, counted=False, needs_curated=False),
 }
 ARMS = {**MAIN, **OTHERS}
 
@@ -203,8 +209,7 @@ def dataset_of(folder: Path, kind: str, curated: int) -> str:
     config = load_config(toml)
     if name in config.datasets:
         return name
-    copies = QUARTER if kind == "mixed-quarter" else curated
-    counts, _ = write_shards(folder / "data" / name, copied(curated_examples(folder, curated), copies))
+    counts, _ = write_shards(folder / "data" / name, map(written, curated_examples(folder, curated)))
     train_on = [f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"]
     bulk = config.datasets["bulk"]
     entry = {**bulk, "train": train_on if kind == "curated" else [bulk["train"], *train_on]}
@@ -224,12 +229,8 @@ def curated_examples(folder: Path, count: int) -> list[Example]:
     return [example for row in zip(*found.values(), strict=True) for example in row][:count]
 
 
-def copied(examples: list[Example], count: int) -> Iterator[dict[str, Any]]:
-    """The examples, again and again under other keys until there are `count`: uniform draws them as often as their share."""
-    for i in range(count):
-        example, copy = examples[i % len(examples)], i // len(examples)
-        key = f"{example.key}-copy{copy}" if copy else example.key
-        yield {"__key__": key, "png": example.image, "cls": str(example.target).encode()}
+def written(example: Example) -> dict[str, Any]:
+    return {"__key__": example.key, "png": example.image, "cls": str(example.target).encode()}
 
 
 @cache
@@ -259,12 +260,16 @@ def score_table(folder: Path, curated: int, dataset: str) -> str:
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Train a cell, in two parts where its last tenth is another data set, and measure it on test and validation."""
+    """Train a cell, and measure it on test and validation."""
     arm = ARMS[cell.arm]
     dataset = dataset_of(folder, arm.data, cell.curated)
     changes = dict(arm.changes)
     if arm.reference:
         changes["reference_scores"] = score_table(folder, cell.curated, dataset)
+    if arm.prior:
+        changes["prior_scores"] = score_table(folder, 0, dataset)
+    if arm.mix:
+        changes["mix"] = f"{dataset_of(folder, 'curated', cell.curated)}:{arm.mix:.0%}"
     options = RunOptions.of(
         dataset=dataset,
         learner="learner",
@@ -278,41 +283,24 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         name=cell.name,
         **changes,
     )
-    parts = [options]
-    if arm.last:
-        first = options.but(budget_flops=(1 - LAST_TENTH) * BUDGET, name=f"{cell.name}-first", evaluate=False)
-        rest = options.but(
-            dataset=dataset_of(folder, arm.last, cell.curated),
-            learner=str(folder / "runs" / f"{cell.name}-first"),
-            budget_flops=LAST_TENTH * BUDGET,
-        )
-        parts = [first, rest]
-    config = load_config(folder / "curate.toml")
-    summaries = [train(part, config=config, resume=True, report=quiet) for part in parts]
-    last = summaries[-1]
-    regimes = {name: sum_known([s["regimes"][name] for s in summaries]) for name in last["regimes"]}
+    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
     return {
         "name": cell.name,
         "arm": cell.arm,
         "curated": cell.curated,
         "seed": cell.seed,
         "lr": cell.lr,
-        "top1": last["quality"]["top1"],
+        "top1": summary["quality"]["top1"],
         "validation_top1": validation(folder, cell) if cell.lr != LR or cell.curated in (0, RATES_AT) else None,
-        "steps": sum(s["steps"] for s in summaries),
-        "regimes": regimes,
-        "seconds": sum(s["seconds"]["total"] - s["seconds"]["evaluate"] for s in summaries),
+        "steps": summary["steps"],
+        "regimes": summary["regimes"],
+        "seconds": summary["seconds"]["total"] - summary["seconds"]["evaluate"],
     }
 
 
 def validation(folder: Path, cell: Cell) -> float:
     config = load_config(folder / "curate.toml")
     return evaluate_by_name(str(folder / "runs" / cell.name), "validation", config)["top1"]
-
-
-def sum_known(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 def quiet(line: str) -> None:

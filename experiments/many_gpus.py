@@ -27,6 +27,7 @@ from curate.training.division import Division
 from curate.training.group import Group
 
 STEPS, FILTER_RATIO = 20, 0.8
+WAITING = "the slower rank's step over a rank's step"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def check(result: dict[str, Any]) -> dict[str, Any]:
     flops = of("FLOPs a step")
     machine = Machine(
         flops=flops / 2 / apart,
-        spread=0.0,
+        # The greater of two normal numbers lies 1 / sqrt(pi) standard deviations above their mean.
+        spread=(of(WAITING) - 1) * math.sqrt(math.pi) if WAITING in figures else 0.0,
         host_hop=of("a small message") / 1000,
         device_hop=of("a small message") / 1000,
         bandwidth=2 * (1 << 24) / 2 / (of("16 MB added up") / 1000),
@@ -170,6 +172,7 @@ def on_paper(ranks: int, b: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     result = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     command = f"python experiments/many_gpus.py {sys.argv[1]}"
     lines = [on_paper(ranks, b) for ranks, b in ((8, 4096), (64, 4096), (64, 32_768), (512, 32_768))]

@@ -25,6 +25,9 @@ METRICS: dict[str, Any] = {
     **dict.fromkeys(["samples_per_second", "mfu", "data_share"], "DOUBLE"),
     "quality": QUALITY,
     "flops": LEDGER,
+    "score_age": "DOUBLE",
+    **dict.fromkeys(["score_age_greatest", "pool_size", "dropped_for_age"], "BIGINT"),
+    **dict.fromkeys(["learner_waited", "scorers_waited", "overlap"], "DOUBLE"),
 }
 CONFIG: dict[str, Any] = {
     **dict.fromkeys(["dataset", "policy", "learner", "online", "sampler"], "VARCHAR"),

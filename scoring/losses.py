@@ -52,7 +52,9 @@ class Losses:
 
     `online_B` and `reference_B` are the two models' losses, float32 [B]; `online_pairs` and `reference_pairs` their
     embeddings, for joint policies; `age_B` is how many steps ago the online loss was computed, int64 [B] (None: 0).
-    `chosen_B`, float32 [B], is 1 where the run that is replayed chose the example, else 0.
+    `chosen_B`, float32 [B], is 1 where the run that is replayed chose the example, else 0. `past_B` is the learner's loss of
+    when it last trained on the example, less the mean of all such (0 where it never did). `prior_B` is the loss of a second
+    reference, from a second score table.
     """
 
     online_B: torch.Tensor | None = None
@@ -61,6 +63,8 @@ class Losses:
     reference_pairs: Pairs | None = None
     age_B: torch.Tensor | None = None
     chosen_B: torch.Tensor | None = None
+    past_B: torch.Tensor | None = None
+    prior_B: torch.Tensor | None = None
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
@@ -68,13 +72,28 @@ def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tens
     return F.cross_entropy(logits_BC.float(), labels_B, reduction="none")
 
 
-def distillation(logits_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Cross-entropy with a teacher's probabilities as soft targets: the mean over B, in nats, times temperature^2.
+def generalised_cross_entropy(
+    logits_BC: torch.Tensor, labels_B: torch.Tensor, q: float, reduction: str = "mean"
+) -> torch.Tensor:
+    """(1 - p^q) / q, p being the probability of the label: cross-entropy as q goes to 0, 1 - p at q = 1.
+
+    Labels that a model holds for unlikely, as wrong ones mostly are, have smaller gradients than in cross-entropy: those of
+    cross-entropy times p^q. The mean over B, or float32 [B] with reduction "none". Zhang and Sabuncu, arXiv 1805.07836.
+    """
+    loss_B = -torch.expm1(-q * F.cross_entropy(precise(logits_BC), labels_B, reduction="none")) / q
+    return loss_B if reduction == "none" else loss_B.mean()
+
+
+def distillation(
+    logits_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float = 1.0, reduction: str = "mean"
+) -> torch.Tensor:
+    """Cross-entropy with a teacher's probabilities as soft targets: the mean over B, in nats, times temperature^2; [B] with
+    reduction "none".
 
     Both models' logits are divided by the temperature. Hinton et al. 2015, arXiv 1503.02531, section 2.
     """
     soft_BC = (teacher_BC.float() / temperature).softmax(-1)
-    loss: torch.Tensor = temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC)
+    loss: torch.Tensor = temperature**2 * F.cross_entropy(logits_BC.float() / temperature, soft_BC, reduction=reduction)
     return loss
 
 

@@ -21,7 +21,7 @@ from ..datasets.targets import Target
 from ..lazy import lazily
 from .preprocessing import Preprocessing
 from .ranks import ALONE, Ranks
-from .settings import Precision
+from .settings import Precision, Reduction
 
 # ITU-R 601: how bright people see red, green and blue.
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -134,9 +134,15 @@ class Task(Protocol):
         ...
 
     def training_loss(
-        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+        self,
+        model: Model,
+        label_smoothing: float = 0.0,
+        ranks: Ranks = ALONE,
+        gce: float | None = None,
+        reduction: Reduction = "mean",
     ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-        """Loss of (output, targets), a mean over the batch, or over this rank's part of it."""
+        """Loss of (output, targets), a mean over the batch, or over this rank's part of it; with reduction "none" each
+        example's. `gce` is the q of generalised cross-entropy. Raises SpecError for what the task has not."""
         ...
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:

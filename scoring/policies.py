@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from ..datasets.targets import CAPTION
+from ..datasets.targets import CAPTION, LABEL
 from ..errors import SpecError
 from ..ledger import BASELINE
 from . import scores
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from .losses import Losses
 
-Online = Literal["none", "learner", "model", "either"]
+Online = Literal["none", "learner", "model", "either", "past"]
+# Of these no model scores super-batches.
+NO_SCORER = ("none", "past")
 ReferenceUse = Literal["none", "loss", "embeddings"]
 
 
@@ -32,11 +34,14 @@ class Policy:
 
     `score` computes the score [B] from the losses: larger is more worth training on. None draws uniformly. `online` says
     whose losses it needs: those of a small `model` that trains beside the learner, the `learner`'s own, `either` (the
-    model's if there is one, else the learner's), or `none`. `reference` says what it reads from the score table. A
+    model's if there is one, else the learner's), the learner's own of when it last trained on the examples (`past`, which
+    costs nothing), or `none`. `reference` says what it reads from the score table. A
     `joint` policy chooses pairs for what they teach together; its `score` combines the two models' losses. `tasks` are
     the names of the tasks that it works for; empty for all. `larger_reference`: the reference must cost more than the
     learner. A policy that `filters` keeps the best share of the data set by the score of the stored losses, and draws
-    uniformly from that. `colour` is the colour of its line in plots.
+    uniformly from that; one with a `prior` subtracts two tables for it. One that `prunes` drops examples with a negative
+    score at random, and weighs the rest of them up. Under one that `probes`, a run draws uniformly once it finds that
+    choosing does not pay. `colour` is the colour of its line in plots.
     """
 
     name: str
@@ -49,6 +54,9 @@ class Policy:
     colour: str = ""
     larger_reference: bool = False
     filters: bool = False
+    prior: bool = False
+    prunes: bool = False
+    probes: bool = False
 
     def __post_init__(self) -> None:
         for value, known in ((self.online, Online), (self.reference, ReferenceUse)):
@@ -58,6 +66,16 @@ class Policy:
             raise SpecError(f"policy '{self.name}' has no score; give it one, or ask for no losses")
         if self.joint and self.reference != "embeddings":
             raise SpecError(f"policy '{self.name}' chooses jointly, which needs reference='embeddings'")
+        if self.probes and (self.online != "model" or self.joint):
+            raise SpecError(
+                f"policy '{self.name}' probes with an online model: it takes online='model', and chooses examples singly"
+            )
+        if self.prior and not self.filters:
+            raise SpecError(f"policy '{self.name}' reads a prior's losses, which only a policy that filters can")
+        if self.prunes and (self.online, self.reference, self.joint) != ("past", "none", False):
+            raise SpecError(
+                f"policy '{self.name}' prunes by the learner's past losses: it takes online='past' and no reference"
+            )
         if self.filters and (self.online, self.reference, self.joint) != ("none", "loss", False):
             raise SpecError(
                 f"policy '{self.name}' filters by stored losses: it takes online='none' and reference='loss'"
@@ -99,6 +117,16 @@ def _learnability(known: Losses) -> torch.Tensor:
     return scores.learnability(online_B, reference_B)
 
 
+def _color(known: Losses) -> torch.Tensor:
+    prior_B, reference_B = _known(prior_loss=known.prior_B, reference_loss=known.reference_B)
+    return scores.color(prior_B, reference_B)
+
+
+def _past(known: Losses) -> torch.Tensor:
+    (past_B,) = _known(past_loss=known.past_B)
+    return past_B
+
+
 def _replay(known: Losses) -> torch.Tensor:
     (chosen_B,) = _known(chosen=known.chosen_B)
     return chosen_B
@@ -134,6 +162,33 @@ FILTER = Policy(
     help="keep the share with the lowest loss(reference), and draw uniformly from that",
     colour="#882255",
     filters=True,
+)
+COLOR_FILTER = Policy(
+    "color-filter",
+    _color,
+    reference="loss",
+    help="keep the share with the highest loss(prior) - loss(reference): CoLoR-Filter",
+    colour="#999933",
+    filters=True,
+    prior=True,
+)
+INFOBATCH = Policy(
+    "infobatch",
+    _past,
+    online="past",
+    tasks=(LABEL.task,),
+    help="prune well-learned examples at random by the learner's own past losses, and weigh the rest up: InfoBatch",
+    colour="#44aa99",
+    prunes=True,
+)
+AUTO = Policy(
+    "auto",
+    _learnability,
+    online="model",
+    reference="loss",
+    help="learnability, until the run finds that choosing does not pay, then uniform",
+    colour="#332288",
+    probes=True,
 )
 JEST = Policy(
     "jest",
@@ -171,6 +226,7 @@ POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
         *(UNIFORM, LEARNABILITY, RHO, HARD_LEARNER, SMALL_LOSS, EASY_REFERENCE, FILTER),
+        *(COLOR_FILTER, INFOBATCH, AUTO),
         *(JEST, JEST_EASY, ACID),
     )
 }

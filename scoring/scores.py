@@ -30,6 +30,15 @@ def small_loss(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tens
     return -scale * online_loss_B
 
 
+def color(prior_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """`loss(x | prior) - loss(x | reference)`: what a reference that was trained on curated data too likes better.
+
+    CoLoR-Filter (arXiv 2406.10670): the prior is trained on the bulk, the reference is the prior trained on. Neither knows
+    the learner, so the score is computed once.
+    """
+    return scale * (prior_loss_B - reference_loss_B)
+
+
 def learnability(online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
     """`loss(x | online) - loss(x | reference)`: not yet learned, and possible to learn.
 

@@ -14,12 +14,13 @@ from .settings import Sampler
 class Selection:
     """Which examples of a super-batch to train on: `index` int64 [b], ascending. `score`, float32 [B], is the score by
     which they were chosen; `online_loss` and `reference_loss` [B] are each model's losses; None where the policy has
-    none."""
+    none. `weight`, float32 [B], is what the loss of each is multiplied by if it is trained on; None where all weigh 1."""
 
     index: torch.Tensor
     score: torch.Tensor | None = None
     online_loss: torch.Tensor | None = None
     reference_loss: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
 
 def select(
@@ -57,6 +58,44 @@ def select(
     ties = (keys_B == least).nonzero().squeeze(1)
     chosen_B[ties[: b - int(chosen_B.sum())]] = True
     return chosen_B.nonzero().squeeze(1)
+
+
+def prune(
+    scores_B: torch.Tensor, b: int, *, rate: float = 0.5, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """InfoBatch (arXiv 2303.04947) with batches of one size: choose `b` of `B`, leaving out those with negative scores first.
+
+    Of the n with a negative score (a loss below the mean) m are dropped at random, as many as are to go, at most `rate` n; the
+    others of them weigh n / (n - m), which is 1 / (1 - r) of the paper. Where more are to go, all that are left are equally
+    likely to. So every example has the same expected weight. Returns int64 [b], ascending, and all weights, float32 [B].
+
+    Raises ValueError where b is not in 1..B, a score is NaN or infinite, or the rate is not from 0 to below 1.
+    """
+    B = len(scores_B)
+    if not 1 <= b <= B or not 0 <= rate < 1:
+        raise ValueError(f"cannot choose b={b} of {B} scores at a rate of {rate:g}")
+    if not torch.isfinite(scores_B).all():
+        raise ValueError("a score is nan or infinite")
+    low = (scores_B < 0).nonzero().squeeze(1).cpu()
+    dropped = min(B - b, int(rate * len(low)))
+    stays_B = torch.ones(B, dtype=torch.bool)
+    stays_B[low[torch.randperm(len(low), generator=generator)[:dropped]]] = False
+    weight_B = torch.ones(B)
+    if dropped:
+        weight_B[low] = len(low) / (len(low) - dropped)
+    left = stays_B.nonzero().squeeze(1)
+    index = left[torch.randperm(len(left), generator=generator)[:b]].sort().values
+    return index.to(scores_B.device), weight_B.to(scores_B.device)
+
+
+def reweight(scores_B: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Weights softmax(scores / temperature) x B of all examples, float32 [B], 1 on average: nothing is dropped.
+
+    Raises ValueError where a score is NaN or infinite.
+    """
+    if not torch.isfinite(scores_B).all():
+        raise ValueError("a score is nan or infinite")
+    return ((scores_B.double() / temperature).softmax(0) * len(scores_B)).float()
 
 
 def gumbel(n: int, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -12,18 +12,18 @@ from .joint import select_jointly
 from .losses import Losses, Pairs
 from .policies import Policy, find_policy
 from .ranks import ALONE, Ranks
-from .selection import Selection, select
-from .settings import N_CHUNKS, ContrastiveLoss, Sampler
+from .selection import Selection, prune, reweight, select
+from .settings import N_CHUNKS, REWEIGHT, ContrastiveLoss, Sampler
 
 
 class Selector:
     """Chooses `b` of the examples of a super-batch: steps 2 and 3 of Algorithm 1 of arXiv 2312.05328.
 
     `policy` is a name, `module:NAME` or a `Policy`. `scale` multiplies the scores: use 1 for cross-entropy, and about 20
-    for dot products, which lie in [-1, 1]. `sampler` and `temperature` are those of `curate.select`, `chunks` and
-    `joint_loss` those of `curate.select_jointly` (None: sigmoid where both models have a bias, else softmax). Two
-    selectors with the same `seed` and the same losses choose the same examples: random numbers are drawn on the CPU,
-    for any device.
+    for dot products, which lie in [-1, 1]. `sampler` and `temperature` are those of `curate.select`; with "reweight" all
+    examples are taken, and weigh softmax(score / temperature) x B. `chunks` and `joint_loss` are those of
+    `curate.select_jointly` (None: sigmoid where both models have a bias, else softmax). Two selectors with the same `seed`
+    and the same losses choose the same examples: random numbers are drawn on the CPU, for any device.
     """
 
     def __init__(
@@ -42,11 +42,15 @@ class Selector:
             raise SpecError(f"b is {b}, expected at least 1 example to choose")
         if not 0 < temperature < math.inf:
             raise SpecError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
-        if sampler not in ("softmax", "topk"):
-            raise SpecError(f"sampler is '{sampler}', expected softmax or topk")
+        if sampler not in get_args(Sampler):
+            raise SpecError(f"sampler is '{sampler}', expected {', '.join(get_args(Sampler))}")
         if not 0 < scale < math.inf:
             raise SpecError(f"scale is {scale}, expected a number above 0")
         self.policy = find_policy(policy)
+        if sampler == REWEIGHT and self.policy.joint:
+            raise SpecError(
+                f"policy '{self.policy.name}' scores no example by itself, which reweight needs; take another"
+            )
         self.b, self.sampler, self.temperature, self.scale = b, sampler, temperature, scale
         self.chunks, self.joint_loss = chunks, joint_loss
         self.generator = torch.Generator().manual_seed(seed)
@@ -95,6 +99,16 @@ class Selector:
                 **settings,
             )
         score_B = self.scale * self.policy.score(known)
+        if self.policy.prunes:
+            index, weight_B = prune(score_B, self.b, generator=self.generator)
+            return Selection(index, score_B, known.online_B, known.reference_B, weight_B)
+        if self.sampler == REWEIGHT:
+            if len(score_B) != self.b:
+                raise SpecError(
+                    f"reweight drops nothing, and b is {self.b} of {len(score_B)} examples; choose all, or sample"
+                )
+            index = torch.arange(self.b, device=score_B.device)
+            return Selection(index, score_B, known.online_B, known.reference_B, reweight(score_B, self.temperature))
         index = select(score_B, self.b, **settings)
         return Selection(index, score_B, known.online_B, known.reference_B)
 

@@ -10,7 +10,10 @@ from ..errors import SpecError
 from ..options import flag
 
 Precision = Literal["fp32", "bf16"]
-Sampler = Literal["softmax", "topk"]
+Sampler = Literal["softmax", "topk", "reweight"]
+# The sampler that draws nothing: all examples are trained on, and weigh by their scores.
+REWEIGHT: Sampler = "reweight"
+Reduction = Literal["mean", "none"]
 ContrastiveLoss = Literal["sigmoid", "softmax"]
 OnMissing = Literal["error", "score", "skip"]
 Choice = Literal["global", "local"]

@@ -28,9 +28,9 @@ from ..options import (
     flag,
 )
 from ..scoring.policies import LEARNABILITY, POLICIES, Policy
+from ..training.data_options import DataOptions
 from ..training.options import (
     BudgetOptions,
-    DataOptions,
     OptimizationOptions,
     RecordOptions,
     RunOptions,

@@ -245,6 +245,8 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         known = reference if reference_spec else None
         train_once, note = _reference_training(options, table, known, online, uniform_steps)
         notes.append(note)
+    also_scored, also_trained, also_said = _other_tables(options, config)
+    notes += also_said
     zero = unusual(uncounted)
     if zero:
         notes.append(f"operators without a formula, which count as zero FLOPs: {', '.join(zero)}")
@@ -255,13 +257,31 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         uniform_steps=uniform_steps,
         steps=steps,
         reference_step=score_each,
-        reference_score=score_once,
-        reference_train=train_once,
+        reference_score=score_once + also_scored,
+        reference_train=train_once + also_trained,
         runs=options.runs,
         budget=options.budget_flops,
         expected_saving=options.expected_saving,
         notes=tuple(notes),
     )
+
+
+def _other_tables(options: PlanOptions, config: Config) -> tuple[float, float, list[str]]:
+    """FLOPs of scoring what is mixed in and of a second reference's scores, FLOPs of its training, and what to say."""
+    notes = []
+    if options.data.mixture is not None:
+        name, share = options.data.mixture
+        find_dataset(name, config)
+        last = f" in the last {options.data.mix_last:.0%} of the steps" if options.data.mix_last < 1 else ""
+        notes.append(f"mixture: {share:.3g} of every super-batch from '{name}'{last}; a step costs the same")
+    scored = trained = 0.0
+    mixed, prior = options.data.mix_scores, options.selection.prior_scores
+    for table, what in [(open_scores(path), what) for path, what in ((mixed, "mixture"), (prior, "prior")) if path]:
+        flops = table.manifest["flops"]
+        scored += flops.get("reference_score") or 0.0
+        trained += 0.0 if what == "mixture" else flops["reference_train"] or 0.0
+        notes.append(f"scores of the {what}: {_examples(table):,} examples, as {_from_here(table.folder)} says")
+    return scored, trained, notes
 
 
 def _reference_training(

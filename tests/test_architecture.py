@@ -183,13 +183,17 @@ def literals(path: Path):
             yield node.lineno, node.value
 
 
+# A word of matplotlib's.
+ELSEWHERE = {"inspect_plots.py": {"auto"}}
 REGISTRIES = {"ledger.py", "scoring/policies.py", "scoring/__init__.py", "datasets/targets.py"}
 
 
 @pytest.mark.parametrize("path", list(modules()), ids=lambda p: str(p.relative_to(ROOT)))
 def test_policies_and_tasks_are_named_in_their_registries_alone(path):
     names = {*POLICIES, *TASKS}
-    found = [f"line {line}: {text!r}" for line, text in literals(path) if text in names]
+    found = [
+        f"line {line}: {text!r}" for line, text in literals(path) if text in names - ELSEWHERE.get(path.name, set())
+    ]
     assert not found or str(path.relative_to(ROOT)) in REGISTRIES, found
 
 

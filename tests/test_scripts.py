@@ -39,6 +39,18 @@ def test_the_ages_in_the_findings_are_those_of_their_results(monkeypatch):
     assert score_age.table(results) in page, "python experiments/score_age.py --table RESULTS.jsonl"
 
 
+def test_the_moving_references_in_the_findings_are_those_of_their_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import moving_reference
+
+    results = moving_reference.read_results(ROOT / "experiments" / "results" / "2026-11-26-moving-reference.jsonl")
+    assert {(line["arm"], line["seed"]) for line in results} == {
+        (a, s) for a in moving_reference.ARMS for s in range(3)
+    }
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert moving_reference.table(results) in page, "python experiments/moving_reference.py --table RESULTS.jsonl"
+
+
 def test_benchmarks_start():
     code = (
         "import importlib, run; print([importlib.import_module(n).BENCHMARK.name for n in run.NAMES + run.MORE_NAMES])"

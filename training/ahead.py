@@ -8,10 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from .loading import LoadedShard
-
-# So many shards are read at a time.
-READERS = 8
+from .loading import READERS, LoadedShard
 
 
 class HostRoom:

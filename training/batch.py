@@ -133,6 +133,38 @@ class SuperBatch:
         )
 
 
+def batch_of(
+    rows: Sequence[Row],
+    views: Mapping[str, torch.Tensor],
+    tokenize: Mapping[str, Tokenizer],
+    has_classes: bool,
+    has_scores: bool,
+    embedding_width: int,
+    logit_width: int,
+    division: Division | None,
+    number: int,
+) -> SuperBatch:
+    """The super-batch of these rows, of which `views` were made."""
+    tokens: dict[int, torch.Tensor] = {}
+    for tokenizer in tokenize.values():
+        if id(tokenizer) not in tokens:
+            tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+    targets = [row.example.target for row in rows]
+    losses = [row.reference_loss for row in rows]
+    return SuperBatch(
+        shards=[row.shard for row in rows],
+        keys=[row.example.key for row in rows],
+        views=views,
+        targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
+        tokens={name: tokens[id(tokenizer)] for name, tokenizer in tokenize.items()},
+        reference_loss=torch.tensor(losses, dtype=torch.float32) if has_scores else None,
+        reference_pairs=stored_embeddings(rows, embedding_width) if embedding_width else None,
+        reference_logits=stored_vectors(rows, ("logits",), logit_width)[0] if logit_width else None,
+        division=division,
+        number=number,
+    )
+
+
 def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
     """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
     if not rows:

@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint brings back beside the weights: the next step, and what `save` was given: the state, and the losses
-    of super-batches that wait for their turn."""
+    """What a checkpoint brings back beside the weights: the next step, and what `save` was given: the state, the losses
+    of super-batches that wait for their turn, and the learner's past losses."""
 
     step: int
     state: dict[str, Any]
     scored: Sequence[dict[str, Any]]
+    past: Mapping[str, Any]
 
 
 def save(
@@ -50,9 +52,11 @@ def save(
     state: dict[str, Any],
     ranks: Sequence[dict[str, Any]] = (),
     scored: Sequence[dict[str, Any]] = (),
+    past: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the checkpoint of having done `step` steps. `state` must be JSON-able. `ranks` are the `random_state` of every
-    rank, where there are several. `scored` are the losses of super-batches that wait for their turn.
+    rank, where there are several. `scored` are the losses of super-batches that wait for their turn, `past` what is remembered
+    of the learner's losses, as tensors.
 
     Raises DivergedError where a weight is not finite, and WriteError; the older checkpoints stay then.
     """
@@ -65,6 +69,7 @@ def save(
         **random_state(alone=not ranks),
         **({"ranks": list(ranks)} if ranks else {}),
         **({"scored": list(scored)} if scored else {}),
+        **({"past": dict(past)} if past else {}),
         **({"gradients": gradients} if gradients else {}),
     }
     with whole_folder(folder) as partial:
@@ -164,14 +169,18 @@ def _load(
     for name, trainee in trainees.items():
         load_weights(trainee.module, str(folder / f"{name}.safetensors"), trainee.parts_of)
         if trainee.average is not None:
-            load_weights(trainee.average.module, str(folder / f"{name}-average.safetensors"), trainee.average_parts_of)
+            load_weights(
+                trainee.average.module,
+                str(folder / f"{name}-average.safetensors"),
+                partial(trainee.parts_of, average=True),
+            )
         trainee.steps = state["step"]
         trainee.load_optimizer(tensors["optimizers"][name])
         trainee.load_gradients(tensors.get("gradients", {}).get(name, {}))
     for name, generator in generators.items():
         generator.set_state(tensors["generators"][name])
     _set_random_state(tensors, group, state["step"])
-    return Resumed(state.pop("step"), state, tensors.get("scored", ()))
+    return Resumed(state.pop("step"), state, tensors.get("scored", ()), tensors.get("past", {}))
 
 
 def _set_random_state(tensors: dict[str, Any], group: Group, step: int) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import SpecError
 from ..scoring.losses import distillation
+from ..scoring.settings import Reduction
 from .batch import SuperBatch
 
 
@@ -39,12 +40,13 @@ class Taught:
 
 
 def blended(
-    loss: Callable[[Any, torch.Tensor], torch.Tensor], weight: float, temperature: float
+    loss: Callable[[Any, torch.Tensor], torch.Tensor], weight: float, temperature: float, reduction: Reduction = "mean"
 ) -> Callable[[Any, Taught], torch.Tensor]:
-    """(1 - weight) x the loss of the labels + weight x the cross-entropy with the teacher's probabilities."""
+    """(1 - weight) x the loss of the labels + weight x the cross-entropy with the teacher's probabilities. `loss` is a mean,
+    or with reduction "none" each example's."""
 
     def both(logits_BC: torch.Tensor, taught: Taught) -> torch.Tensor:
         hard = loss(logits_BC, taught.targets_B)
-        return (1 - weight) * hard + weight * distillation(logits_BC, taught.logits_BC, temperature)
+        return (1 - weight) * hard + weight * distillation(logits_BC, taught.logits_BC, temperature, reduction)
 
     return both

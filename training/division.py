@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..datasets.order import quotas
+from ..scoring.losses import Losses, Pairs
 from .deal import deal
 from .group import Group
 
@@ -25,10 +26,11 @@ class Division:
     holder_B: np.ndarray
 
     @classmethod
-    def of_step(cls, group: Group, step: int, size: int, lanes: int) -> Division:
-        """Of super-batch number `step`: rank r holds the rows of the lanes r, r + W, r + 2 W, ..."""
-        lane_B = np.repeat(np.arange(lanes), quotas(step, size, lanes))
-        return cls(group, lane_B % group.size)
+    def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
+        """Of super-batch number `step`: rank r holds the rows of the lanes r, r + W, r + 2 W, ... `parts` are the rows and
+        lanes of each data set in it."""
+        lanes = [np.repeat(np.arange(lanes), quotas(step, size, lanes)) for size, lanes in parts]
+        return cls(group, np.concatenate(lanes) % group.size)
 
     def __len__(self) -> int:
         return len(self.holder_B)
@@ -144,3 +146,26 @@ class Deal:
             sent = self.group.exchange_lists([[values[i] for i in part.tolist()] for part in self.send])
             found += [value for by_rank in sent for value in by_rank]
         return [found[i] for i in self.order.tolist()]
+
+
+def whole_losses(known: Losses, division: Division) -> Losses:
+    """What is known of the whole super-batch, given what each rank knows of its rows. A collective."""
+
+    def whole(rows: torch.Tensor | None) -> torch.Tensor | None:
+        return None if rows is None else division.whole(rows)
+
+    def whole_pairs(pairs: Pairs | None) -> Pairs | None:
+        if pairs is None:
+            return None
+        image_BD, text_BD = division.whole(pairs.image_BD), division.whole(pairs.text_BD)
+        return replace(pairs, image_BD=image_BD, text_BD=text_BD, group_B=whole(pairs.group_B))
+
+    return Losses(
+        whole(known.online_B),
+        whole(known.reference_B),
+        whole_pairs(known.online_pairs),
+        whole_pairs(known.reference_pairs),
+        whole(known.age_B),
+        whole(known.chosen_B),
+        whole(known.past_B),
+    )

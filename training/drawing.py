@@ -13,11 +13,11 @@ from ..datasets.order import order_digest, quotas
 from ..datasets.readers import Failure, too_many_failures
 from ..datasets.shards import Shard
 from ..errors import FailuresError, SpecError
-from .ahead import READERS, HostRoom, ReadAhead
+from .ahead import HostRoom, ReadAhead
 from .epochs import Epochs, GrowingEpochs
 from .group import Group
 from .lanes import Lane, LanePosition
-from .loading import Row, ShardLoader, SkippedShards
+from .loading import READERS, Row, ShardLoader, SkippedShards
 
 # A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
 EMPTY_EPOCHS = 64
@@ -29,8 +29,8 @@ LookAt = Callable[[Sequence[Row]], dict[int, Failure]]
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """All that determines the order of examples. `rows` of each shard are None where they are not known; `rows_were_read`
-    says that they are known from reading the shards. `filtered` is the digest of what is kept of the data, if not all. Of a data
-    set that grows, `shards` and `rows` are those of the first epoch."""
+    says that they are known from reading the shards. `filtered` says what is kept of the data, if not all, and what is mixed
+    into it. Of a data set that grows, `shards` and `rows` are those of the first epoch."""
 
     shards: Sequence[Shard]
     rows: list[int] | None
@@ -39,7 +39,7 @@ class Layout:
     size: int
     seed: int
     host_bytes: int
-    filtered: tuple[str, ...] = ()
+    filtered: tuple[object, ...] = ()
     growing: GrowingEpochs | None = None
 
     @cached_property
@@ -97,9 +97,10 @@ class Drawing:
             lane.position, lane.skipped = LanePosition(*position), set(skips)
         self._last_failure: Failure | None = None
 
-    def next(self) -> tuple[list[Row], list[bool]]:
-        """This rank's rows of the next super-batch, in lane order; whether each is in the first epoch of its lane."""
-        wanted = quotas(self.drawn, self.layout.size, self.layout.lanes)
+    def next(self, count: int | None = None) -> tuple[list[Row], list[bool]]:
+        """This rank's rows of the next super-batch, in lane order; whether each is in the first epoch of its lane. `count`
+        are the rows of all ranks, the layout's by default."""
+        wanted = quotas(self.drawn, self.layout.size if count is None else count, self.layout.lanes)
         own = [count if v % self.group.size == self.group.rank else 0 for v, count in enumerate(wanted)]
         rows = self._fill(own)
         epochs = [lane.position.epoch for lane, count in zip(self.lanes, own, strict=True) for _ in range(count)]

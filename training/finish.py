@@ -23,8 +23,8 @@ from .evaluate import evaluate, refuse_few
 from .group import Group
 from .loop import TrainingJob
 from .options import RunOptions
+from .positions import counts_of, skipped_of
 from .records import write_json
-from .superbatch import counts_of
 from .timing import EVALUATE, total
 
 
@@ -48,7 +48,7 @@ def finish(
             except BaseException as e:
                 error = e
     best = job.keeping.finish(steps, quality)
-    policy, seconds = job.subs.selector.policy, job.timing.state_dict()
+    policy, seconds = options.selection.chosen_policy, job.timing.state_dict()
     batches = job.subs.batches.state_dict()
     summary = {
         "run": run.name,
@@ -61,7 +61,7 @@ def finish(
         "seed": options.seed,
         "steps": steps,
         "examples_trained": steps * options.optimization.batch_size,
-        "examples_scored": steps * options.super_batch_size if policy.selects else 0,
+        "examples_scored": job.subs.examples_scored(job.auto.scored_steps(steps) if job.auto else steps),
         "ledger": ledger.lines(),
         **({"ledger_in_run": ledger.in_run} if ledger.in_run else {}),
         **({"replay": options.selection.replay, "choices": ledger.choices} if options.selection.replay else {}),
@@ -70,10 +70,11 @@ def finish(
         "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},
         "quality": quality,
         **({"best": best} if best else {}),
+        **({"autopilot": job.auto.summary()} if job.auto else {}),
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
         **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
-        "skipped_shards": dict(batches["skipped"]),
+        "skipped_shards": skipped_of(batches),
     }
     with group.together():
         if group.is_first:

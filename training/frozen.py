@@ -27,6 +27,7 @@ from ..errors import StorageError
 from ..scoring.models import Model
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable
+from .mixture import Mix
 
 # Data sets up to this size are read once more to know their content; larger ones are known by their files' versions.
 CONTENT_BYTES = 1 << 28
@@ -42,6 +43,9 @@ SAID = ("versions", "hardware")
 # Of these, a setting that is missing on one side is a difference; elsewhere an older version did not know it.
 WHOLE = ("arguments", "open_clip_config", "coarse")
 DIGITS = 16
+# The shards of the data set that is mixed in.
+MIXED = "mixed in"
+SPLITS = ("train", "test", MIXED)
 
 
 def shards_of(shards: Sequence[Shard]) -> dict[str, Any]:
@@ -133,6 +137,13 @@ def table_of(table: ScoreTable, shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
+def mix_of(mix: Mix) -> dict[str, Any]:
+    """What is known of the data set that is mixed in, and of its score table."""
+    shards = mix.shards or ()
+    table = {f"{MIXED} table": table_of(mix.scores, shards)} if isinstance(mix.scores, ScoreTable) else {}
+    return {MIXED: shards_of(shards), **table}
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
 
@@ -142,7 +153,7 @@ def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for path, then, today in _differences(before, _plain(now), REFUSED):
         group, name = path[-2:] if len(path) > 1 else ("", path[-1])
-        if group in ("train", "test"):
+        if group in SPLITS:
             both = [_split_told(m["began"][group], name) for m in (before, now)]
             found.append(f"{group} shards: {both[0]}, now {both[1]}")
         else:
@@ -156,7 +167,7 @@ def said(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"{path[-1]} {_short(then)}, now {_short(today)}"
         for path, then, today in _differences(before, _plain(now), SAID)
     ]
-    for split in ("train", "test"):
+    for split in SPLITS:
         then, today = ((m.get("began") or {}).get(split) or {} for m in (before, now))
         if then.get("written") and today.get("written") and then["written"] != today["written"]:
             found.append(f"{split} shards of the same names and sizes, written at another time")

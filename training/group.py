@@ -55,7 +55,7 @@ class Group:
             return found
         if not dist.is_available():
             raise SpecError(f"{found.size} processes were started, but this torch is built without torch.distributed")
-        time_out = _time_out(environment)
+        time_out = time_out_of(environment)
         if torch.cuda.is_available():
             torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
         if not dist.is_initialized():
@@ -302,7 +302,7 @@ def _store_of_restart(group: Group, environment: dict[str, str], time_out: timed
     return stores.PrefixStore(f"restart {restart}", shared)
 
 
-def _time_out(environment: dict[str, str]) -> timedelta:
+def time_out_of(environment: dict[str, str]) -> timedelta:
     given = environment.get(TIME_OUT) or MINUTES
     try:
         found = timedelta(minutes=float(given))

@@ -57,6 +57,10 @@ class Keeping:
         if self._group.is_first:
             self._prune()
 
+    def end_at(self, steps: int) -> None:
+        """The run ends after so many steps."""
+        self._steps = steps
+
     def keeps(self, step: int) -> bool:
         return self._due(self._keep_every, step)
 
@@ -69,7 +73,7 @@ class Keeping:
 
     def quality(self) -> Mapping[str, float]:
         """All measures of the learner as it is now. A collective."""
-        with self._learner.whole_result():
+        with self._learner.whole(result=True):
             return self._measure()
 
     def measure(self, step: int) -> Mapping[str, float]:

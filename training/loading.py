@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.batches import map_in_threads
 from ..datasets.decoding import View
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
@@ -20,6 +21,8 @@ from ..scoring.tables.join import join_shard
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, ShardScores
 
+# So many shards are read at a time.
+READERS = 8
 # Of a data set that is so many times as large as the cache, too little would be found there.
 SHARDS_KEPT = 8
 
@@ -30,6 +33,7 @@ class Row:
     (-1: nowhere).
 
     `seen` is what the views made of its image, `tokens` its caption by tokenizer (int32 [L]), each once it was needed.
+    `prefix` is before its shard's name where its data set is mixed into another.
     """
 
     example: Example
@@ -38,6 +42,12 @@ class Row:
     score_row: int
     seen: dict[View, Any] = field(default_factory=dict)
     tokens: dict[int, np.ndarray] = field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def shard(self) -> str:
+        """The name of its shard, in a super-batch."""
+        return self.prefix + self.example.shard
 
 
 @dataclass(frozen=True)
@@ -108,8 +118,10 @@ class ShardLoader:
         image_bytes: int,
         host_bytes: int,
         kept: Kept | None = None,
+        prefix: str = "",
         grows: bool = False,
     ) -> None:
+        self.prefix = prefix
         self.dataset, self.shards, self.scores, self.kept = dataset, shards, scores, kept
         self.embeddings, self.logits, self.on_missing = embeddings, logits, on_missing
         self._cache: dict[int, LoadedShard] = {}
@@ -124,7 +136,7 @@ class ShardLoader:
 
     def keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
-        return row.example.shard in self._keeps_decoded
+        return row.prefix == self.prefix and row.example.shard in self._keeps_decoded
 
     def load(self, index: int) -> LoadedShard:
         """Raises UnreadableError where the shard cannot be read, JoinError and TableError where its scores do not fit."""
@@ -146,6 +158,8 @@ class ShardLoader:
         except (ShardError, StorageError) as e:
             raise UnreadableError(e) from e
         loaded = self._joined(shard, examples, failures)
+        for row in loaded.rows:
+            row.prefix = self.prefix
         with self._lock:
             room = self._image_bytes * len(loaded.rows) + (0 if self.keeps_all else shard.bytes)
             pays = room * self._bytes <= SHARDS_KEPT * self._cache_bytes * shard.bytes
@@ -187,3 +201,19 @@ class ShardLoader:
         return LoadedShard(
             [row for row in rows if kept_N[row.score_row]], failures, left_out, np.sort(stored.row[kept_N])
         )
+
+
+def read_to_count(loader: ShardLoader, skipped: SkippedShards) -> list[int]:
+    """Read the shards, which stay in memory; 0 where one cannot be read."""
+
+    def rows_of(index: int) -> int | UnreadableError:
+        try:
+            return loader.load(index).count
+        except UnreadableError as e:
+            return e
+
+    found = map_in_threads(rows_of, range(len(loader.shards)), READERS)
+    for index, rows in enumerate(found):
+        if isinstance(rows, UnreadableError):
+            skipped.add(index, rows)
+    return [0 if isinstance(rows, UnreadableError) else rows for rows in found]

@@ -18,17 +18,21 @@ import torch
 from ..errors import BudgetError, CurateError, DivergedError, StoppedError
 from ..ledger import Ledger, StepCost
 from . import checkpoint
+from .augment import augment_views
+from .autopilot import TWIN, Autopilot, Verdict
 from .group import Group
 from .keeping import Keeping
 from .moving_reference import NAME, MovingReference
 from .pace import Pace
+from .past import PastLosses
+from .positions import skipped_of
 from .records import RunRecords
 from .schedule import learning_rate
 from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
 from .timing import EVALUATE, Rates, Stages, total
-from .trainee import Trainee, augment_views
+from .trainee import Trainee
 
 
 @dataclass
@@ -52,6 +56,8 @@ class TrainingJob:
     stop: Stop
     keeping: Keeping
     peak: float | None = None
+    auto: Autopilot | None = None
+    past: PastLosses | None = None
     reference: MovingReference | None = None
 
     @property
@@ -60,8 +66,24 @@ class TrainingJob:
         return {"learner": self.learner} | ({"online": self.online} if self.online else {})
 
     @property
+    def stepping(self) -> dict[str, Trainee]:
+        """Those that take steps: the learner alone, once a run found that choosing does not pay."""
+        verdict = self.auto.verdict if self.auto else None
+        return self.trainees if verdict is None or verdict.pays else {"learner": self.learner}
+
+    @property
     def all_trainees(self) -> dict[str, Trainee]:
-        return self.trainees | ({NAME: self.reference.trainee} if self.reference else {})
+        reference = {NAME: self.reference.trainee} if self.reference else {}
+        return self.trainees | reference | ({TWIN: self.auto.twin} if self.auto else {})
+
+    def follow(self, verdict: Verdict) -> None:
+        """Go on as was found, from the next step on."""
+        assert self.auto is not None
+        self.steps, self.cost = verdict.last, self.auto.step_cost(self.cost)
+        self.pace.end_at(verdict.last)
+        self.keeping.end_at(verdict.last)
+        if not verdict.pays:
+            self.subs.draw_uniformly()
 
     @property
     def group(self) -> Group:
@@ -101,19 +123,26 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
             with job.timing("train"):
                 share = learning_rate(step, job.steps, 1.0, job.warmup)
+                if job.auto is not None and job.auto.watching:
+                    job.ledger.add_step(job.auto.watch(sub, share))
                 places = job.subs.selector.b, sub.positions
-                views = augment_views(sub.views, job.trainees, job.augment, job.augmenting, places)
+                views = augment_views(sub.views, job.stepping, job.augment, job.augmenting, places)
                 losses = {
                     name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
-                    for name, trainee in job.trainees.items()
+                    for name, trainee in job.stepping.items()
                 }
-                for trainee in job.trainees.values():
+                for trainee in job.stepping.values():
                     trainee.align()
+                if job.past is not None and job.learner.weighed is not None:
+                    job.past.learned(sub, job.learner.weighed.of_batch())
                 if job.reference is not None:
                     losses[NAME] = job.reference.learn(sub.drawn, step + 1, share)
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
+            if job.auto is not None and job.auto.due(step):
+                job.follow(job.auto.settle(step, job.ledger.spent))
+                job.records.log(str(job.auto.verdict))
 
             with job.timing("record"):
                 unlogged, line = (sub, share, losses), None
@@ -163,8 +192,14 @@ def _resume(job: TrainingJob) -> int:
         return 0
     job.subs.batches.load_state_dict(found.state["batches"])
     job.subs.restore(found.scored)
+    if job.past is not None:
+        job.past.restore(found.past)
     job.timing.load_state_dict(found.state["seconds"])
     job.ledger.load_state_dict(found.state["ledger"])
+    if job.auto is not None:
+        job.auto.load_state(found.state["autopilot"])
+        if job.auto.verdict is not None:
+            job.follow(job.auto.verdict)
     with job.group.together():
         job.records.cut_after(found.step)
     job.keeping.resume()
@@ -178,11 +213,14 @@ def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
     trainees = {name: trainee.state() for name, trainee in job.all_trainees.items()}
+    past = job.past.state() if job.past else None
     with group.together():
         if group.is_first:
             job.records.flush()
             state = {"batches": batches, "seconds": job.timing.state_dict(), "ledger": job.ledger.state_dict()}
-            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored)
+            if job.auto is not None:
+                state["autopilot"] = job.auto.state()
+            checkpoint.save(job.run, step, trainees, _generators(job), state, ranks, scored, past)
             job.keeping.saved()
 
 
@@ -215,7 +253,7 @@ def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | N
 
 def _say_skipped(job: TrainingJob, said: set[str]) -> None:
     """Log the shards that any rank skips, but those that were said. A collective."""
-    for name, reason in job.subs.batches.state_dict()["skipped"].items():
+    for name, reason in skipped_of(job.subs.batches.state_dict()).items():
         if name not in said:
             said.add(name)
             job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")
@@ -223,7 +261,8 @@ def _say_skipped(job: TrainingJob, said: set[str]) -> None:
 
 def _generators(job: TrainingJob) -> dict[str, torch.Generator]:
     own = {"augment reference": job.reference.augmenting} if job.reference else {}
-    return {"select": job.subs.selector.generator, "augment": job.augmenting, **own}
+    twin = {TWIN: job.auto.generator} if job.auto else {}
+    return {"select": job.subs.selector.generator, "augment": job.augmenting, **own, **twin}
 
 
 def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
@@ -275,7 +314,7 @@ def _line(
         "online_train_loss": loss.get("online"),
         **({"reference_train_loss": loss[NAME]} if NAME in loss else {}),
         **_means(sub, group if job.subs.local else None),
-        **({"score_age": min(job.subs.score_ahead, step - 1)} if job.subs.score_ahead else {}),
+        **job.subs.metrics(step),
         **job.learner.model.task.step_metrics(sub.model_targets("learner"), group),
         "lr": share * job.learner.lr,
         **speed,

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .augment import augment_views
 from .batch import SuperBatch
-from .trainee import Trainee, augment_views
+from .trainee import Trainee
 
 NAME = "reference"
 """What its view, its weights and its line in the manifest are called."""

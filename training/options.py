@@ -13,11 +13,9 @@ from typing import Annotated, Any, Literal
 
 from ..errors import SpecError, nearest, without_secrets
 from ..options import (
-    Bytes,
     Concern,
     Flops,
     Options,
-    Share,
     Text,
     check_choice,
     check_least,
@@ -26,6 +24,8 @@ from ..options import (
     options_of,
 )
 from ..scoring.settings import Precision, check_precision, super_batch_size, usual_reference_every
+from .asynchronous import AsynchronousOptions
+from .data_options import DataOptions
 from .selection_options import SelectionOptions
 from .sharing import SharingOptions
 
@@ -88,6 +88,9 @@ class OptimizationOptions(Concern):
     """Let the decay of the average grow from 0 to --ema over the steps."""
     label_smoothing: float = 0.0
     """Smooth labels by this much in the training loss, never in scores."""
+    gce: float | None = None
+    """Train both models on the generalised cross-entropy (1 - p^q) / q with this q, such as 0.7: wrong labels count for less.
+    Default: cross-entropy. Scores are cross-entropy in any case."""
     distill: float = 0.0
     """Give the stored probabilities of the reference this weight in the learner's training loss, and the labels the rest.
     Needs a score table that was made with --logits. Works with every policy, uniform too."""
@@ -116,7 +119,17 @@ class OptimizationOptions(Concern):
     @property
     def stepping(self) -> dict[str, Any]:
         """What both models' trainees are given alike."""
-        names = ("optimizer", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "label_smoothing", "accumulate")
+        names = (
+            "optimizer",
+            "weight_decay",
+            "beta1",
+            "beta2",
+            "eps",
+            "clip_grad",
+            "label_smoothing",
+            "gce",
+            "accumulate",
+        )
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -151,39 +164,15 @@ class OptimizationOptions(Concern):
             value = getattr(self, option)
             if value is not None and not 0 < value < math.inf:
                 raise SpecError(f"{flag(option)} is {value:g}, expected a number above 0")
+        if self.gce is not None and not 0 < self.gce <= 1:
+            raise SpecError(f"--gce is {self.gce:g}, expected a q above 0 and up to 1, such as 0.7")
+        if self.gce is not None and self.label_smoothing:
+            raise SpecError("--gce and --label-smoothing are two ways to trust labels less; leave one of them out")
         if self.ema_warmup and self.ema is None:
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
         check_precision(self.precision)
         check_precision(self.score_precision, "score_precision")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions(Concern):
-    """How the data set is read."""
-
-    max_failures: Share = 0.01
-    """Stop with an error when more than this share of the examples is bad. Holds for the test split too."""
-    max_bad_shards: int | None = None
-    """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
-    lanes: int | None = None
-    """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
-    follow: bool = False
-    """Let shards that land while the run trains enter at the next epoch of their lane, once they are scored where the policy
-    reads a score table. `score-reference --follow` scores them."""
-    host_bytes: Bytes = 1 << 30
-    """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
-    cache_bytes: Bytes = 2 << 30
-    """Keep up to this much of decoded images in memory, so that a small data set is decoded once."""
-    decode_processes: int | None = None
-    """Decode images in this many processes beside the one that trains, of 0.3 GB each; 0 decodes in threads. Default: a
-    process for each further core where there are more than 4 and images have 96 pixels a side or more; else threads."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_failures <= 1:
-            raise SpecError(f"--max-failures is {self.max_failures:g}, expected 0 to 1")
-        check_least(self, 1, "lanes", "host_bytes")
-        check_least(self, 0, "cache_bytes", "max_bad_shards", "decode_processes")
 
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -252,24 +241,62 @@ class RunOptions(Options):
     data: DataOptions = field(default_factory=DataOptions)
     records: RecordOptions = field(default_factory=RecordOptions)
     sharing: SharingOptions = field(default_factory=SharingOptions)
+    asynchronous: AsynchronousOptions = field(default_factory=AsynchronousOptions)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise SpecError(f"--seed is {self.seed}, expected 0 or more, below 2^63")
         asked = self.selection
-        self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead)
+        self.sharing.refuse_local(asked.chosen_policy, asked.replay, asked.score_ahead, asked.weighs)
         if asked.reference_online and asked.chosen_policy.reference == "none":
             raise SpecError(f"policy '{asked.policy}' needs no reference; leave --reference-online out")
         if self.data.follow and asked.chosen_policy.filters:
             raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
         if self.data.follow and asked.on_missing != "error":
             raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
+        b, distill = self.optimization.batch_size, self.optimization.distill
+        self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
+        self._refuse_probe()
+        self._refuse_mixture()
         if not self.optimization.distill:
             return
         if not self.selection.reference_scores:
             raise SpecError("--distill learns from stored logits; give --reference-scores TABLE, made with --logits")
         if self.selection.on_missing == "score":
             raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
+
+    def _refuse_probe(self) -> None:
+        """Raises SpecError where the options cannot be with a policy that watches whether choosing pays."""
+        asked = self.selection
+        if not asked.chosen_policy.probes:
+            return
+        if self.budget.budget_flops is None:
+            raise SpecError(
+                f"policy '{asked.policy}' shares out a budget; give --budget-flops, not --steps or --examples"
+            )
+        tried = {"--score-ahead": asked.score_ahead, "--actors": self.asynchronous.actors}
+        for option, value in {**tried, "--reference-online": asked.reference_online}.items():
+            if value:
+                raise SpecError(f"policy '{asked.policy}' was not tried with {option}; leave it out")
+
+    def _refuse_mixture(self) -> None:
+        """Raises SpecError where the options cannot be with a mixture."""
+        if self.data.mix is None:
+            return
+        if self.data.follow or self.asynchronous.actors:
+            option = "--follow" if self.data.follow else "--actors"
+            raise SpecError(f"--mix was not tried with {option}; leave one of them out")
+        if self.sharing.local:
+            raise SpecError("--mix was not tried with --selection local; leave one of them out")
+        policy = self.selection.chosen_policy
+        moving = self.selection.reference_online is not None
+        joins = (policy.reference != "none" and policy.selects and not moving) or self.optimization.distill > 0
+        if joins and self.data.mix_scores is None:
+            what = "--distill" if self.optimization.distill else f"policy '{policy}'"
+            raise SpecError(
+                f"{what} needs the reference's losses of '{self.data.mix}' too; run 'curate score-reference' on that data set, "
+                "then --mix-scores TABLE"
+            )
 
     @property
     def uses_table(self) -> bool:
@@ -287,6 +314,11 @@ class RunOptions(Options):
         """How many super-batches a reference that trains in the run learns from at a step."""
         every = self.selection.reference_every
         return usual_reference_every(self.optimization.batch_size, self.super_batch_size) if every is None else every
+
+    @property
+    def scored_per_step(self) -> int:
+        """How many examples are scored for each step: the super-batch, but where actors score another share."""
+        return self.asynchronous.scored_per_step(self.optimization.batch_size, self.super_batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "policy": str(self.selection.policy)}

@@ -31,6 +31,12 @@ class Pace:
         self._progress = Progress(self._report, what, self.steps, first=step)
         self._next_save = time.perf_counter() + CHECKPOINT_SECONDS
 
+    def end_at(self, steps: int) -> None:
+        """The run ends after so many steps."""
+        self.steps = steps
+        if self._progress is not None:
+            self._progress.expect(steps)
+
     def stop(self) -> None:
         """Show nothing more."""
         if self._progress is not None:

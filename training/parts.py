@@ -18,6 +18,7 @@ from ..scoring.models import Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
 from . import frozen, moving_reference, startup
+from .autopilot import Autopilot
 from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
@@ -25,7 +26,10 @@ from .loop import TrainingJob
 from .memory import Needs
 from .moving_reference import MovingReference
 from .pace import Pace
+from .past import LAST_PRUNED, PastLosses
+from .pooling import pooled_subs
 from .replay import ReplayScorer
+from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .setup import Setup
@@ -82,14 +86,14 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         models.online.model if models.online else None,
         models.scorer,
         sub_batch=options.optimization.batch_size,
-        super_batch=options.super_batch_size,
+        super_batch=options.scored_per_step,
         label_smoothing=options.optimization.label_smoothing,
         accumulate=options.optimization.accumulate,
         choosing=startup.joint_flops(options, models.scorer, joint_loss, models.table),
         reference=models.moving.model if models.moving else None,
         reference_scorer=models.reference if models.moving else None,
     )
-    ledger = startup.reference_ledger(models.table)
+    ledger = startup.reference_ledger(models.table, setup.mix, setup.prior)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
     made_in_run = models.reference if models.moving or options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
@@ -134,6 +138,8 @@ def manifest_of(
         "score_table": frozen.table_of(table, shards) if table is not None else None,
         "steps": cost.steps,
         "settings": {**resolved.to_dict(models), "score precision": setup.score_precision},
+        **(frozen.mix_of(setup.mix) if setup.mix is not None else {}),
+        **({"prior table": frozen.table_of(setup.prior, shards)} if setup.prior is not None else {}),
         **({"replay": setup.recorded.frozen()} if setup.recorded is not None else {}),
     }
     return startup.manifest_of(
@@ -161,7 +167,8 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         views=views,
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
-        kept=startup.kept_of(options, models.table, setup.shards, setup.records.log),
+        kept=startup.kept_of(options, models.table, setup.prior, setup.shards, setup.records.log),
+        mix=startup.mix_begun(setup.mix, options, cost.steps, setup.records.log),
         embeddings=options.selection.joint,
         logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
@@ -179,10 +186,12 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     )
 
 
-def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer:
+def scorer_of(setup: Setup, models: RunModels, cost: RunCost) -> RunScorer | ReplayScorer | PastLosses:
     """Who scores super-batches, within the budget."""
     if setup.recorded is not None:
         return ReplayScorer(setup.recorded)
+    if setup.options.selection.chosen_policy.prunes:
+        return PastLosses(setup.group, round(LAST_PRUNED * cost.steps))
     options, table = setup.options, models.table
     budget = options.budget.budget_flops
     return RunScorer(
@@ -221,33 +230,52 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
     )
 
 
+def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, timing: Stages) -> SubBatches:
+    """The stream of sub-batches: chosen here, or of what actors scored."""
+    options, scorer = setup.options, scorer_of(setup, models, cost)
+    batches, selector = batches_of(setup, models, cost), selector_of(setup, resolved)
+    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    check = partial(refuse_misfits, checked)
+    if options.asynchronous.actors:
+        assert isinstance(scorer, RunScorer)
+        counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
+        return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
+    by_name = setup.recorded is not None and bool(setup.recorded.config.get("actors"))
+    kind: Any = ReplayedRows if by_name else SubBatches
+    made: SubBatches = kind(
+        batches,
+        selector,
+        scorer=scorer,
+        device=setup.device,
+        timing=timing,
+        check=check,
+        charge=scorer.charge,
+        score_ahead=options.selection.score_ahead,
+        last=cost.steps,
+        local=options.sharing.local,
+    )
+    return made
+
+
 def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> TrainingJob:
     """All that the loop works with."""
     options, timing = setup.options, Stages(setup.device, compiled=models.learner.compiled)
     peak = device_peak(setup.device, setup.precision)
-    scorer = scorer_of(setup, models, cost)
-    checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
+    # What actors score, they count themselves.
+    of_step = replace(cost.step, online_score=0.0) if options.asynchronous.actors else cost.step
+    subs = subs_of(setup, models, cost, resolved, timing)
     return TrainingJob(
+        past=subs.scorer if isinstance(subs.scorer, PastLosses) else None,
+        auto=_autopilot_of(setup, models, cost, resolved),
         run=setup.run,
-        subs=SubBatches(
-            batches_of(setup, models, cost),
-            selector_of(setup, resolved),
-            scorer=scorer,
-            device=setup.device,
-            timing=timing,
-            check=partial(refuse_misfits, checked),
-            charge=scorer.charge,
-            score_ahead=options.selection.score_ahead,
-            last=cost.steps,
-            local=options.sharing.local,
-        ),
+        subs=subs,
         learner=models.learner,
         online=models.online,
         steps=cost.steps,
         warmup=resolved.warmup,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
-        cost=cost.step,
+        cost=of_step,
         ledger=cost.ledger,
         records=setup.records,
         pace=Pace(
@@ -275,6 +303,25 @@ def _moving_of(setup: Setup, models: RunModels, resolved: Resolved) -> MovingRef
         every=setup.options.reference_every,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(seed),
+    )
+
+
+def _autopilot_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> Autopilot | None:
+    """The probe of a policy that asks for one."""
+    budget, twin, online = setup.options.budget.budget_flops, models.twin, models.online
+    if twin is None or online is None or budget is None:
+        return None
+    return Autopilot(
+        twin,
+        online,
+        cost.step,
+        forward=forward_flops(online.model).per_example,
+        training=cost.step.online_train,
+        planned=cost.steps,
+        budget=budget - cost.charged,
+        how=resolved.augment,
+        precision=setup.score_precision,
+        seed=startup.stream_seed(setup.options.seed, "probe"),
     )
 
 

@@ -20,12 +20,17 @@ import torch
 from ..errors import RunError, SpecError
 from ..options import flag, options_of
 from ..scoring.losses import Losses
+from ..scoring.policies import POLICIES
+from ..scoring.settings import REWEIGHT
 from .batch import SuperBatch
 from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
 # What the order of examples follows from beside the seed, which has no default to tell it from.
-STREAM = ("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow")
+STREAM = (
+    *("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow"),
+    *("mix", "mix_last", "mix_scores"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class RecordedRun:
         if every != 1 or ranges[0][0] != 1 or gap is not None:
             what = f"recorded every {every}th step" if every != 1 else f"lacks the selections after step {gap or 0}"
             raise RunError(f"--replay {folder}: {what}; replay a run that recorded all: --selections-every 1")
+        policy = POLICIES.get(str(self.config.get("policy")))
+        if self.config.get("sampler") == REWEIGHT or (policy is not None and policy.prunes):
+            raise RunError(
+                f"--replay {folder}: its examples had weights, which are not recorded; replay a run without weights"
+            )
         self.steps = ranges[-1][1]
         self._ranges = ranges
 

@@ -55,6 +55,7 @@ def train(
     recorded = None
     with group.together():
         startup.refuse_shards(options, group.size)
+        options.asynchronous.check_here(group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -126,11 +127,12 @@ def _train(
     )
     with group.together():
         growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
+        shards = growing.began if growing else list_shards(dataset)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
-            shards=growing.began if growing else list_shards(dataset),
+            shards=shards,
             growing=growing,
             followed=followed,
             run=run,
@@ -143,6 +145,8 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
+            mix=startup.mix_of(options, dataset, config),
+            prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
         with _kernels(setup):
             models, cost, job, selections_every = _prepared(setup)

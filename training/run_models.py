@@ -11,6 +11,7 @@ from ..errors import SpecError
 from ..scoring.coarse import coarsened
 from ..scoring.loading import find_model, load_model
 from ..scoring.models import Model
+from ..scoring.policies import NO_SCORER
 from ..scoring.settings import Coarse, Precision
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from . import moving_reference, startup
@@ -22,7 +23,8 @@ from .trainee import Trainee
 @dataclass(frozen=True)
 class RunModels:
     """All models of a run. `scorer` scores super-batches: the online model or the learner, as coarse as it scores. So does
-    `reference`, with `reference_forward`: the one behind the table or, where it is `moving`, the one that trains here."""
+    `reference`, with `reference_forward`: the one behind the table or, where it is `moving`, the one that trains here. `twin`
+    is the online model's, in a run that watches whether choosing pays."""
 
     learner: Trainee
     online: Trainee | None
@@ -33,6 +35,7 @@ class RunModels:
     rescored: int
     moving: Trainee | None = None
     reference_forward: Any = None
+    twin: Trainee | None = None
 
     @property
     def trainees(self) -> dict[str, Trainee]:
@@ -60,9 +63,14 @@ def build_models(setup: Setup) -> RunModels:
         return load_model(spec, seed=seed)
 
     learner = build(options.learner, options.seed)
-    online = None
+    online = twin = None
     if options.selection.online and policy.online in ("model", "either"):
         online = build(options.selection.online, startup.stream_seed(options.seed, "online"))
+        if policy.probes and setup.group.size > 1:
+            raise SpecError(
+                f"policy '{policy}' probes in one process; start one, or take the policy that it would choose by"
+            )
+        twin = build(options.selection.online, startup.stream_seed(options.seed, "online")) if policy.probes else None
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
@@ -71,9 +79,11 @@ def build_models(setup: Setup) -> RunModels:
     if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
         opened = Reference(setup.followed or open_scores(options.selection.reference_scores), None, 0)
     startup.check_policy(options, learner, opened.table)
+    startup.refuse_other_reference(opened.table, setup.mix)
     compiled, fsdp = options.optimization.compile, options.sharing.fsdp
     settings: dict[str, Any] = {
         **options.optimization.stepping,
+        "weighs": options.selection.weighs,
         "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,
         "device": device,
         "precision": setup.precision,
@@ -85,14 +95,15 @@ def build_models(setup: Setup) -> RunModels:
     gathered: Precision = setup.precision if online or setup.precision == setup.score_precision else "fp32"
     shards = gathered if fsdp else None
     learner_trainee = Trainee(learner, lr=lr, fsdp=shards, **options.optimization.of_the_learner, **settings)
-    online_trainee = Trainee(online, lr=online_lr, **settings) if online else None
+    online_trainee, twin_trainee = (Trainee(one, lr=online_lr, **settings) if one else None for one in (online, twin))
     moving = None
     if options.selection.reference_online:
         model = build(options.selection.reference_online, startup.stream_seed(options.seed, "reference"))
         asked_lr = options.selection.reference_lr
-        moving = Trainee(model, lr=moving_reference.RATE * online_lr if asked_lr is None else asked_lr, **settings)
+        rate = moving_reference.RATE * online_lr if asked_lr is None else asked_lr
+        moving = Trainee(model, lr=rate, **{**settings, "weighs": False})
 
-    asked = None if policy.online == "none" else online_trainee or learner_trainee
+    asked = None if policy.online in NO_SCORER else online_trainee or learner_trainee
     coarse = startup.coarse_of(options.selection, opened.table)
     if coarse and fsdp and asked is learner_trainee:
         raise SpecError("--fsdp: a learner in shards cannot score with fewer pixels or patches; give --online NAME")
@@ -104,6 +115,7 @@ def build_models(setup: Setup) -> RunModels:
         *(learner_trainee, online_trainee, scorer, forward, opened.table, reference, opened.rescored),
         moving=moving,
         reference_forward=reference_forward,
+        twin=twin_trainee,
     )
 
 

@@ -9,9 +9,10 @@ from typing import Annotated
 from ..errors import SpecError
 from ..ledger import BASELINE
 from ..options import Concern, Share, Values, check_choice, check_least, flag
-from ..scoring.policies import POLICIES, REPLAY, Policy, find_policy
+from ..scoring.policies import NO_SCORER, POLICIES, REPLAY, Policy, find_policy
 from ..scoring.settings import (
     N_CHUNKS,
+    REWEIGHT,
     Coarse,
     ContrastiveLoss,
     KeepBy,
@@ -34,6 +35,8 @@ class SelectionOptions(Concern):
     """Train this small model along with the learner and score every super-batch with it."""
     reference_scores: str | None = None
     """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
+    prior_scores: str | None = None
+    """Read the losses of a second reference, trained on the bulk, from this score table, for a policy that subtracts both."""
     reference: str | None = None
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
@@ -59,7 +62,8 @@ class SelectionOptions(Concern):
     score_scale: float | None = None
     """Multiply losses by this in the score. Default: 1; 20 where image-text pairs are scored one by one."""
     sampler: Sampler = "softmax"
-    """Draw examples with probability softmax(score), or take those with the highest scores (topk)."""
+    """Draw examples with probability softmax(score), take those with the highest scores (topk), or take all of them and let
+    each loss weigh softmax(score) (reweight; with --filter-ratio 0)."""
     chunks: int = N_CHUNKS
     """Draw the sub-batch in this many chunks, where the policy chooses pairs jointly."""
     joint_loss: ContrastiveLoss | None = None
@@ -88,6 +92,16 @@ class SelectionOptions(Concern):
             raise SpecError(
                 f"policy '{self.policy}' needs a score table; run 'curate score-reference', then --reference-scores TABLE"
             )
+        if policy.prior and not self.prior_scores:
+            raise SpecError(
+                f"policy '{self.policy}' subtracts two score tables; give that of a model of the bulk: --prior-scores TABLE"
+            )
+        if self.sampler == REWEIGHT and policy.joint:
+            raise SpecError(
+                f"--sampler {REWEIGHT} needs a score of each example, and policy '{policy}' has none; leave it out"
+            )
+        if self.sampler == REWEIGHT and self.filter_ratio:
+            raise SpecError(f"--sampler {REWEIGHT} drops nothing; give --filter-ratio 0 too")
         self._check_moving(policy)
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
@@ -104,7 +118,7 @@ class SelectionOptions(Concern):
         if self.score_scale is not None and not 0 < self.score_scale < math.inf:
             raise SpecError(f"--score-scale is {self.score_scale:g}, expected a number above 0")
         check_least(self, 0, "score_ahead")
-        if self.score_ahead and (policy.online == "none" or self.on_missing == "score"):
+        if self.score_ahead and (policy.online in NO_SCORER or self.on_missing == "score"):
             what = (
                 "--on-missing score"
                 if self.on_missing == "score"
@@ -147,6 +161,11 @@ class SelectionOptions(Concern):
     @property
     def selects(self) -> bool:
         return self.chosen_policy.selects
+
+    @property
+    def weighs(self) -> bool:
+        """Whether examples have weights in the training loss."""
+        return (self.sampler == REWEIGHT and self.selects) or self.chosen_policy.prunes
 
     @property
     def joint(self) -> bool:

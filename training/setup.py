@@ -15,6 +15,7 @@ from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
 from .epochs import GrowingEpochs
 from .group import Group
+from .mixture import Mix
 from .options import RunOptions
 from .records import RunRecords
 from .replay import RecordedRun
@@ -27,7 +28,8 @@ class Setup:
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
     many it began with, or the user's. Where the data set is followed, `shards` are those of the first epoch, `growing` has
-    those of all, and `followed` is its score table, if one is read.
+    those of all, and `followed` is its score table, if one is read. `mix` is what is mixed in, `prior` the table of a second
+    reference.
     """
 
     options: RunOptions
@@ -44,5 +46,7 @@ class Setup:
     group: Group
     began: Mapping[str, Any]
     lanes: int | None
+    mix: Mix | None = None
+    prior: ScoreTable | None = None
     growing: GrowingEpochs | None = None
     followed: ScoreTable | None = None

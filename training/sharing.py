@@ -36,10 +36,12 @@ class SharingOptions(Concern):
         """The options that only several processes heed, as they are typed."""
         return ["--selection local"] * self.local + ["--sync-bn"] * self.sync_bn
 
-    def refuse_local(self, policy: Policy, replay: str | None, score_ahead: int) -> None:
+    def refuse_local(self, policy: Policy, replay: str | None, score_ahead: int, weighs: bool = False) -> None:
         """Raises SpecError where a choice cannot be local."""
         if self.local and score_ahead:
             raise SpecError("--selection local chooses by the present weights; leave --score-ahead out")
+        if self.local and weighs:
+            raise SpecError("--selection local knows the weights of one process's examples alone; leave it out")
         if self.local and replay is not None:
             raise SpecError(f"--replay {replay} trains on what that run chose; leave --selection local out")
         if self.local and policy.joint:

@@ -6,14 +6,15 @@ import os
 import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..datasets.shards import Shard
-from ..datasets.spec import DatasetSpec
+from ..datasets.shards import Shard, list_shards
+from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import RunError, SpecError, TableError
 from ..ledger import Ledger, StepCost, steps_within
 from ..scoring.flops import forward_flops
@@ -21,12 +22,14 @@ from ..scoring.forward import embedding_width
 from ..scoring.joint import selection_flops
 from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
+from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept, keep_best
-from ..scoring.tables.lookup import ScoreTable
+from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report, format_flops
 from . import checkpoint, frozen
 from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
+from .mixture import Mix, refuse_unlike
 from .options import RunOptions
 from .selection_options import SelectionOptions
 
@@ -91,12 +94,66 @@ def steps_of(options: RunOptions, cost: StepCost, charged: float, missing: float
     return steps_within(budget.budget_flops, cost.total + missing, charged)
 
 
-def reference_ledger(table: ScoreTable | None) -> Ledger:
-    """A ledger that begins with what the reference cost."""
+def mix_of(options: RunOptions, dataset: DatasetSpec, config: Config) -> Mix | None:
+    """The data set that is mixed in, opened; from which step on follows later. Raises CurateError."""
+    if options.data.mixture is None:
+        return None
+    name, share = options.data.mixture
+    other = find_dataset(name, config)
+    refuse_unlike(dataset, other)
+    scores = open_scores(options.data.mix_scores) if options.uses_table and options.data.mix_scores else None
+    found = Mix(data=other, share=share, scores=scores, shards=list_shards(other))
+    found.rows(options.super_batch_size)
+    return found
+
+
+def mix_begun(mix: Mix | None, options: RunOptions, steps: int, log: Report) -> Mix | None:
+    """The mixture of a run of so many steps, said once."""
+    if mix is None:
+        return None
+    assert isinstance(mix.data, DatasetSpec)
+    begun = replace(mix, first=steps - max(1, round(options.data.mix_last * steps)) + 1)
+    when = f" from step {begun.first:,} on" if begun.first > 1 else ""
+    size = options.super_batch_size
+    log(f"{mix.rows(size):,} of the {size:,} examples of every super-batch are of data set '{mix.data.name}'{when}")
+    return begun
+
+
+def prior_of(options: RunOptions, dataset: DatasetSpec, shards: Sequence[Shard], verify: bool) -> ScoreTable | None:
+    """The table of a second reference, checked, where the policy subtracts two. Raises TableError."""
+    selection = options.selection
+    if not selection.chosen_policy.prior or selection.prior_scores is None:
+        return None
+    table = open_scores(selection.prior_scores)
+    if verify:
+        check_table(table, dataset, shards, selection.on_missing, options.super_batch_size)
+    return table
+
+
+def refuse_other_reference(table: ScoreTable | None, mix: Mix | None) -> None:
+    """Raises TableError where another reference scored what is mixed in."""
+    other = mix.scores if mix else None
+    if table is None or not isinstance(other, ScoreTable):
+        return
+    if table.reference_fingerprint != other.reference_fingerprint:
+        raise TableError(
+            f"{other.folder}: was scored by reference {other.reference_fingerprint[:8]}, {table.folder} by "
+            f"{table.reference_fingerprint[:8]}; losses of one reference are needed: score both data sets with it"
+        )
+
+
+def reference_ledger(table: ScoreTable | None, mix: Mix | None = None, prior: ScoreTable | None = None) -> Ledger:
+    """A ledger that begins with what the reference cost: its training once, its scores of both data sets; and the same of a
+    second reference."""
     if table is None:
         return Ledger()
-    flops = table.manifest["flops"]
-    return Ledger(reference_score=flops.get("reference_score") or 0.0, reference_train=flops["reference_train"])
+    tables = [table, *([prior] if prior else [])]
+    scored = [*tables, *([mix.scores] if mix is not None and isinstance(mix.scores, ScoreTable) else [])]
+    trained = [one.manifest["flops"]["reference_train"] for one in tables]
+    return Ledger(
+        reference_score=sum(one.manifest["flops"].get("reference_score") or 0.0 for one in scored),
+        reference_train=None if None in trained else sum(trained),
+    )
 
 
 def charged_to(options: RunOptions, ledger: Ledger, table: ScoreTable | None) -> float:
@@ -149,14 +206,18 @@ def check_policy(options: RunOptions, learner: Model, table: ScoreTable | None) 
         )
 
 
-def kept_of(options: RunOptions, table: ScoreTable | None, shards: Sequence[Shard], log: Report) -> Kept | None:
+def kept_of(
+    options: RunOptions, table: ScoreTable | None, prior: ScoreTable | None, shards: Sequence[Shard], log: Report
+) -> Kept | None:
     """What a policy that filters keeps of the data set, said once; None for the others."""
     selection = options.selection
     if not selection.chosen_policy.filters:
         return None
     assert table is not None
     names = [shard.name for shard in shards]
-    kept = keep_best(table, selection.keep, by=selection.keep_by, policy=selection.chosen_policy, shards=names)
+    kept = keep_best(
+        table, selection.keep, by=selection.keep_by, policy=selection.chosen_policy, shards=names, prior=prior
+    )
     log(kept.line())
     return kept
 

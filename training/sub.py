@@ -18,11 +18,12 @@ from ..datasets.readers import Failure
 from ..errors import DivergedError, ModelError, SpecError
 from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model
+from ..scoring.policies import UNIFORM, Policy
 from ..scoring.ranks import ALONE, Ranks
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
-from .division import Division
+from .division import whole_losses
 from .late import made
 from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
@@ -38,7 +39,7 @@ class SubBatch(SuperBatch):
     In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
     that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
     with gradients, is the mean over b. `moved` of the b examples went from one rank to another. Of a local choice the
-    `selection` is that of this rank's own rows.
+    `selection` is that of this rank's own rows. `weights`, float32 [n], multiply each example's loss; None where all weigh 1.
     """
 
     selection: Selection = field(kw_only=True)
@@ -46,6 +47,11 @@ class SubBatch(SuperBatch):
     positions: torch.Tensor = field(kw_only=True)
     weight: float = field(default=1.0, kw_only=True)
     moved: int = field(default=0, kw_only=True)
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        weight_B, index_b = self.selection.weight, self.selection.index
+        return None if weight_B is None else weight_B[index_b][self.positions.to(weight_B.device)]
 
     def to(self, device: torch.device | str) -> SubBatch:
         """The same examples, the selection and the super-batch with all tensors on a device."""
@@ -95,6 +101,7 @@ class SubBatches:
             raise SpecError(
                 f"policy '{selector.policy.name}' filters the data set; give SuperBatches(..., kept=curate.keep_best(table, 0.5))"
             )
+        refuse_unscored(selector.policy, batches)
         if selector.b > batches.size:
             raise SpecError(f"b is {selector.b} and a super-batch has {batches.size} examples; choose at most as many")
         if selector.b < batches.group.size:
@@ -116,6 +123,7 @@ class SubBatches:
         self._thread = ScoringThread(device) if score_ahead and hasattr(self.scorer, "snapshot") else None
         self._local = LocalSelector(selector, batches.group) if local else None
         self.local = local and batches.group.size > 1
+        self._scores = selector.policy.selects and not selector.policy.prunes
         self.least_rows = selector.b // batches.group.size  # of a rank, in any step
         if self.local:
             self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
@@ -128,8 +136,17 @@ class SubBatches:
         self.batches.group.refuse_differences(
             {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
-        ahead = self._seen_before_the_choice()
-        if ahead is not None and not ahead and self.batches.group.size == 1:
+        while True:  # until it chooses otherwise
+            yield from self._chosen_by(selector.policy)
+
+    def draw_uniformly(self) -> None:
+        """Choose nothing and score nothing, from the next super-batch on."""
+        self.selector.policy, self.scorer, self.charge = UNIFORM, None, lambda batch: None
+
+    def _chosen_by(self, policy: Policy) -> Iterator[SubBatch]:
+        """As long as this is the selector's policy."""
+        selector, ahead = self.selector, self._seen_before_the_choice()
+        if ahead is not None and not ahead and self.batches.group.size == 1 and not selector.policy.prunes:
             yield from self._chosen_ahead()
         for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
             if self.local:
@@ -143,6 +160,8 @@ class SubBatches:
                     sub = sub_batch(batch, selection)
             self._step_online(sub)
             yield sub
+            if selector.policy is not policy:
+                return
 
     def _scored(self, source: Iterator[SuperBatch]) -> Iterator[tuple[SuperBatch, Losses]]:
         """Each super-batch in its turn, with its losses. It was begun to be scored `score_ahead` super-batches before."""
@@ -285,6 +304,14 @@ class SubBatches:
         if self._thread is not None:
             self._thread.close()
 
+    def metrics(self, step: int) -> dict[str, Any]:
+        """What a line of metrics has of how this step was chosen."""
+        return {"score_age": min(self.score_ahead, step - 1)} if self.score_ahead else {}
+
+    def examples_scored(self, steps: int) -> int:
+        """How many were scored in so many steps."""
+        return steps * self.batches.size if self._scores else 0
+
     def own_state(self) -> dict[str, Any]:
         """Where the stream of super-batches stands behind the one that was chosen from last: this rank's part."""
         now = self.batches.own_state()
@@ -307,6 +334,14 @@ class SubBatches:
         self.batches.load_state_dict(state["batches"])
         self.selector.load_state_dict(state["selector"])
         self.restore(state.get("scored", ()))
+
+
+def refuse_unscored(policy: Policy, batches: SuperBatches) -> None:
+    """Raises SpecError where a policy would choose by losses that a data set which is mixed in lacks."""
+    if batches.mix is None or batches.mix.scores is not None or batches.table is None:
+        return
+    if policy.selects and policy.reference != "none":
+        raise SpecError(f"policy '{policy}' needs the losses of what is mixed in; give curate.Mix(..., scores=TABLE)")
 
 
 def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
@@ -336,25 +371,3 @@ def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
 
 def _fields(batch: SuperBatch) -> dict[str, Any]:
     return {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
-
-
-def whole_losses(known: Losses, division: Division) -> Losses:
-    """What is known of the whole super-batch, given what each rank knows of its rows. A collective."""
-
-    def whole(rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else division.whole(rows)
-
-    def whole_pairs(pairs: Pairs | None) -> Pairs | None:
-        if pairs is None:
-            return None
-        image_BD, text_BD = division.whole(pairs.image_BD), division.whole(pairs.text_BD)
-        return replace(pairs, image_BD=image_BD, text_BD=text_BD, group_B=whole(pairs.group_B))
-
-    return Losses(
-        whole(known.online_B),
-        whole(known.reference_B),
-        whole_pairs(known.online_pairs),
-        whole_pairs(known.reference_pairs),
-        whole(known.age_B),
-        whole(known.chosen_B),
-    )

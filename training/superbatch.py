@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..datasets.batches import Prefetched, map_in_threads, prefetch
+from ..datasets.batches import Prefetched, prefetch
 from ..datasets.decoders import Decoders
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count
@@ -22,13 +21,14 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .ahead import READERS
-from .batch import SuperBatch, Tokenizer, stored_embeddings, stored_vectors, token_rows
+from .batch import SuperBatch, Tokenizer, batch_of
 from .division import Division
-from .drawing import Drawing, Layout, refuse_too_many
+from .drawing import Drawing, Layout, LookAt, refuse_too_many
 from .epochs import GrowingEpochs, known_rows
 from .group import Group
-from .loading import Row, ShardLoader, SkippedShards, UnreadableError
+from .loading import Row, ShardLoader, SkippedShards, read_to_count
+from .mixture import Mix, MixedDrawing, division_of, prefix_of, refuse_unlike
+from .positions import MIX, PREFIX, counts_of, merged, skipped_of
 from .views import LateViews, stacked
 
 T = TypeVar("T")
@@ -46,7 +46,8 @@ class SuperBatches:
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
     `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
     checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
-    table, the data set is filtered: the rest of it is never drawn.
+    table, the data set is filtered: the rest of it is never drawn. With `mix` a share of every super-batch is drawn from
+    another data set, whose shards then have its name before theirs, as a `prefix`; each has half of the two limits of bytes.
 
     Every super-batch draws `size / V` examples from each of V lanes (at most `lanes`, never more than there are shards),
     so that it mixes V shards. Each usable example is given once an epoch. Where the lanes' lengths are known (from a
@@ -76,6 +77,7 @@ class SuperBatches:
         tokenize: Mapping[str, Tokenizer] | None = None,
         scores: str | ScoreTable | None = None,
         kept: Kept | None = None,
+        mix: Mix | None = None,
         embeddings: bool = False,
         logits: bool = False,
         on_missing: OnMissing = "error",
@@ -91,6 +93,7 @@ class SuperBatches:
         verify: bool = True,
         group: Group | None = None,
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        prefix: str = "",
     ) -> None:
         if size < 1:
             raise SpecError(f"size is {size}, expected at least 1 example in a super-batch")
@@ -106,8 +109,10 @@ class SuperBatches:
         self.table = open_scores(scores) if isinstance(scores, str) else scores
         if kept is not None and (self.table is None or on_missing == "score"):
             raise SpecError("kept filters by stored scores; give scores= too, and on_missing 'error' or 'skip'")
-        self.kept = kept
+        self.kept, self.mix = kept, mix
         self.max_failures = max_failures
+        if mix is not None:
+            host_bytes, cache_bytes = max(1, host_bytes // 2), cache_bytes // 2
         if self.table is not None and verify:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
@@ -122,7 +127,7 @@ class SuperBatches:
                 f"{self.group.size} ranks share {self.lanes} lanes, so one would read nothing; a view that is a function "
                 "cannot say what it makes of nothing: start fewer ranks, or raise lanes"
             )
-        self._loader = ShardLoader(
+        self.loader = ShardLoader(
             self.dataset,
             growing.shards if growing else self.shards,
             self.table,
@@ -134,13 +139,14 @@ class SuperBatches:
             image_bytes=sum(3 * g.size * g.size for g in geometries),
             host_bytes=host_bytes,
             kept=kept,
+            prefix=prefix,
             grows=growing is not None,
         )
         self.max_bad_shards = len(self.shards) // SHARDS_PER_BAD_ONE if max_bad_shards is None else max_bad_shards
         known = growing.rows_at_start if growing else known_rows(self.shards, self.table, kept)
         skipped = SkippedShards(self.shards, self.max_bad_shards)
         # What was read to count is part of the state: a shard may be unreadable now and not at a resume.
-        read = self._read_to_count(skipped) if known is None and self._loader.keeps_all else None
+        read = read_to_count(self.loader, skipped) if known is None and self.loader.keeps_all else None
         self._layout = Layout(
             shards=self.shards,
             rows=known or read,
@@ -149,11 +155,31 @@ class SuperBatches:
             size=size,
             seed=seed,
             host_bytes=host_bytes,
-            filtered=() if kept is None else (kept.digest,),
+            filtered=(*((kept.digest,) if kept else ()), *(((mix.share, mix.first),) if mix else ())),
             growing=growing,
         )
         self._state: dict[str, Any] = {**self._layout.start(), "skipped": skipped.reasons}
-        self._counts_before: dict[str, int] = {}  # those that every rank of a group began with
+        self._mixed: SuperBatches | None = None
+        if mix is not None:
+            other = mix.data if isinstance(mix.data, DatasetSpec) else find_dataset(mix.data, config or load_config())
+            refuse_unlike(self.dataset, other)
+            joined = {"scores": mix.scores, "embeddings": embeddings, "logits": logits, "on_missing": on_missing}
+            # It decodes nothing itself.
+            held = {"host_bytes": host_bytes, "cache_bytes": cache_bytes, "decode_processes": 0}
+            bad = {"max_failures": max_failures, "max_bad_shards": max_bad_shards}
+            given: dict[str, Any] = {**joined, **held, **bad, "seed": seed, "lanes": lanes, "shards": mix.shards}
+            self._mixed = SuperBatches(
+                other,
+                mix.rows(size),
+                views=self.views,
+                tokenize=self.tokenize,
+                verify=verify or self.group.is_first,
+                group=self.group,
+                prefix=prefix_of(other),
+                **given,
+            )
+            self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed.loader.prefix}
+        self._before: Mapping[str, Any] = {}  # the state that every rank of a group began with
         self._bad_chosen = 0
         self._decoders = Decoders(decode_processes, self._views)
         self._running: Prefetched[Any] | None = None
@@ -179,17 +205,7 @@ class SuperBatches:
             }
         )
         self.close()
-        drawing = Drawing(
-            self.dataset.name,
-            self._layout,
-            self._loader,
-            self.group,
-            self._state,
-            lambda rows: self._look_ahead(rows, late),
-            max_failures=self.max_failures,
-            max_bad_shards=self.max_bad_shards,
-        )
-
+        drawing = self._drawing(self._state, lambda rows: self._look_ahead(rows, late))
         images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
         in_hands = IN_HANDS + waiting
         depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
@@ -227,7 +243,7 @@ class SuperBatches:
     @property
     def skipped_shards(self) -> dict[str, str]:
         """The shards that could not be read and are left out, by name, with the reason."""
-        return dict(self._state["skipped"])
+        return skipped_of(self._state)
 
     def count_chosen(self, failures: Sequence[Failure]) -> None:
         """Count examples that turned out to be bad after they were chosen, each once. Raises FailuresError where too many
@@ -249,7 +265,7 @@ class SuperBatches:
 
     def whole_state(self, own: dict[str, Any]) -> dict[str, Any]:
         """`state_dict` of the time when each rank's part was `own`. A collective."""
-        return own if self.group.size == 1 else self._merged(self.group.share(own))
+        return own if self.group.size == 1 else merged(self.group.share(own), self.group.rank, self._before)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
@@ -272,8 +288,29 @@ class SuperBatches:
             self._layout.growing.refuse_others(state["epochs"])
         self.close()
         self._state = {**self._layout.start(), **state}
+        if self._mixed is not None:
+            self._mixed.load_state_dict(state.get(MIX, {"order": "no mixture"}))
+            self._state[MIX] = self._mixed._state
         self._bad_chosen = self._state.pop("bad_chosen", 0)
-        self._counts_before = dict(self._state["counts"])
+        self._before = dict(self._state)
+
+    def _drawing(self, state: Mapping[str, Any], look_at: LookAt) -> Drawing | MixedDrawing:
+        """From where `state` stands."""
+        own = Drawing(
+            self.dataset.name,
+            self._layout,
+            self.loader,
+            self.group,
+            state,
+            look_at,
+            max_failures=self.max_failures,
+            max_bad_shards=self.max_bad_shards,
+        )
+        if self.mix is None or self._mixed is None:
+            return own
+        other = self._mixed._drawing(state[MIX], look_at)
+        assert isinstance(other, Drawing)
+        return MixedDrawing(own, other, self.mix, self.size, self._mixed.loader.prefix)
 
     def _late(self, ahead: Collection[str] | None) -> list[str]:
         """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
@@ -305,7 +342,7 @@ class SuperBatches:
         made = self._decoders.look([rows[i].example for i in waiting], view, late=True)
         for i, seen in zip(waiting, made, strict=True):
             found[i] = seen
-            if self._loader.keeps(rows[i]) and not isinstance(seen, Failure):
+            if self._keeps(rows[i]) and not isinstance(seen, Failure):
                 rows[i].seen[view] = seen
         return found
 
@@ -313,75 +350,48 @@ class SuperBatches:
         """The views that are made ahead, where these are late."""
         return list(dict.fromkeys(view for name, view in self.views.items() if name not in late))
 
-    def _super_batch(self, drawing: Drawing, late: Collection[str]) -> tuple[SuperBatch, int]:
+    def _keeps(self, row: Row) -> bool:
+        """Whether what was decoded of a row may stay in memory."""
+        return self.loader.keeps(row) or (self._mixed is not None and self._mixed._keeps(row))
+
+    def _super_batch(self, drawing: Drawing | MixedDrawing, late: Collection[str]) -> tuple[SuperBatch, int]:
         """The next super-batch, and the bytes of memory that it holds."""
         step = drawing.drawn
         rows, is_first = drawing.next()
-        division = Division.of_step(self.group, step, self.size, self.lanes) if self.group.size > 1 else None
+        mixed_lanes = self._mixed.lanes if self._mixed else 0
+        division = division_of(self.group, step, self.size, self.lanes, self.mix, mixed_lanes)
         made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
         held = sum(tensor.nbytes for tensor in made.values())
-        if late and not self._loader.keeps_all:
+        if late and not self.loader.keeps_all:
             held += sum(len(row.example.image) for row in rows)
         for row in rows:
-            if not self._loader.keeps(row):
+            if not self._keeps(row):
                 row.seen.clear()
-        tokens: dict[int, torch.Tensor] = {}
-        for tokenizer in self.tokenize.values():
-            if id(tokenizer) not in tokens:
-                tokens[id(tokenizer)] = token_rows(rows, tokenizer)
-        targets = [row.example.target for row in rows]
-        has_scores, has_classes = self.table is not None, self.dataset.target.has_classes
-        batch = SuperBatch(
-            shards=[row.example.shard for row in rows],
-            keys=[row.example.key for row in rows],
-            views=LateViews(self.views, made, rows, self._look_late, is_first=is_first)
-            if late
-            else {name: made[view] for name, view in self.views.items()},
-            targets=torch.tensor(targets, dtype=torch.int64) if has_classes else [str(target) for target in targets],
-            tokens={name: tokens[id(tokenizer)] for name, tokenizer in self.tokenize.items()},
-            reference_loss=torch.tensor([row.reference_loss for row in rows], dtype=torch.float32)
-            if has_scores
-            else None,
-            reference_pairs=stored_embeddings(rows, self.embedding_width) if self.embedding_width else None,
-            reference_logits=stored_vectors(rows, ("logits",), self.logit_width)[0] if self.logit_width else None,
-            division=division,
-            number=step + 1,
-        )
-        return batch, held
+        views: Mapping[str, torch.Tensor] = {}
+        if late:
+            views = LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+        else:
+            views = {name: made[view] for name, view in self.views.items()}
+        return self._batch_of(rows, views, step + 1, division), held
 
-    def _read_to_count(self, skipped: SkippedShards) -> list[int]:
-        """Read the shards, which stay in memory; 0 where one cannot be read."""
+    def of_rows(self, rows: Sequence[Row], number: int) -> SuperBatch | dict[int, Failure]:
+        """The super-batch of these rows, whatever the stream gives, in all views; the failures by their places, if any."""
+        failed = self._look_ahead(rows, ())
+        if failed:
+            return {i: failed[id(row)] for i, row in enumerate(rows) if id(row) in failed}
+        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
+        for row in rows:
+            if not self._keeps(row):
+                row.seen.clear()
+        return self._batch_of(rows, {name: made[view] for name, view in self.views.items()}, number)
 
-        def rows_of(index: int) -> int | UnreadableError:
-            try:
-                return self._loader.load(index).count
-            except UnreadableError as e:
-                return e
+    @property
+    def row_counts(self) -> list[int] | None:
+        """How many rows each shard has; None where nobody knows without reading."""
+        return self._layout.rows
 
-        found = map_in_threads(rows_of, range(len(self.shards)), READERS)
-        for index, rows in enumerate(found):
-            if isinstance(rows, UnreadableError):
-                skipped.add(index, rows)
-        return [0 if isinstance(rows, UnreadableError) else rows for rows in found]
-
-    def _merged(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The state of all lanes, given that of each rank's own."""
-        owners = [states[lane % self.group.size] for lane in range(self.lanes)]
-        counts = Counter(self._counts_before)
-        for state in states:
-            counts.update({name: n - self._counts_before.get(name, 0) for name, n in state["counts"].items()})
-        return {
-            **states[self.group.rank],
-            "lanes": [state["lanes"][lane] for lane, state in enumerate(owners)],
-            "lane_skips": [state["lane_skips"][lane] for lane, state in enumerate(owners)],
-            "counts": dict(counts),
-            "skipped": {name: reason for state in states for name, reason in state["skipped"].items()},
-        }
-
-
-def counts_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """The counts in a stream's state: an example that turned out to be bad after it was chosen is no usable one."""
-    counts, bad = Counter(state["counts"]), state.get("bad_chosen", 0)
-    if bad:
-        counts.update(failures=bad, examples=-bad)
-    return dict(counts)
+    def _batch_of(
+        self, rows: Sequence[Row], views: Mapping[str, torch.Tensor], number: int, division: Division | None = None
+    ) -> SuperBatch:
+        kinds = self.dataset.target.has_classes, self.table is not None, self.embedding_width, self.logit_width
+        return batch_of(rows, views, self.tokenize, *kinds, division, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,14 +26,14 @@ from ..scoring.gradients import (
     still_statistics,
 )
 from ..scoring.models import Model
-from ..scoring.settings import Precision
+from ..scoring.settings import Precision, Reduction
 from .batch import SuperBatch
 from .distill import Taught, blended
 from .group import Group, unshared
+from .weighing import Weighed, WeighedLoss
 
 MAX_LOGIT_SCALE = math.log(100)
-# How large a batch is, and which of its examples, int64 [n], are meant.
-Places = tuple[int, torch.Tensor]
+Targets = torch.Tensor | Taught | Weighed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Trainee:
     each layer's rate is so many times that of the layer above. Gradients are clipped to a norm of `clip_grad`. A
     batch is computed in `accumulate` parts, one after another, and with `grad_checkpointing` activations are computed again
     in the backward pass: both save memory. `ema` is the decay of a moving average of the weights. With `distill` above 0
-    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets.
+    so much of the loss is of a teacher's probabilities, at `distill_temperature`: `step` is then given `Taught` targets. With
+    `gce` the loss is the generalised cross-entropy of this q. One that `weighs` multiplies each example's loss by its weight:
+    `step` is given `Weighed` targets, and `weighed.of_batch()` has the losses themselves.
 
     In a `group` of ranks each steps on its part of the batch, and all have the gradients of the whole batch; call `join` on
     all of them before the first step. `forward` scores on one rank alone. With `fsdp` each rank then holds a shard of the
@@ -87,6 +89,8 @@ class Trainee:
         layer_decay: float | None = None,
         clip_grad: float | None = None,
         label_smoothing: float = 0.0,
+        gce: float | None = None,
+        weighs: bool = False,
         accumulate: int = 1,
         grad_checkpointing: bool = False,
         ema: float | None = None,
@@ -117,9 +121,13 @@ class Trainee:
         self.fsdp = fsdp
         self._sharded: Any = None
         self._averaged: Any = None  # the average in shards
-        self.loss = model.task.training_loss(model, label_smoothing, self.group)
+        losses: Any = partial(model.task.training_loss, model, label_smoothing, self.group, gce)
+        self.loss = losses()
         self.distill = distill
-        self.step_loss: Any = blended(self.loss, distill, distill_temperature) if distill else self.loss
+        kind: Reduction = "none" if weighs else "mean"
+        each: Any = losses(kind)
+        self.step_loss: Any = blended(each, distill, distill_temperature, kind) if distill else each
+        self.weighed = WeighedLoss(self.step_loss) if weighs else None
         self.make_optimizer = partial(
             make_optimizer,
             name=optimizer,
@@ -188,13 +196,10 @@ class Trainee:
         self.optimizer = self.make_optimizer(self.model)
         self._sharded.take(self.optimizer)
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Within, the weights are whole on every rank, so that each may score as it likes. A collective."""
-        return nullcontext() if self._sharded is None else self._sharded.whole()
-
-    def whole_result(self) -> AbstractContextManager[None]:
-        """The same of `result`, so that each rank may evaluate as many images as it has."""
-        return self.whole() if self._averaged is None else self._averaged.whole()
+    def whole(self, *, result: bool = False) -> AbstractContextManager[None]:
+        """Within, the weights, or those of `result`, are whole on every rank, so that each may score alone. A collective."""
+        shards = self._averaged if result and self._averaged is not None else self._sharded
+        return nullcontext() if shards is None else shards.whole()
 
     def state(self, *, optimizer: bool = True) -> TraineeState:
         """What a checkpoint holds, with `optimizer` or without. With shards it is a collective, and on rank 0 alone has it
@@ -211,18 +216,13 @@ class Trainee:
         if self.average is not None:
             average = self.average.module.state_dict() if self._averaged is None else self._averaged.weights()
         weights = self.module.state_dict() if shards is None else shards.weights()
-        gradients = (
-            {} if shards is not None else {n: p.grad for n, p in self.module.named_parameters() if p.grad is not None}
-        )
+        gradients = {n: p.grad for n, p in self.module.named_parameters() if shards is None and p.grad is not None}
         return TraineeState(weights, state, average, frozenset(named), gradients)
 
-    def parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Whole tensors as the module loads them."""
-        return weights if self._sharded is None else self._sharded.parts_of(weights)
-
-    def average_parts_of(self, weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """The same of the average."""
-        return weights if self._averaged is None else self._averaged.parts_of(weights)
+    def parts_of(self, weights: Mapping[str, torch.Tensor], *, average: bool = False) -> Mapping[str, torch.Tensor]:
+        """Whole tensors as the module, or the average of its weights, loads them."""
+        shards = self._averaged if average else self._sharded
+        return weights if shards is None else shards.parts_of(weights)
 
     def load_optimizer(self, state: Mapping[str, Any]) -> None:
         """Load an optimizer's state of `state`, of this trainee or of one with other shards or none."""
@@ -244,12 +244,17 @@ class Trainee:
                 [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
             )
 
-    def targets_of(self, batch: SuperBatch, name: str) -> torch.Tensor | Taught:
+    def targets_of(self, batch: SuperBatch, name: str) -> Targets:
         """What `step` takes beside the images of a batch."""
-        return Taught.of(batch, name) if self.distill else batch.model_targets(name)
+        targets = Taught.of(batch, name) if self.distill else batch.model_targets(name)
+        if self.weighed is None:
+            return targets
+        weights: torch.Tensor | None = getattr(batch, "weights", None)
+        device = targets.device
+        return Weighed(targets, torch.ones(len(targets), device=device) if weights is None else weights.to(device))
 
     def step(
-        self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, lr_share: float = 1.0, weight: float = 1.0
+        self, pixels_BHWC: torch.Tensor, targets: Targets, lr_share: float = 1.0, weight: float = 1.0
     ) -> torch.Tensor:
         """One optimizer step on a batch on the device, at this share of the peak rate. Returns the detached loss.
 
@@ -260,10 +265,11 @@ class Trainee:
         self.update(lr_share)
         return loss
 
-    def add(self, pixels_BHWC: torch.Tensor, targets: torch.Tensor | Taught, weight: float = 1.0) -> torch.Tensor:
+    def add(self, pixels_BHWC: torch.Tensor, targets: Targets, weight: float = 1.0) -> torch.Tensor:
         """The first half of `step`. Called several times before `update`, it adds batches up, each with its weight."""
         with self.group.averaging():
-            return self._add_gradients(pixels_BHWC, targets, self.step_loss, weight)
+            loss = self.weighed.start() if self.weighed else self.step_loss
+            return self._add_gradients(pixels_BHWC, targets, loss, weight)
 
     def update(self, lr_share: float = 1.0) -> None:
         """The second half of `step`: the optimizer's."""
@@ -282,7 +288,7 @@ class Trainee:
             with torch.no_grad():
                 scale.clamp_(0, MAX_LOGIT_SCALE)
         self.steps += 1
-        if self._averaged is not None:
+        if self.average is not None and self._averaged is not None:
             self._averaged.move_to(self.module, 1.0 - self.average.get_decay(self.steps))
         elif self.average is not None:
             self.average.update(self.module, step=self.steps)
@@ -344,61 +350,3 @@ def make_optimizer(
     betas = (first if beta1 is None else beta1, second if beta2 is None else beta2, *more)
     made = timm.optim.create_optimizer_v2(model.module, **settings, betas=betas)
     return made
-
-
-def augment_views(
-    views: Mapping[str, torch.Tensor],
-    names: Iterable[str],
-    how: str,
-    generator: torch.Generator,
-    places: Places | None = None,
-) -> dict[str, torch.Tensor]:
-    """The views of these names, augmented. Models that see the same view see the very same augmented images.
-
-    Every view is augmented by the same random numbers, so that what the learner sees does not depend on who else trains.
-    """
-    done: dict[int, torch.Tensor] = {}
-    before = generator.get_state()
-    after = None
-    found = {}
-    for name in names:
-        view = views[name]
-        if id(view) not in done:
-            generator.set_state(before)
-            done[id(view)] = augment(view, how, generator, places)
-            after = generator.get_state() if after is None else after
-        found[name] = done[id(view)]
-    if after is not None:
-        generator.set_state(after)
-    return found
-
-
-def augment(
-    pixels_BHWC: torch.Tensor, how: str, generator: torch.Generator, places: Places | None = None
-) -> torch.Tensor:
-    """Random horizontal flips, and crops after reflecting an eighth of the side; on the device, in uint8.
-
-    `generator` lives on the CPU, so that every device draws the same. `places` says which of a whole batch's images these
-    are: the random numbers are drawn for all of them.
-    """
-    if how == "none":
-        return pixels_BHWC
-    B, size = pixels_BHWC.shape[:2]
-    device = pixels_BHWC.device
-    whole, own = (B, slice(None)) if places is None else places
-    columns_BW = torch.arange(size).expand(B, size)
-    rows_BH = columns_BW
-    if how == "crop-flip":
-        margin = max(1, size // 8)
-        down_B1, right_B1 = (torch.randint(-margin, margin + 1, (whole, 1), generator=generator)[own] for _ in range(2))
-        rows_BH, columns_BW = reflect(rows_BH + down_B1, size), reflect(columns_BW + right_B1, size)
-    flip_B = (torch.rand(whole, 1, generator=generator) < 0.5)[own]
-    columns_BW = torch.where(flip_B, columns_BW.flip(1), columns_BW)
-    index_B = torch.arange(B, device=device)[:, None, None]
-    return pixels_BHWC[index_B, rows_BH.to(device)[:, :, None], columns_BW.to(device)[:, None, :]]
-
-
-def reflect(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices past an edge come back from it: -1 is 1, `size` is size - 2."""
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -23,7 +23,8 @@ ALL = ""
 @dataclass(frozen=True)
 class Kept:
     """What is kept of a score table: in each group (a class, a shard, or all) the examples whose score is at least the
-    group's `least`. `counts` says how many of each shard, `of` how many were scored. Made by `keep_best`."""
+    group's `least`. `counts` says how many of each shard, `of` how many were scored; `prior` is a second table. Made by
+    `keep_best`."""
 
     share: float
     by: KeepBy
@@ -31,6 +32,7 @@ class Kept:
     least: dict[str, float]
     counts: dict[str, int]
     of: int
+    prior: ScoreTable | None = None
 
     @cached_property
     def examples(self) -> int:
@@ -43,7 +45,7 @@ class Kept:
 
     def mask(self, scores: ShardScores) -> np.ndarray:
         """Which of a shard's scored examples are kept, bool [N]."""
-        found: np.ndarray = score_of(self.policy, scores) >= _least_of(groups(scores, self.by), self.least)
+        found: np.ndarray = score_of(self.policy, scores, self.prior) >= _least_of(groups(scores, self.by), self.least)
         return found
 
     def line(self) -> str:
@@ -59,12 +61,14 @@ def keep_best(
     by: KeepBy = "all",
     policy: str | Policy = FILTER,
     shards: Sequence[str] | None = None,
+    prior: str | ScoreTable | None = None,
 ) -> Kept:
     """Keep this `share`, above 0 and at most 1, of a score table: the examples with the highest score.
 
     `policy` computes the score from the stored losses, a shard at a time; by default it is the negative loss. With
     `by="class"` or `by="shard"` the share is kept of each class, or of each shard. Of equal scores at the border all are
-    kept. `shards` names the shards that count, all by default.
+    kept. `shards` names the shards that count, all by default. A policy that subtracts two tables needs the other, the
+    `prior`.
 
     Raises SpecError for a share or a policy that cannot be, TableError where the table has no class labels.
     """
@@ -72,19 +76,24 @@ def keep_best(
     chosen = find_policy(policy)
     if chosen.score is None or chosen.online != "none" or chosen.joint:
         raise SpecError(f"policy '{chosen}' cannot rank by stored losses alone; its score needs a model or has none")
+    if chosen.prior and prior is None:
+        raise SpecError(
+            f"policy '{chosen}' subtracts two score tables; give prior=, the table of a model trained on the bulk"
+        )
     table = open_scores(scores) if isinstance(scores, str) else scores
+    other = (open_scores(prior) if isinstance(prior, str) else prior) if chosen.prior else None
     names = [name for name in (sorted(table.shard_names()) if shards is None else shards) if table.holds(name)]
     found: dict[str, list[np.ndarray]] = {}
-    for _, group_N, score_N in _ranked(table, names, by, chosen):
+    for _, group_N, score_N in _ranked(table, other, names, by, chosen):
         for group in np.unique(group_N):
             found.setdefault(str(group), []).append(score_N[group_N == group])
     least = {group: _border(np.concatenate(parts), share) for group, parts in found.items()}
     counts: dict[str, int] = {}
     of = 0
-    for name, group_N, score_N in _ranked(table, names, by, chosen):
+    for name, group_N, score_N in _ranked(table, other, names, by, chosen):
         counts[name] = int((score_N >= _least_of(group_N, least)).sum())
         of += len(score_N)
-    return Kept(share, by, chosen, least, counts, of)
+    return Kept(share, by, chosen, least, counts, of, other)
 
 
 def groups(scores: ShardScores, by: KeepBy) -> np.ndarray:
@@ -96,16 +105,33 @@ def groups(scores: ShardScores, by: KeepBy) -> np.ndarray:
     return np.full(len(scores.loss), scores.shard if by == "shard" else ALL)
 
 
-def score_of(policy: Policy, scores: ShardScores) -> np.ndarray:
+def score_of(policy: Policy, scores: ShardScores, prior: ScoreTable | None = None) -> np.ndarray:
     """A policy's score of each of a shard's examples, from the stored losses alone, float64 [N]."""
     assert policy.score is not None
-    score_N = (
-        policy.score(Losses(reference_B=torch.from_numpy(np.array(scores.loss, dtype=np.float32)))).double().numpy()
-    )
+    own_N = torch.from_numpy(np.array(scores.loss, dtype=np.float32))
+    prior_N = None if prior is None else torch.from_numpy(_losses_of(prior, scores))
+    score_N = policy.score(Losses(reference_B=own_N, prior_B=prior_N)).double().numpy()
     if not np.isfinite(score_N).all():
         bad = int(np.flatnonzero(~np.isfinite(score_N))[0])
         raise SpecError(f"shard '{scores.shard}', key '{scores.keys[bad]}': policy '{policy}' scores {score_N[bad]}")
     return score_N
+
+
+def _losses_of(table: ScoreTable, scores: ShardScores) -> np.ndarray:
+    """Another table's losses of a shard's examples, float32 [N]. Raises TableError where it lacks one, or scored another
+    target of it."""
+    if not table.holds(scores.shard):
+        raise TableError(f"{table.folder}: shard '{scores.shard}' is not scored; run score-reference again")
+    other = table.shard(scores.shard)
+    rows = [other.places.get(key, -1) for key in scores.keys]
+    for key, row, target in zip(scores.keys, rows, scores.target_hash, strict=True):
+        if row < 0 or other.target_hash[row] != target:
+            what = "is not scored" if row < 0 else "was scored with another target"
+            raise TableError(
+                f"{table.folder}: shard '{scores.shard}', key '{key}' {what}; score the same data with both references"
+            )
+    found: np.ndarray = other.loss[rows].astype(np.float32)
+    return found
 
 
 def _least_of(group_N: np.ndarray, least: Mapping[str, float]) -> np.ndarray:
@@ -116,11 +142,11 @@ def _least_of(group_N: np.ndarray, least: Mapping[str, float]) -> np.ndarray:
 
 
 def _ranked(
-    table: ScoreTable, names: Sequence[str], by: KeepBy, policy: Policy
+    table: ScoreTable, prior: ScoreTable | None, names: Sequence[str], by: KeepBy, policy: Policy
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name in names:
         scores = table.shard(name)
-        yield name, groups(scores, by), score_of(policy, scores)
+        yield name, groups(scores, by), score_of(policy, scores, prior)
 
 
 def _border(score_N: np.ndarray, share: float) -> float:

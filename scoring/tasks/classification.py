@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from ...datasets.targets import LABEL
 from ...errors import ModelError
 from ..evaluation import counts, nothing_read, refuse_misfits, split_batches
 from ..forward import score_batch
-from ..losses import cross_entropy, precise
+from ..losses import cross_entropy, generalised_cross_entropy, precise
 from ..models import Model, ModelSpec, Scored
 from ..ranks import ALONE, Ranks
-from ..settings import Precision
+from ..settings import Precision, Reduction
 from ..tables.schema import vector_column, vector_type
 from ..timm_models import build_timm, knows_timm, timm_spec
 
@@ -93,10 +94,17 @@ class Classification:
         return run(images)
 
     def training_loss(
-        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+        self,
+        model: Model,
+        label_smoothing: float = 0.0,
+        ranks: Ranks = ALONE,
+        gce: float | None = None,
+        reduction: Reduction = "mean",
     ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        if gce is not None:
+            return partial(generalised_cross_entropy, q=gce, reduction=reduction)
         return lambda logits_BC, labels_B: F.cross_entropy(
-            precise(logits_BC), labels_B, label_smoothing=label_smoothing
+            precise(logits_BC), labels_B, label_smoothing=label_smoothing, reduction=reduction
         )
 
     def infer(self, run: Any, images: torch.Tensor, targets: torch.Tensor) -> Any:

@@ -13,7 +13,7 @@ import torch
 from ...datasets.readers import Example
 from ...datasets.spec import DatasetSpec
 from ...datasets.targets import CAPTION, LABEL
-from ...errors import ModelError
+from ...errors import ModelError, SpecError
 from ..captions import CaptionEncoder
 from ..evaluation import counts, nothing_read, recall, split_batches
 from ..forward import autocast, embed, embeddings_of, evaluating, score_batch, score_embeddings
@@ -29,7 +29,7 @@ from ..open_clip_models import (
 )
 from ..pairs import PairScorer
 from ..ranks import ALONE, Ranks
-from ..settings import Precision
+from ..settings import Precision, Reduction
 from ..tables.schema import vector_column, vector_type
 
 
@@ -109,8 +109,19 @@ class ImageText:
         return run(images, targets)
 
     def training_loss(
-        self, model: Model, label_smoothing: float = 0.0, ranks: Ranks = ALONE
+        self,
+        model: Model,
+        label_smoothing: float = 0.0,
+        ranks: Ranks = ALONE,
+        gce: float | None = None,
+        reduction: Reduction = "mean",
     ) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        if gce is not None:
+            raise SpecError("--gce is a loss of labels, and this data set has captions; leave it out")
+        if reduction != "mean":
+            raise SpecError(
+                "a contrastive loss compares all pairs, so that no single one has a weight; leave weights out"
+            )
         from ..contrastive import contrastive_loss  # imports open_clip, which who trains no pairs can do without
 
         return contrastive_loss(model, ranks)

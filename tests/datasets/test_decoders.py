@@ -14,7 +14,10 @@ from curate.datasets.preparers.writer import encode_png
 from curate.datasets.readers import Example, Failure
 from curate.errors import CurateError, CurateWarning
 
-VIEWS = [Geometry(size=24, resampling="pillow"), Geometry(size=16, resampling="pillow")]  # without torch, quick to start
+VIEWS = [
+    Geometry(size=24, resampling="pillow"),
+    Geometry(size=16, resampling="pillow"),
+]  # without torch, quick to start
 
 
 def examples(count, bad=()):

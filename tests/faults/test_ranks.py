@@ -83,3 +83,40 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_with_the_same_weights(
     found = left_by(tmp_path / "out/run")
     for part, expected in undisturbed.items():
         assert found[part] == expected, f"{part}: rank {rank} was killed\n{text}"
+
+
+def test_a_killed_comparison_leaves_no_ranks_behind_and_goes_on(digits, tmp_path):
+    """Each of its runs has two ranks."""
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+    given = ("--dataset", "digits", "--learner", "learner", "--online", "scorer", "--batch-size", "32", "--seeds", "1")
+    about = (
+        "--config",
+        digits.toml,
+        "--reference-scores",
+        digits.table,
+        "--out",
+        tmp_path / "out",
+        "--launcher",
+        launcher,
+    )
+    budgets = ("--budget-flops", "2e10", "--budgets", "1x", "--ladder", "2x")
+    command = [sys.executable, "-m", "curate", "compare", *given, *budgets, *map(str, about)]
+
+    def start(errors):
+        with errors.open("wb") as file:
+            return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+
+    process = start(tmp_path / "errors")
+    runs = tmp_path / "out/runs"
+    wait_until(lambda: list(runs.glob("*/metrics.jsonl")), process, "steps of a run")
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert sum("launched" in child.cmdline() for child in started) >= 2
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(started, timeout=120)[1]
+    again = start(tmp_path / "errors-2")
+    assert again.wait(timeout=REAL_SECONDS) == 0, (tmp_path / "errors-2").read_text()
+    names = {path.parent.name for path in runs.glob("*/summary.json")}
+    assert names == {"uniform-1x-seed0", "uniform-2x-seed0", "learnability-1x-seed0"}
+    assert not list(runs.glob(".*"))
+    assert all("on 2 ranks of cpu" in (runs / name / "log.txt").read_text() for name in names)

@@ -54,3 +54,19 @@ def test_scores_by_policy():
 def test_a_score_without_its_losses_is_refused(policy, given, missing):
     with pytest.raises(SpecError, match=missing):
         find_policy(policy).score(Losses(**{given: torch.ones(2)}))
+
+
+@pytest.mark.parametrize("q", [1e-4, 0.7, 1.0])
+def test_generalised_cross_entropy_is_that_of_the_formula_and_lies_between_two_others(q):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(6, 5, generator=generator, requires_grad=True), torch.arange(6) % 5
+    p = logits.softmax(-1)[torch.arange(6), labels]
+    found = losses.generalised_cross_entropy(logits, labels, q, "none")
+    if q >= 0.5:
+        torch.testing.assert_close(found, (1 - p**q) / q)
+    else:
+        torch.testing.assert_close(found, losses.cross_entropy(logits, labels), rtol=1e-3, atol=1e-3)
+    assert float(losses.generalised_cross_entropy(logits, labels, q)) == pytest.approx(float(found.mean()))
+    (own,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
+    (plain,) = torch.autograd.grad(losses.cross_entropy(logits, labels).sum(), logits)
+    torch.testing.assert_close(own, plain * (p**q)[:, None].detach())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from curate.errors import SpecError
 from curate.scoring import Selector, select, sub_batch_size, super_batch_size
+from curate.scoring.selection import prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,3 +124,50 @@ def test_filter_ratio_outside_its_range_is_refused(f):
 def test_a_selector_refuses_scales_and_temperatures_that_choose_nothing(setting, bad):
     with pytest.raises(SpecError, match=f"{setting} is {bad}"):
         Selector("hard-learner", 1, **{setting: bad})
+
+
+def test_pruning_gives_every_example_the_same_expected_weight_and_exactly_b():
+    """InfoBatch: 1 where nothing else is dropped, and the share that is drawn where more is to go."""
+    scores = torch.tensor([-3.0, -2.0, -1.0, -0.5, -0.1, -4.0, 0.0, 1.0, 2.0, 5.0])
+    for b, rate, wanted in ((8, 0.5, 1.0), (7, 0.5, 1.0), (5, 0.5, 5 / 7), (9, 0.1, 9 / 10)):
+        generator = torch.Generator().manual_seed(0)
+        total, draws = torch.zeros(10), 1500
+        for _ in range(draws):
+            index, weight = prune(scores, b, rate=rate, generator=generator)
+            assert index.tolist() == sorted({*index.tolist()})
+            assert len(index) == b
+            assert (weight[6:] == 1).all()
+            total[index] += weight[index]
+        dropped = min(10 - b, int(rate * 6))
+        assert weight[:6].unique().tolist() == [pytest.approx(6 / (6 - dropped))]
+        # Five standard deviations of a mean of 0s and weights.
+        assert (total / draws - wanted).abs().max() < 5 * float(weight.max()) / np.sqrt(draws)
+
+
+def test_pruning_drops_only_what_is_below_the_mean_as_long_as_that_is_enough():
+    scores = torch.tensor([1.0, -1.0, 2.0, -1.0, -1.0, -1.0, 3.0, 0.0])
+    index, _ = prune(scores, 6, generator=torch.Generator().manual_seed(1))
+    assert {0, 2, 6, 7} <= {*index.tolist()}
+    index, weight = prune(torch.zeros(8), 3)
+    assert (len(index), weight.unique().tolist()) == (3, [1.0])
+    for bad in (dict(b=9), dict(b=3, rate=1.0)):
+        with pytest.raises(ValueError, match="cannot choose"):
+            prune(scores, **bad)
+    with pytest.raises(ValueError, match="nan"):
+        prune(torch.tensor([1.0, float("nan")]), 1)
+
+
+def test_reweighting_drops_nothing_and_weighs_by_the_softmax():
+    online, reference = torch.tensor([1.0, 3.0, 0.5]), torch.tensor([1.0, 0.5, 2.0])
+    found = Selector("learnability", 3, sampler="reweight", temperature=2.0)(
+        online_loss=online, reference_loss=reference
+    )
+    score = [(a - b) / 2 for a, b in zip(online.tolist(), reference.tolist(), strict=True)]
+    total = sum(np.exp(s) for s in score)
+    assert found.index.tolist() == [0, 1, 2]
+    assert found.weight.tolist() == pytest.approx([3 * np.exp(s) / total for s in score])
+    with pytest.raises(SpecError, match="drops nothing"):
+        Selector("hard-learner", 2, sampler="reweight")(online_loss=online)
+    with pytest.raises(SpecError, match="no example by itself"):
+        Selector("jest", 2, sampler="reweight")
+    assert Selector("uniform", 2, sampler="reweight")(online_loss=online).weight is None

@@ -99,6 +99,24 @@ def test_a_table_knows_its_cost(digits):
     assert steps.reference_score == 1000 * LEARNER
 
 
+def test_the_scores_of_a_mixture_and_of_a_prior_are_counted_beside(digits):
+    known = dict(reference_scores=digits.scores, data_size=None)
+    plain = real(digits, **known)
+    more = real(
+        digits, mix="digits-curated:25%", mix_last=0.1, mix_scores=digits.scores, prior_scores=digits.scores, **known
+    )
+    flops = open_scores(digits.scores).manifest["flops"]
+    assert more.reference_score == plain.reference_score + 2 * flops["reference_score"]
+    assert more.reference_train == plain.reference_train + flops["reference_train"]
+    assert (more.step, more.steps) == (plain.step, plain.steps)
+    assert (
+        "mixture: 0.25 of every super-batch from 'digits-curated' in the last 10% of the steps; a step costs the same"
+        in more.notes
+    )
+    with pytest.raises(SpecError, match="unknown data set 'nothing'"):
+        real(digits, mix="nothing:25%", **known)
+
+
 def test_a_table_of_something_else_or_unfinished_is_refused(digits, tmp_path):
     with pytest.raises(TableError, match=r"'digits-curated'.*give the table of this data set"):
         real(digits, dataset="digits-curated", data_size=None, reference_scores=digits.scores)

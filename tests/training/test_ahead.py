@@ -45,7 +45,7 @@ def keys(batches, count):
 def test_memory_stays_within_host_bytes(heavy):
     allowed = 5 << 20  # two shards a lane, of eleven megabytes in all
     batches = stream(heavy, host_bytes=allowed)
-    assert not batches._loader.keeps_all
+    assert not batches.loader.keeps_all
     source = iter(batches)
     next(source)
     tracemalloc.start()

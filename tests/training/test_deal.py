@@ -32,7 +32,7 @@ def test_every_rank_trains_on_its_share_and_only_the_surplus_moves(drawn):
 @given(st.integers(1, 6), st.integers(1, 32), st.integers(0, 300), st.integers(0, 50))
 @settings(max_examples=60)
 def test_every_row_of_a_super_batch_has_one_holder_and_lanes_are_shared_evenly(ranks, lanes, more, step):
-    holder_B = Division.of_step(Group(0, ranks), step, lanes + more, lanes).holder_B
+    holder_B = Division.of_step(Group(0, ranks), step, (lanes + more, lanes)).holder_B
     assert len(holder_B) == lanes + more
     held = np.bincount(holder_B, minlength=ranks)
     most = -(-(lanes + more) // lanes) * -(-lanes // ranks)
@@ -42,7 +42,7 @@ def test_every_row_of_a_super_batch_has_one_holder_and_lanes_are_shared_evenly(r
 def test_at_eight_ranks_about_a_fiftieth_of_the_chosen_moves():
     """B = 20,480, f = 0.8: random choices of 4,096 leave each rank within a few per cent of its share."""
     generator = np.random.default_rng(0)
-    holder_B = Division.of_step(Group(0, 8), 0, 20_480, 32).holder_B
+    holder_B = Division.of_step(Group(0, 8), 0, (20_480, 32)).holder_B
     share = [
         np.mean(deal(holder_b, 8) != holder_b)
         for holder_b in (holder_B[np.sort(generator.permutation(20_480)[:4096])] for _ in range(20))

@@ -7,10 +7,13 @@ import curate
 import pytest
 from curate.datasets import Geometry
 from curate.errors import RunError, SpecError
+from curate.pipelines.score_reference import score_reference
 from curate.scoring import open_scores
+from curate.scoring.loading import find_model
 from curate.scoring.tables.keep import keep_best
 from curate.training import RunOptions, train
 from curate.training.superbatch import SuperBatches
+from support.commands import silent
 
 VIEWS = {"learner": Geometry(size=8)}
 
@@ -103,3 +106,41 @@ def test_what_a_filter_cannot_do_is_refused(digits):
         curate.SubBatches(SuperBatches(digits.dataset(), 30, views=VIEWS), curate.Selector("filter", 30))
     with pytest.raises(SpecError, match="give scores= too"):
         SuperBatches(digits.dataset(), 30, views=VIEWS, kept=curate.keep_best(digits.scores, 0.5))
+
+
+def test_two_tables_are_subtracted_and_both_references_are_paid_for(digits, tmp_path):
+    """CoLoR-Filter: what a model of the curated data has a lower loss of than a model of the bulk."""
+    bulk = dict(dataset="digits", learner="scorer", steps=20, batch_size=32, precision="fp32", evaluate=False)
+    train(RunOptions.of(**bulk, out=str(tmp_path), name="bulk"), config=digits.config, report=silent)
+    reference = find_model(str(tmp_path / "bulk"), task="classification", num_classes=10, config=digits.config)
+    here = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
+    asked = digits.options(tmp_path / "scores", reference=reference, runner_options=here)
+    prior = open_scores(score_reference(asked, silent).folder)
+    table = open_scores(digits.scores)
+    kept = keep_best(table, 0.2, policy="color-filter", prior=prior)
+    scores = [
+        (float(theirs) - float(ours), name, key)
+        for name in table.shard_names()
+        for key, ours, theirs in zip(
+            table.shard(name).keys, table.shard(name).loss, prior.shard(name).loss, strict=True
+        )
+    ]
+    wanted = {(name, key) for _, name, key in sorted(scores, reverse=True)[:180]}
+    found = {
+        (name, key)
+        for name in table.shard_names()
+        for key, keeps in zip(table.shard(name).keys, kept.mask(table.shard(name)), strict=True)
+        if keeps
+    }
+    assert found == wanted
+    options = RunOptions.of(
+        dataset="digits", learner="learner", policy="color-filter", keep=0.2, reference_scores=digits.scores,
+        prior_scores=prior.folder, steps=2, batch_size=16, precision="fp32", evaluate=False, out=str(tmp_path), name="run",
+    )  # fmt: skip
+    ledger = train(options, config=digits.config, report=silent)["ledger"]
+    for line in ("reference_score", "reference_train"):
+        assert ledger[line] == sum(one.manifest["flops"][line] for one in (table, prior))
+    with pytest.raises(SpecError, match="--prior-scores TABLE"):
+        options.but(prior_scores=None)
+    with pytest.raises(SpecError, match="give prior="):
+        keep_best(table, 0.2, policy="color-filter")

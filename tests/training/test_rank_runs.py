@@ -12,6 +12,7 @@ import safetensors.numpy
 from curate.training.group import Group
 from support.rank_runs import breaks_disk, ends, five_shards, terminates_1, train_in
 from support.ranks import run_ranks
+from support.tiny import shard, write_toml
 
 # Nothing that is computed over a batch; `drop_rate` shows random numbers.
 MODELS = """
@@ -170,3 +171,20 @@ def test_a_run_that_exists_is_refused_by_all(folder):
 
 def weights_of(folder):
     return (folder / "runs/one/checkpoints/learner.safetensors").read_bytes()
+
+
+def test_a_mixture_and_the_past_of_the_learner_are_those_of_one_process(tmp_path):
+    """The second run goes on with three ranks after one."""
+    known = {"policy": "infobatch", "filter_ratio": 0.3, "mix": "e:25%", "mix_last": 0.75, "checkpoint_every": 5}
+    for i in range(5):
+        shard(tmp_path / f"shards/{i}.tar", range(8 * i, 8 * i + 8))
+    write_toml(tmp_path, MODELS, train="shards/*.tar")
+    with (tmp_path / "curate.toml").open("a") as file:
+        file.write('\n[datasets.e]\ntrain = "shards/[13].tar"\nclasses = 10\n')
+    train_in(Group(), tmp_path, False, None, None, {"name": "one", **known})
+    train_in(Group(), tmp_path, False, 7, None, {"name": "later", **known})
+    run_ranks(3, train_in, tmp_path, True, None, None, {"name": "later", **known})
+    assert_same_choice(tmp_path, "one", "later")
+    drawn, _ = chosen(tmp_path, "one")
+    assert {step for step, name, _ in drawn if name.startswith("e/")} == set(range(4, 13))
+    assert summary(tmp_path, "one")["counts"] == summary(tmp_path, "later")["counts"]

@@ -1,0 +1,102 @@
+"""A reference that trains during the run beside one that was trained and stored before, at equal total FLOPs, on CIFAR-10N.
+
+    python experiments/moving_reference.py FOLDER RESULTS.jsonl  # half a minute a run on one quiet AVX2 core; continues
+    python experiments/moving_reference.py --table RESULTS.jsonl
+
+The data, models, budget and rates are those of `curated_map.py`, whose FOLDER it may share, with no curated example: every
+reference learns from the noisy labels of the bulk itself. Every arm spends the same in all (nothing amortised): the stored
+reference's training and scoring are charged to its run, the moving one's are part of its run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+from pathlib import Path
+from typing import Any
+
+from curate.datasets.spec import load_config
+from curate.training import RunOptions, train
+from curated_map import BUDGET, CHOOSING, LR, NEVER, cell, quiet, read_results, score_table, set_up
+
+SEEDS = 3
+LEARNABILITY = {"policy": "learnability", **CHOOSING}
+# What an arm changes in the run. `stored` stands for the score table.
+ARMS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "stored reference": {**LEARNABILITY, "reference_scores": "stored", "charge_reference": True},
+    "moving reference, the same model": {**LEARNABILITY, "reference_online": "reference"},
+    "moving reference, as small as the online model": {**LEARNABILITY, "reference_online": "online"},
+}
+
+
+def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Train the learner in one arm."""
+    changes = dict(ARMS[arm])
+    if "reference_scores" in changes:
+        changes["reference_scores"] = score_table(folder, 0, "bulk")
+    options = RunOptions.of(
+        dataset="bulk",
+        learner="learner",
+        budget_flops=BUDGET,
+        seed=seed,
+        lr=LR,
+        selections_every=NEVER,
+        checkpoint_every=NEVER,
+        log_every=NEVER,
+        out=str(folder / "moving"),
+        name=f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}",
+        **changes,
+    )
+    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "top1": summary["quality"]["top1"],
+        "steps": summary["steps"],
+        "regimes": summary["regimes"],
+        "seconds": summary["seconds"]["total"] - summary["seconds"]["evaluate"],
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Top-1, updates of the learner and FLOPs by arm."""
+    head = "top-1 | updates | FLOPs of the run | with the reference paid for"
+    lines = [f"| arm | {head} |", "|---" * 5 + "|"]
+    for arm in ARMS:
+        found = [line for line in results if line["arm"] == arm]
+        if found:
+            run_TF, all_TF = (
+                statistics.fmean(line["regimes"][regime] for line in found) / 1e12
+                for regime in ("foundation", "nothing_amortised")
+            )
+            top1 = cell([line["top1"] for line in found])
+            lines.append(f"| {arm} | {top1} | {found[0]['steps']} | {run_TF:.3f} TF | {all_TF:.3f} TF |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER RESULTS")
+    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
+    parser.add_argument("--most", type=int, default=NEVER, help="make at most so many runs now")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(read_results(arguments.paths[-1])))
+        return
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    folder, results = (path.resolve() for path in arguments.paths)
+    set_up(folder)
+    done = {(line["arm"], line["seed"]) for line in read_results(results)}
+    missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
+    for arm, seed in missing[: arguments.most]:
+        found = run(folder, arm, seed)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        print(f"{arm}, seed {seed}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
