@@ -11,7 +11,7 @@ from ..datasets.readers import Failure
 from ..datasets.shards import Shard
 from ..datasets.storage import exists, join_url
 from ..errors import FailuresError, ShardError, TableError
-from ..scoring.tables.counts import all_counts
+from ..scoring.tables.counts import all_counts, scoring_flops
 from ..scoring.tables.read import ShardCounts, first_failure, noted_errors, shard_counts
 from ..scoring.tables.schema import ENDING
 from ..scoring.tables.write import clear_error, write_manifest
@@ -37,11 +37,7 @@ def finish(
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     totals = {"shards": len(done), "examples": examples, "failures": failures}
     manifest["counts"] = totals
-    # Padding and repeated images or captions of a shard cost nothing. Older files have no FLOPs: they count in full.
-    whole = manifest["flops"]["forward_per_example"]
-    manifest["flops"]["reference_score"] = sum(
-        whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts
-    )
+    manifest["flops"]["reference_score"] = scoring_flops(manifest, counts)
     write_manifest(folder, manifest)
     if bad:
         first = next(iter(sorted(bad)))

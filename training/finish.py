@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..scoring.models import Model
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
-from . import checkpoint, folder
+from . import checkpoint, folder, startup
 from .evaluate import evaluate, refuse_few
 from .group import Group
 from .loop import TrainingJob
@@ -39,6 +40,9 @@ def finish(
     """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
     run, ledger, group = job.run, job.ledger, job.group
     _write_weights(job, steps)
+    if options.data.follow and table is not None:
+        with suppress(CurateError, OSError):  # else it stays what it was when the run began
+            ledger.reference_score = startup.scored_flops(table, grows=True)
     quality: Mapping[str, float] = {}
     error: BaseException | None = None
     with job.timing(EVALUATE):

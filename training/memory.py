@@ -32,7 +32,8 @@ JOINT_BLOCKS = 6
 class Needs:
     """What a run computes at a step. `scoring` are the models that score the super-batch; `joint` says that the choice
     compares all pairs. Of `views` those made `ahead` are made of the whole super-batch. `grad_checkpointing` is the
-    learner's. So many super-batches `wait`, scored, for their turn. A `reference` trains on super-batches, where one does."""
+    learner's. So many super-batches `wait`, scored, for their turn. A `reference` trains on super-batches, where one does, and a
+    `twin` as the online model does."""
 
     learner: Trainee
     online: Trainee | None
@@ -49,6 +50,7 @@ class Needs:
     joint: bool = False
     wait: int = 0
     reference: Trainee | None = None
+    twin: Trainee | None = None
 
     @property
     def shards(self) -> int:
@@ -57,7 +59,7 @@ class Needs:
 
     @property
     def trainees(self) -> dict[str, Trainee]:
-        found = {"learner": self.learner, "online model": self.online, "reference": self.reference}
+        found = {"learner": self.learner, "online model": self.online, "reference": self.reference, "twin": self.twin}
         return {name: trainee for name, trainee in found.items() if trainee}
 
     @property

@@ -16,6 +16,9 @@ from .group import Group
 from .loading import Row
 from .positions import MIX, PREFIX
 
+# The name under which a run's manifest says from which step on it mixes.
+MIXED_FROM = "mixed in from step"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:

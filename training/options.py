@@ -254,6 +254,8 @@ class RunOptions(Options):
             raise SpecError(f"policy '{asked.policy}' filters the data set before the run; leave --follow out")
         if self.data.follow and asked.on_missing != "error":
             raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
+        if self.data.follow and self.budget.charge_reference:
+            raise SpecError("--charge-reference pays before step 1, and with --follow more is scored; leave it out")
         b, distill = self.optimization.batch_size, self.optimization.distill
         self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
         self._refuse_probe()
@@ -290,6 +292,8 @@ class RunOptions(Options):
             raise SpecError("--mix was not tried with --selection local; leave one of them out")
         policy = self.selection.chosen_policy
         moving = self.selection.reference_online is not None
+        if moving and self.data.mix_scores is not None:
+            raise SpecError("--reference-online makes the losses of what is mixed in too; leave --mix-scores out")
         joins = (policy.reference != "none" and policy.selects and not moving) or self.optimization.distill > 0
         if joins and self.data.mix_scores is None:
             what = "--distill" if self.optimization.distill else f"policy '{policy}'"

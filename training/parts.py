@@ -24,6 +24,7 @@ from .hardware import device_peak
 from .keeping import Keeping
 from .loop import TrainingJob
 from .memory import Needs
+from .mixture import MIXED_FROM
 from .moving_reference import MovingReference
 from .pace import Pace
 from .past import LAST_PRUNED, PastLosses
@@ -93,7 +94,8 @@ def cost_of(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss) -> Run
         reference=models.moving.model if models.moving else None,
         reference_scorer=models.reference if models.moving else None,
     )
-    ledger = startup.reference_ledger(models.table, setup.mix, setup.prior)
+    grows = setup.growing is not None
+    ledger = startup.reference_ledger(models.table, setup.mix, setup.prior, grows=grows)
     reference = forward_flops(models.reference).per_example if models.reference else 0.0
     made_in_run = models.reference if models.moving or options.selection.on_missing == "score" else None
     share = startup.missing_share(models.table, setup.shards) if made_in_run else 0.0
@@ -118,6 +120,8 @@ def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps:
     choosing = {"ranks that choose": setup.group.size} if options.sharing.local else {}
     if models.moving:
         choosing["super-batches a reference step"] = options.reference_every
+    if setup.mix is not None:
+        choosing[MIXED_FROM] = startup.mix_first(options, steps, setup.recorded)
     return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss, choosing)
 
 
@@ -161,6 +165,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
     seen = {**models.trained, ONLINE: models.scorer, REFERENCE: cost.made_in_run}
     views = {name: model.geometry for name, model in seen.items() if model}
     processes = options.data.decode_processes
+    mix_first = startup.mix_first(options, cost.steps, setup.recorded) if setup.mix is not None else 1
     return SuperBatches(
         setup.dataset,
         options.super_batch_size,
@@ -168,7 +173,7 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         tokenize={name: model.tokenizer for name, model in seen.items() if model and model.tokenizer},
         scores=models.table,
         kept=startup.kept_of(options, models.table, setup.prior, setup.shards, setup.records.log),
-        mix=startup.mix_begun(setup.mix, options, cost.steps, setup.records.log),
+        mix=startup.mix_begun(setup.mix, options, mix_first, setup.records.log),
         embeddings=options.selection.joint,
         logits=options.optimization.distill > 0,
         on_missing=options.selection.on_missing,
@@ -373,4 +378,5 @@ def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -
         joint=options.selection.joint,
         wait=options.selection.score_ahead,
         reference=models.moving,
+        twin=models.twin,
     )

@@ -23,6 +23,7 @@ from ..scoring.losses import Losses
 from ..scoring.policies import POLICIES
 from ..scoring.settings import REWEIGHT
 from .batch import SuperBatch
+from .mixture import MIXED_FROM
 from .options import RunOptions
 from .records import SELECTION_SCHEMA, read_document
 
@@ -133,6 +134,11 @@ class RecordedRun:
         )
         selected = rows["selected"].to_numpy(zero_copy_only=False)
         return Record(rows["shard"].to_pylist(), rows["key"].to_pylist(), online, reference, selected)
+
+    @property
+    def mix_first(self) -> int:
+        """From which step on it mixed another data set in."""
+        return int(read_document(self.folder / "manifest.json")["began"]["settings"][MIXED_FROM])
 
     @property
     def flops_per_step(self) -> float:

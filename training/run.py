@@ -145,7 +145,7 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
-            mix=startup.mix_of(options, dataset, config),
+            mix=startup.mix_of(options, dataset, config, recorded is not None),
             prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
         with _kernels(setup):
@@ -210,7 +210,7 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
     if not first:
         return models, cost, job, 1
     every = folder.settled_selections(run, options, cost.steps)
-    startup.check_disk(run, list(models.trained.values()), options, cost.steps, every)
+    startup.check_disk(run, models.saved, options, cost.steps, every)
     if not (run / "config.json").exists():  # a resumed run keeps what it began with
         write_json(run / "manifest.json", manifest)
         write_json(run / "config.json", options.but(lanes=batches.lanes, selections_every=every).to_dict())

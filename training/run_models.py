@@ -46,6 +46,11 @@ class RunModels:
     def trained(self) -> dict[str, Model]:
         return {name: trainee.model for name, trainee in self.trainees.items()}
 
+    @property
+    def saved(self) -> list[Model]:
+        """Those whose weights checkpoints hold: the learner first, a reference that trains in the run last."""
+        return [self.learner.model, *(one.model for one in (self.online, self.twin, self.moving) if one)]
+
     def join(self, rows: int, drawn: int) -> None:
         """Let all ranks step together, each on `rows` chosen examples or more, and `drawn` of the super-batch. A collective."""
         for trainee in self.trainees.values():

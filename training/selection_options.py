@@ -100,6 +100,8 @@ class SelectionOptions(Concern):
             raise SpecError(
                 f"--sampler {REWEIGHT} needs a score of each example, and policy '{policy}' has none; leave it out"
             )
+        if self.sampler == REWEIGHT and policy.prunes:
+            raise SpecError(f"policy '{policy}' has weights of its own; leave --sampler {REWEIGHT} out")
         if self.sampler == REWEIGHT and self.filter_ratio:
             raise SpecError(f"--sampler {REWEIGHT} drops nothing; give --filter-ratio 0 too")
         self._check_moving(policy)

@@ -23,6 +23,7 @@ from ..scoring.joint import selection_flops
 from ..scoring.models import Model
 from ..scoring.settings import Coarse, ContrastiveLoss, Precision
 from ..scoring.tables.check import check_table
+from ..scoring.tables.counts import all_counts, scoring_flops
 from ..scoring.tables.keep import Kept, keep_best
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report, format_flops
@@ -31,6 +32,7 @@ from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
 from .mixture import Mix, refuse_unlike
 from .options import RunOptions
+from .replay import RecordedRun
 from .selection_options import SelectionOptions
 
 # Adam's two moments, in weights.
@@ -94,25 +96,34 @@ def steps_of(options: RunOptions, cost: StepCost, charged: float, missing: float
     return steps_within(budget.budget_flops, cost.total + missing, charged)
 
 
-def mix_of(options: RunOptions, dataset: DatasetSpec, config: Config) -> Mix | None:
-    """The data set that is mixed in, opened; from which step on follows later. Raises CurateError."""
+def mix_of(options: RunOptions, dataset: DatasetSpec, config: Config, replays: bool = False) -> Mix | None:
+    """The data set that is mixed in, opened; from which step on follows later. A run that `replays` needs no losses, but its
+    order of examples follows from the table's rows. Raises CurateError."""
     if options.data.mixture is None:
         return None
     name, share = options.data.mixture
     other = find_dataset(name, config)
     refuse_unlike(dataset, other)
-    scores = open_scores(options.data.mix_scores) if options.uses_table and options.data.mix_scores else None
+    path = options.data.mix_scores if options.uses_table or replays else None
+    scores = open_scores(path) if path else None
     found = Mix(data=other, share=share, scores=scores, shards=list_shards(other))
     found.rows(options.super_batch_size)
     return found
 
 
-def mix_begun(mix: Mix | None, options: RunOptions, steps: int, log: Report) -> Mix | None:
-    """The mixture of a run of so many steps, said once."""
+def mix_first(options: RunOptions, steps: int, recorded: RecordedRun | None) -> int:
+    """From which step on a run of so many steps mixes: as the run that it replays did, whatever the steps of this one."""
+    if recorded is not None:
+        return recorded.mix_first
+    return steps - max(1, round(options.data.mix_last * steps)) + 1
+
+
+def mix_begun(mix: Mix | None, options: RunOptions, first: int, log: Report) -> Mix | None:
+    """The mixture of a run that mixes from step `first` on, said once."""
     if mix is None:
         return None
     assert isinstance(mix.data, DatasetSpec)
-    begun = replace(mix, first=steps - max(1, round(options.data.mix_last * steps)) + 1)
+    begun = replace(mix, first=first)
     when = f" from step {begun.first:,} on" if begun.first > 1 else ""
     size = options.super_batch_size
     log(f"{mix.rows(size):,} of the {size:,} examples of every super-batch are of data set '{mix.data.name}'{when}")
@@ -142,16 +153,25 @@ def refuse_other_reference(table: ScoreTable | None, mix: Mix | None) -> None:
         )
 
 
-def reference_ledger(table: ScoreTable | None, mix: Mix | None = None, prior: ScoreTable | None = None) -> Ledger:
+def scored_flops(table: ScoreTable, grows: bool) -> float:
+    """What a table's scores cost. While one `grows`, its manifest does not know: then the shards that it has say it."""
+    if grows:
+        return scoring_flops(table.manifest, all_counts(table.folder).values())
+    return float(table.manifest["flops"].get("reference_score") or 0.0)
+
+
+def reference_ledger(
+    table: ScoreTable | None, mix: Mix | None = None, prior: ScoreTable | None = None, *, grows: bool = False
+) -> Ledger:
     """A ledger that begins with what the reference cost: its training once, its scores of both data sets; and the same of a
-    second reference."""
+    second reference. The table `grows` where the data set is followed."""
     if table is None:
         return Ledger()
     tables = [table, *([prior] if prior else [])]
     scored = [*tables, *([mix.scores] if mix is not None and isinstance(mix.scores, ScoreTable) else [])]
     trained = [one.manifest["flops"]["reference_train"] for one in tables]
     return Ledger(
-        reference_score=sum(one.manifest["flops"].get("reference_score") or 0.0 for one in scored),
+        reference_score=sum(scored_flops(one, grows) for one in scored),
         reference_train=None if None in trained else sum(trained),
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +51,13 @@ def all_counts(folder: str, *, keep: bool = False) -> dict[str, ShardCounts]:
     if keep and (new or len(kept) != len(found)):
         _write(folder, times, found)
     return found
+
+
+def scoring_flops(manifest: Mapping[str, Any], counts: Iterable[ShardCounts]) -> float:
+    """FLOPs of scoring the shards of these counts, by a table's manifest."""
+    # Padding and repeated images or captions of a shard cost nothing. Older files have no FLOPs: they count in full.
+    whole = manifest["flops"]["forward_per_example"]
+    return float(sum(whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts))
 
 
 def _read(folder: str) -> dict[str, tuple[float, ShardCounts]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from curate.errors import SpecError
 from curate.ledger import StepCost
-from curate.training import RunOptions, train
+from curate.training import RunOptions, startup, train
 from curate.training.autopilot import Autopilot, Verdict
 from support.commands import silent
 from support.runs import left_by
@@ -101,8 +101,10 @@ def test_the_twin_takes_as_many_more_steps_as_choosing_costs(monkeypatch):
 @pytest.mark.parametrize("pays", [True, False])
 def test_a_run_follows_the_verdict_within_its_budget_and_resumes_exactly(digits, tmp_path, monkeypatch, pays):
     monkeypatch.setattr(Verdict, "pays", property(lambda self: pays))
-    told = []
+    told, on_disk = [], []
+    monkeypatch.setattr(startup, "check_disk", lambda run, models, *rest: on_disk.append(len(models)))
     summary = train(options(digits, tmp_path / "whole"), config=digits.config, report=told.append)
+    assert on_disk == [3]  # the twin is in checkpoints too
     found, steps = summary["autopilot"], summary["steps"]
     assert (found["pays"], found["last"]) == (pays, steps)
     assert any("choosing goes on" in line if pays else "the rest is drawn uniformly" in line for line in told)

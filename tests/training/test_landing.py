@@ -13,6 +13,7 @@ from curate.datasets.preparers.writer import encode_png
 from curate.datasets.spec import find_dataset, load_config, spec_from_table
 from curate.errors import RunError, ShardError, SpecError
 from curate.scoring.tables.lookup import open_scores
+from curate.scoring.tables.read import shard_counts
 from curate.training import RunOptions, run, train
 from curate.training.landing import Landing, read_arrivals, refuse_follow
 from curate.training.loop import train_loop
@@ -107,6 +108,12 @@ def test_what_lands_enters_at_the_next_epoch_once_it_is_scored(whole):
         assert {shard for shard, _ in seen} == {f"0000{n}" for n in names}
     assert whole.summary["counts"]["examples"] == 4 * ROWS
     assert whole.summary["shards_by_epoch"] == [2, 3, 4]
+
+
+def test_the_ledger_has_what_was_scored_during_the_run(whole):
+    flops = {name: shard_counts(str(whole.table), name).flops for name in ("00000", "00001", "00002", "00003")}
+    assert whole.summary["ledger"]["reference_score"] == pytest.approx(sum(flops.values()))
+    assert whole.summary["regimes"]["pretrained_reference"] > sum(flops.values()) > 0
 
 
 def test_a_resumed_run_never_decides_an_epoch_again(digits, whole, tmp_path):
@@ -227,6 +234,8 @@ def test_what_cannot_grow_is_refused_in_one_line(digits, tmp_path):
         RunOptions.of(**asked, policy="filter")
     with pytest.raises(SpecError, match="leave --on-missing skip out"):
         RunOptions.of(**asked, policy="easy-reference", on_missing="skip")
+    with pytest.raises(SpecError, match="more is scored; leave it out"):
+        RunOptions.of(**asked, policy="easy-reference", charge_reference=True)
     for i in range(3):
         (tmp_path / "pictures" / str(i)).mkdir(parents=True)
         (tmp_path / "pictures" / str(i) / "a.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))

@@ -171,6 +171,8 @@ def test_what_is_held_and_what_passes():
     assert found.held["parameters"] == pytest.approx(sum(parameters), rel=0.01)
     assert found.held["optimizer"] == pytest.approx(2 * sum(parameters), rel=0.01)
     assert found.held["average"] == parameters[0]
+    twin = measure(needs(learner, online=online, twin=trainee("ours")))
+    assert twin.held["optimizer"] == pytest.approx(2 * (parameters[0] + 2 * parameters[1]), rel=0.01)
     image = 3 * (64 * 64 + 32 * 32)
     assert found.held["images"] == (2 * 64 + memory.SUPER_BATCHES * 640) * image
     assert found.host == memory.SUPER_BATCHES * 640 * image

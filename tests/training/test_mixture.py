@@ -118,6 +118,7 @@ def test_a_run_trains_on_both_resumes_exactly_and_its_ledger_counts_both_tables(
         reference_scores=digits.scores,
         mix_scores=curated_scores.folder,
         mix_last=0.5,
+        host_bytes=1,  # so that only the tables know the rows
     )
     said = []
     options = run_options(digits, tmp_path / "whole", **chosen)
@@ -141,6 +142,10 @@ def test_a_run_trains_on_both_resumes_exactly_and_its_ledger_counts_both_tables(
     with pytest.raises(RunError, match="mix = digits-curated:25%, now digits-curated:50%"):
         train(again.but(mix="digits-curated:50%"), config=digits.config, resume=True, report=silent)
 
+    replay = run_options(digits, tmp_path, name="fewer", steps=6, mix=None, replay=str(tmp_path / "whole" / "run"))
+    train(replay, config=digits.config, report=silent)
+    assert recorded(tmp_path / "fewer") == {(step, shard) for step, shard in rows if step <= 6}
+
 
 def recorded(run):
     tables = [pq.ParquetFile(file).read() for file in (run / "selections").glob("*.parquet")]
@@ -159,6 +164,9 @@ def test_what_cannot_be_mixed_is_refused(digits, curated_scores, pairs, tmp_path
             run_options(digits, tmp_path, mix=text)
     with pytest.raises(SpecError, match="give --mix DATASET:SHARE too"):
         run_options(digits, tmp_path, mix=None, mix_last=0.5)
+    with pytest.raises(SpecError, match="leave --mix-scores out"):
+        moving = dict(policy="learnability", online="scorer", reference_online="scorer")
+        run_options(digits, tmp_path, mix_scores=curated_scores.folder, **moving)
     with pytest.raises(SpecError, match="then --mix-scores TABLE"):
         run_options(digits, tmp_path, policy="easy-reference", reference_scores=digits.scores)
     with pytest.raises(SpecError, match="less than one example"):

@@ -127,6 +127,8 @@ def test_reweighting_trains_on_all_and_its_weights_matter(digits, tmp_path):
 def test_what_cannot_be_weighed_is_refused(digits, pairs, tmp_path):
     with pytest.raises(SpecError, match="give --filter-ratio 0 too"):
         options(digits, tmp_path, policy="hard-learner", online="scorer", sampler="reweight")
+    with pytest.raises(SpecError, match="'infobatch' has weights of its own; leave --sampler reweight out"):
+        options(digits, tmp_path, policy="infobatch", sampler="reweight", filter_ratio=0)
     with pytest.raises(SpecError, match="knows the weights of one process"):
         options(digits, tmp_path, policy="infobatch", selection="local")
     with pytest.raises(SpecError, match="--gce is 0, expected a q"):
