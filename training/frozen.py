@@ -45,6 +45,7 @@ WHOLE = ("arguments", "open_clip_config", "coarse")
 DIGITS = 16
 # The shards of the data set that is mixed in.
 MIXED = "mixed in"
+MIXED_TABLE = f"{MIXED} table"
 SPLITS = ("train", "test", MIXED)
 
 
@@ -140,7 +141,7 @@ def table_of(table: ScoreTable, shards: Sequence[Shard]) -> dict[str, Any]:
 def mix_of(mix: Mix) -> dict[str, Any]:
     """What is known of the data set that is mixed in, and of its score table."""
     shards = mix.shards or ()
-    table = {f"{MIXED} table": table_of(mix.scores, shards)} if isinstance(mix.scores, ScoreTable) else {}
+    table = {MIXED_TABLE: table_of(mix.scores, shards)} if isinstance(mix.scores, ScoreTable) else {}
     return {MIXED: shards_of(shards), **table}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..options import flag, options_of
 from ..scoring.losses import Losses
 from ..scoring.policies import POLICIES
 from ..scoring.settings import REWEIGHT
+from . import frozen
 from .batch import SuperBatch
 from .mixture import MIXED_FROM
 from .options import RunOptions
@@ -135,16 +137,32 @@ class RecordedRun:
         selected = rows["selected"].to_numpy(zero_copy_only=False)
         return Record(rows["shard"].to_pylist(), rows["key"].to_pylist(), online, reference, selected)
 
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What it was made of."""
+        return read_document(self.folder / "manifest.json")
+
+    @property
+    def reads_table(self) -> bool:
+        """Whether it read its score table: a policy that needs none leaves one that is given aside. The order of examples
+        follows from the table's rows."""
+        return self.manifest.get("score_table") is not None
+
+    @property
+    def reads_mixed_table(self) -> bool:
+        """The same of what it mixed in."""
+        return frozen.MIXED_TABLE in self.manifest["began"]
+
     @property
     def mix_first(self) -> int:
         """From which step on it mixed another data set in."""
-        return int(read_document(self.folder / "manifest.json")["began"]["settings"][MIXED_FROM])
+        return int(self.manifest["began"]["settings"][MIXED_FROM])
 
     @property
     def flops_per_step(self) -> float:
         """What choosing cost it: its online model or, where its learner scored, scoring with and training the learner; and
         a reference that trained during it."""
-        step: dict[str, float] = read_document(self.folder / "manifest.json")["flops_per_step"]
+        step: dict[str, float] = self.manifest["flops_per_step"]
         learner = step["learner_train"] if step["online_score"] and not step["online_train"] else 0.0
         more = sum(step.get(name, 0.0) for name in ("reference_score", "reference_train", "choices"))
         return step["online_score"] + step["online_train"] + learner + more

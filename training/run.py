@@ -145,7 +145,7 @@ def _train(
             group=group,
             began=began,
             lanes=lanes,
-            mix=startup.mix_of(options, dataset, config, recorded is not None),
+            mix=startup.mix_of(options, dataset, config, recorded),
             prior=startup.prior_of(options, dataset, shards, group.is_first),
         )
         with _kernels(setup):
@@ -174,7 +174,8 @@ def _followed(
     if not options.data.follow:
         return None, None
     scores = options.selection.reference_scores
-    table = open_scores(scores) if scores and (options.uses_table or recorded) else None
+    reads = options.uses_table or (recorded is not None and recorded.reads_table)
+    table = open_scores(scores) if scores and reads else None
     folder = recorded.folder if recorded else None
     return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
 

@@ -81,8 +81,9 @@ def build_models(setup: Setup) -> RunModels:
         verify=setup.group.is_first,
         opened=setup.followed,
     )
-    if setup.recorded is not None and options.selection.reference_scores:  # its rows are part of the order of examples
-        opened = Reference(setup.followed or open_scores(options.selection.reference_scores), None, 0)
+    scores = options.selection.reference_scores
+    if setup.recorded is not None and setup.recorded.reads_table and scores:
+        opened = Reference(setup.followed or open_scores(scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     startup.refuse_other_reference(opened.table, setup.mix)
     compiled, fsdp = options.optimization.compile, options.sharing.fsdp

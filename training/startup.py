@@ -96,15 +96,18 @@ def steps_of(options: RunOptions, cost: StepCost, charged: float, missing: float
     return steps_within(budget.budget_flops, cost.total + missing, charged)
 
 
-def mix_of(options: RunOptions, dataset: DatasetSpec, config: Config, replays: bool = False) -> Mix | None:
-    """The data set that is mixed in, opened; from which step on follows later. A run that `replays` needs no losses, but its
-    order of examples follows from the table's rows. Raises CurateError."""
+def mix_of(
+    options: RunOptions, dataset: DatasetSpec, config: Config, recorded: RecordedRun | None = None
+) -> Mix | None:
+    """The data set that is mixed in, opened; from which step on follows later. A replay reads the table that the `recorded`
+    run read. Raises CurateError."""
     if options.data.mixture is None:
         return None
     name, share = options.data.mixture
     other = find_dataset(name, config)
     refuse_unlike(dataset, other)
-    path = options.data.mix_scores if options.uses_table or replays else None
+    reads = options.uses_table or (recorded is not None and recorded.reads_mixed_table)
+    path = options.data.mix_scores if reads else None
     scores = open_scores(path) if path else None
     found = Mix(data=other, share=share, scores=scores, shards=list_shards(other))
     found.rows(options.super_batch_size)

@@ -74,6 +74,14 @@ def test_a_replay_resumes_and_can_itself_be_replayed(out):
     assert summary["choices"] == json.loads((out / "again/summary.json").read_text())["choices"] > 0
 
 
+def test_a_table_that_the_run_did_not_read_is_not_read_now(digits, out):
+    given = dict(policy="hard-learner", online="small", reference_scores=str(digits.table), host_bytes=1)
+    go(out, "unread", batch_size=16, steps=3, **given)
+    summary = go(out, "unread-again", replay=str(out / "unread"), steps=3)
+    assert rows_of(out, "unread-again") == rows_of(out, "unread")
+    assert summary["ledger"]["reference_score"] == 0
+
+
 def test_a_budget_buys_no_more_steps_than_were_recorded(out):
     summary = go(out, "rich", steps=None, budget_flops=1e15, replay=str(out / "chosen"))
     assert summary["steps"] == STEPS
