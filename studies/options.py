@@ -181,6 +181,10 @@ class CompareOptions:
             raise SpecError("--fsdp divides the learner among several processes; give --launcher, or leave it out")
         if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
+        if self.base.data.follow:
+            raise SpecError(
+                "the runs of a comparison train on the same data, and with --follow each on its own; leave it out"
+            )
         for policy in self.policies:
             self.base.but(policy=policy)  # raises where a policy lacks its online model or its table
 

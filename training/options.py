@@ -256,6 +256,8 @@ class RunOptions(Options):
             raise SpecError(f"--follow takes in a shard once it is scored; leave --on-missing {asked.on_missing} out")
         if self.data.follow and self.budget.charge_reference:
             raise SpecError("--charge-reference pays before step 1, and with --follow more is scored; leave it out")
+        if self.asynchronous.actors and self.data.max_bad_shards:
+            raise SpecError("--actors end the run at a shard that cannot be read; leave --max-bad-shards out")
         b, distill = self.optimization.batch_size, self.optimization.distill
         self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
         self._refuse_probe()

@@ -290,6 +290,11 @@ def test_options_that_cannot_be_used(options, changes, told):
         replace(options, **changes)
 
 
+def test_its_runs_train_on_the_same_data(options):
+    with pytest.raises(SpecError, match="with --follow each on its own; leave it out"):
+        replace(options, base=options.base.but(follow=True))
+
+
 def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
     out = tmp_path / "killed"
     command = (
