@@ -27,7 +27,7 @@ from ..options import (
     check_local,
     flag,
 )
-from ..scoring.policies import LEARNABILITY, POLICIES, Policy
+from ..scoring.policies import LEARNABILITY, POLICIES, Policy, find_policy
 from ..training.data_options import DataOptions
 from ..training.options import (
     BudgetOptions,
@@ -181,11 +181,9 @@ class CompareOptions:
             raise SpecError("--fsdp divides the learner among several processes; give --launcher, or leave it out")
         if self.base.budget.budget_flops is None:
             raise SpecError("a comparison needs --budget-flops, the budget that 1x stands for")
-        if self.base.data.follow:
-            raise SpecError(
-                "the runs of a comparison train on the same data, and with --follow each on its own; leave it out"
-            )
         for policy in self.policies:
+            if self.launcher is not None and find_policy(policy).probes:
+                raise SpecError(f"policy '{policy}' probes in one process; leave --launcher or the policy out")
             self.base.but(policy=policy)  # raises where a policy lacks its online model or its table
 
     @property

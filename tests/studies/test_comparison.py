@@ -281,6 +281,7 @@ def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):
         ({"headline_budget": 2.0}, "--headline-budget is 2x, expected one of --budgets"),
         ({"headline_policy": "uniform"}, "--headline-policy is 'uniform', expected one of --policies"),
         ({"tune_every_rung": True}, "--tune-every-rung needs --search-lr"),
+        ({"launcher": "torchrun", "policies": ("uniform", "auto")}, "'auto' probes in one process"),
         ({"launcher": " "}, "--launcher is ' ', expected a command"),
         ({"launcher": "torchrun '"}, "--launcher is 'torchrun '', expected a command"),
     ],
@@ -288,11 +289,6 @@ def test_a_run_that_fails_is_told_and_the_finished_ones_stay(options, digits):
 def test_options_that_cannot_be_used(options, changes, told):
     with pytest.raises(SpecError, match=told):
         replace(options, **changes)
-
-
-def test_its_runs_train_on_the_same_data(options):
-    with pytest.raises(SpecError, match="with --follow each on its own; leave it out"):
-        replace(options, base=options.base.but(follow=True))
 
 
 def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
