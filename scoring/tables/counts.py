@@ -57,7 +57,8 @@ def scoring_flops(manifest: Mapping[str, Any], counts: Iterable[ShardCounts]) ->
     """FLOPs of scoring the shards of these counts, by a table's manifest."""
     # Padding and repeated images or captions of a shard cost nothing. Older files have no FLOPs: they count in full.
     whole = manifest["flops"]["forward_per_example"]
-    return float(sum(whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts))
+    found: float = sum(whole * (c.examples + c.failures) if c.flops is None else c.flops for c in counts)
+    return found
 
 
 def _read(folder: str) -> dict[str, tuple[float, ShardCounts]]:
