@@ -51,6 +51,16 @@ def test_the_moving_references_in_the_findings_are_those_of_their_results(monkey
     assert moving_reference.table(results) in page, "python experiments/moving_reference.py --table RESULTS.jsonl"
 
 
+def test_the_wrong_labels_beside_cleanlab_are_those_of_their_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import wrong_labels
+
+    results = wrong_labels.read_results(ROOT / "experiments" / "results" / "2026-11-26-wrong-labels.jsonl")
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    demo = [line for line in results if line["dataset"] == "cifar10n"]
+    assert wrong_labels.table(demo) in page, "python experiments/wrong_labels.py --table RESULTS.jsonl"
+
+
 def test_benchmarks_start():
     code = (
         "import importlib, run; print([importlib.import_module(n).BENCHMARK.name for n in run.NAMES + run.MORE_NAMES])"

@@ -67,7 +67,10 @@ class TensorBoard:
 
 
 class WandbLike:
-    """Weights & Biases, or Trackio, which has its interface. A resumed run continues the run that it began."""
+    """Weights & Biases, or Trackio, which has its interface. A resumed run continues the run that it began.
+
+    Steps after the checkpoint are sent again. Trackio has nothing that replaces or deletes single steps: it keeps both.
+    """
 
     def __init__(self, package: str, run: Path, config: Mapping[str, Any], step: int) -> None:
         self._module = _imported(package, package)

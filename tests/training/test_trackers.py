@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -109,6 +110,18 @@ def test_wandb_offline(folder, monkeypatch):
     begun = [path.name for path in (folder / "runs/run/wandb").glob("offline-run-*")]
     ids = {name.rsplit("-", 1)[-1] for name in begun}
     assert ids == {json.loads((folder / "runs/run" / IDS).read_text())["wandb"]}
+
+
+def test_trackio_keeps_both_of_a_step_that_is_made_again(folder, monkeypatch):
+    """docs/outputs.md says so."""
+    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+    pytest.importorskip("trackio")
+    go_until(7, folder, report_to=("trackio",), **CHOOSING)
+    go(folder, resume=True, report_to=("trackio",), **CHOOSING)
+    with sqlite3.connect(folder / "trackio/curate.db") as stored:
+        rows = stored.execute("SELECT step, metrics FROM metrics").fetchall()
+    steps = Counter(step for step, values in rows if "train/loss" in json.loads(values))
+    assert steps == Counter([2, 4, 6, 6, 8, 10, 12])
 
 
 class Broken:
