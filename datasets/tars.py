@@ -120,9 +120,8 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
         except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
             if key is None:
                 _check_name(shard, is_packed)
-            raise ShardError(
-                f"{shard.url}: the tar is cut or damaged after key '{key}' ({e}); fetch it again"
-            ) from None
+            where = "at its beginning" if key is None else f"after key '{key}'"
+            raise ShardError(f"{shard.url}: the tar is cut or damaged {where} ({e}); fetch it again") from None
 
 
 def _check_name(shard: Shard, is_packed: bool) -> None:

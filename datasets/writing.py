@@ -91,12 +91,18 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_errors(url: str | Path) -> Iterator[None]:
-    """Turn errors of writing to `url` inside the block into a WriteError. Other errors pass."""
+    """Turn errors of writing to `url` inside the block into a WriteError. Other errors pass.
+
+    An interruption that torch hides behind an error of its own is raised as what it is.
+    """
     try:
         yield
     except CurateError:
         raise
     except Exception as e:
+        # torch.save closes its file on the way out, and complains that what was written is not whole.
+        if e.__context__ is not None and not isinstance(e.__context__, Exception):
+            raise e.__context__ from None
         cause = _os_error(e)
         if cause is None:
             raise

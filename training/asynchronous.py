@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 
 from ..errors import ActorError, SpecError
-from ..options import Concern, Share, check_least
+from ..options import Concern, Share, check_least, flag
 from ..scoring.policies import NO_SCORER
 from ..scoring.settings import REWEIGHT
 from .selection_options import SelectionOptions
@@ -37,6 +37,10 @@ class AsynchronousOptions(Concern):
 
     def __post_init__(self) -> None:
         check_least(self, 0, "actors")
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if given and not self.actors:
+            raise SpecError(f"{flag(given[0])} is for actors; give --actors N too")
         check_least(self, 1, "refresh", "max_age", "pool_size")
         if self.samples_per_insert is not None and not 0 < self.samples_per_insert <= 1:
             raise SpecError(

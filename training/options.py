@@ -285,7 +285,8 @@ class RunOptions(Options):
 
     def _refuse_mixture(self) -> None:
         """Raises SpecError where the options cannot be with a mixture."""
-        if self.data.mix is None:
+        mixture = self.data.mixture
+        if mixture is None:
             return
         if self.data.follow or self.asynchronous.actors:
             option = "--follow" if self.data.follow else "--actors"
@@ -300,8 +301,8 @@ class RunOptions(Options):
         if joins and self.data.mix_scores is None:
             what = "--distill" if self.optimization.distill else f"policy '{policy}'"
             raise SpecError(
-                f"{what} needs the reference's losses of '{self.data.mix}' too; run 'curate score-reference' on that data set, "
-                "then --mix-scores TABLE"
+                f"{what} needs the reference's losses of '{mixture[0]}' too; run 'curate score-reference' on that data "
+                "set, then --mix-scores TABLE"
             )
 
     @property

@@ -12,6 +12,7 @@ import torch
 
 from ..datasets.decoders import default_processes
 from ..datasets.shards import Shard
+from ..errors import SpecError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
 from ..scoring.models import Model
@@ -294,18 +295,24 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         stop=setup.stop,
         keeping=_keeping_of(setup, models, cost),
         peak=None if peak is None else peak * setup.group.size,
-        reference=_moving_of(setup, models, resolved),
+        reference=_moving_of(setup, models, cost, resolved),
     )
 
 
-def _moving_of(setup: Setup, models: RunModels, resolved: Resolved) -> MovingReference | None:
+def _moving_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -> MovingReference | None:
     """The reference that trains during the run, if one does."""
     if models.moving is None:
         return None
+    every = setup.options.reference_every
+    if every > cost.steps:
+        raise SpecError(
+            f"the reference learns after every {every:,} super-batches and the run has {cost.steps:,} steps, so it would never "
+            "learn; lower --reference-every, or make the run longer"
+        )
     seed = startup.stream_seed(setup.options.seed, "augment reference")
     return MovingReference(
         trainee=models.moving,
-        every=setup.options.reference_every,
+        every=every,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(seed),
     )

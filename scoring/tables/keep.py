@@ -70,7 +70,8 @@ def keep_best(
     kept. `shards` names the shards that count, all by default. A policy that subtracts two tables needs the other, the
     `prior`.
 
-    Raises SpecError for a share or a policy that cannot be, TableError where the table has no class labels.
+    Raises SpecError for a share or a policy that cannot be, TableError where the table has no class labels, or both tables
+    are of one reference.
     """
     check_keep(share, by)
     chosen = find_policy(policy)
@@ -82,6 +83,11 @@ def keep_best(
         )
     table = open_scores(scores) if isinstance(scores, str) else scores
     other = (open_scores(prior) if isinstance(prior, str) else prior) if chosen.prior else None
+    if other is not None and other.reference_fingerprint == table.reference_fingerprint:
+        raise TableError(
+            f"{other.folder}: was scored by the same reference as {table.folder}, and policy '{chosen}' subtracts the two; "
+            "give the table of a model trained on the bulk"
+        )
     names = [name for name in (sorted(table.shard_names()) if shards is None else shards) if table.holds(name)]
     found: dict[str, list[np.ndarray]] = {}
     for _, group_N, score_N in _ranked(table, other, names, by, chosen):

@@ -288,7 +288,7 @@ def test_a_compressed_tar_that_unpacks_to_a_hundred_times_its_size_is_a_bomb(tmp
         ("0.tar.gz", lzma.compress, "is compressed with xz, no tar"),
         ("0.tgz", bytes, "is not compressed with gzip, as its name says; if it is a tar, name it .tar"),
         ("0.tgz", lambda raw: gzip.compress(raw)[:-9], "the tar is cut or damaged"),
-        ("0.tar", lambda raw: b"x" + raw, "the tar is cut or damaged"),
+        ("0.tar", lambda raw: b"x" + raw, "the tar is cut or damaged at its beginning"),
     ],
 )
 def test_a_tar_whose_ending_is_anothers_is_told_its_name(tmp_path, name, packed, told):

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from curate.datasets import writing
 from curate.datasets.storage import list_names
 from curate.datasets.writing import make_folder, remove, remove_partials, whole_file, whole_folder, write_whole
-from curate.errors import SpecError, TableError, WriteError
+from curate.errors import SpecError, StoppedError, TableError, WriteError
 from safetensors.torch import save_file
 from support.disk import files_up_to
 from support.moody import ClientError, Moody
@@ -85,6 +86,21 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_what_was_there(tmp_path, wri
         write(partial / "new")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["file", "folder", "folder/old"]
     assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, lambda: StoppedError(signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interruption_in_the_middle_of_a_save_stays_one(tmp_path, stop):
+    """torch closes its file on the way out, and raises a RuntimeError since that is not whole."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, content):
+            if self.tell() > 1000:
+                raise stop()
+            return super().write(content)
+
+    with pytest.raises(type(stop())), whole_folder(tmp_path / "new"):
+        torch.save({"a": torch.zeros(10_000)}, Interrupted())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from itertools import islice
 import curate
 import pytest
 from curate.datasets import Geometry
-from curate.errors import RunError, SpecError
+from curate.errors import RunError, SpecError, TableError
 from curate.pipelines.score_reference import score_reference
 from curate.scoring import open_scores
 from curate.scoring.loading import find_model
@@ -144,3 +144,5 @@ def test_two_tables_are_subtracted_and_both_references_are_paid_for(digits, tmp_
         options.but(prior_scores=None)
     with pytest.raises(SpecError, match="give prior="):
         keep_best(table, 0.2, policy="color-filter")
+    with pytest.raises(TableError, match="by the same reference"):
+        keep_best(table, 0.2, policy="color-filter", prior=table)

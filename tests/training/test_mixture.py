@@ -167,7 +167,7 @@ def test_what_cannot_be_mixed_is_refused(digits, curated_scores, pairs, tmp_path
     with pytest.raises(SpecError, match="leave --mix-scores out"):
         moving = dict(policy="learnability", online="scorer", reference_online="scorer")
         run_options(digits, tmp_path, mix_scores=curated_scores.folder, **moving)
-    with pytest.raises(SpecError, match="then --mix-scores TABLE"):
+    with pytest.raises(SpecError, match=r"losses of 'digits-curated' too; .* then --mix-scores TABLE"):
         run_options(digits, tmp_path, policy="easy-reference", reference_scores=digits.scores)
     with pytest.raises(SpecError, match="less than one example"):
         train(run_options(digits, tmp_path, mix="digits-curated:1%"), config=digits.config, report=silent)

@@ -219,3 +219,9 @@ def test_two_models_that_see_images_otherwise_are_told(digits, tmp_path):
     train(options_of(tmp_path, reference_online="small", steps=1), config=config, report=said.append)
     assert any("the reference and 'scorer' see images otherwise (size 6 and 8)" in line for line in said)
     assert any("a step after every 3 super-batches, on 96 examples, with a peak rate of 0.004" in line for line in said)
+
+
+def test_a_reference_that_would_never_learn_is_refused(digits, tmp_path):
+    with pytest.raises(SpecError, match="after every 100 super-batches .* lower --reference-every"):
+        train(options_of(tmp_path, reference_every=100), config=digits.config, report=silent)
+    assert not (tmp_path / "run/metrics.jsonl").exists()

@@ -136,3 +136,9 @@ def test_another_ratio_and_no_reference(digits, tmp_path):
 def test_what_does_not_go_together(digits, tmp_path, changes, said):
     with pytest.raises(SpecError, match=said):
         options_of(digits, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("knob", [{"refresh": 5}, {"max_age": 32}, {"pool_size": 999}, {"samples_per_insert": 0.2}])
+def test_a_knob_of_actors_without_actors_is_refused(digits, tmp_path, knob):
+    with pytest.raises(SpecError, match="is for actors; give --actors N too"):
+        options_of(digits, tmp_path, actors=0, **knob)
