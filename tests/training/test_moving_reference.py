@@ -222,6 +222,6 @@ def test_two_models_that_see_images_otherwise_are_told(digits, tmp_path):
 
 
 def test_a_reference_that_would_never_learn_is_refused(digits, tmp_path):
-    with pytest.raises(SpecError, match="after every 100 super-batches .* lower --reference-every"):
+    with pytest.raises(SpecError, match=r"after every 100 super-batches .* lower --reference-every"):
         train(options_of(tmp_path, reference_every=100), config=digits.config, report=silent)
     assert not (tmp_path / "run/metrics.jsonl").exists()
