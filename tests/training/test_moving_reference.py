@@ -142,7 +142,7 @@ def test_a_run_resumes_in_the_middle_of_its_batch(digits, tmp_path):
 
 
 def test_both_losses_are_made_of_as_few_pixels(digits, tmp_path):
-    train(options_of(tmp_path, steps=1, score_size=6), config=digits.config, report=silent)
+    train(options_of(tmp_path, steps=3, score_size=6), config=digits.config, report=silent)
     a_step = json.loads((tmp_path / "run/manifest.json").read_text())["flops_per_step"]
     assert a_step["online_score"] == a_step["reference_score"] < 0.25 * a_step["reference_train"]
 
@@ -216,7 +216,7 @@ def test_two_models_that_see_images_otherwise_are_told(digits, tmp_path):
     said = []
     entry = {**digits.config.models["scorer"], "preprocessing": {"size": 6}}
     config = replace(digits.config, models={**digits.config.models, "small": entry})
-    train(options_of(tmp_path, reference_online="small", steps=1), config=config, report=said.append)
+    train(options_of(tmp_path, reference_online="small", steps=3), config=config, report=said.append)
     assert any("the reference and 'scorer' see images otherwise (size 6 and 8)" in line for line in said)
     assert any("a step after every 3 super-batches, on 96 examples, with a peak rate of 0.004" in line for line in said)
 

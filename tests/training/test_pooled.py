@@ -101,7 +101,13 @@ def test_its_replay_has_the_same_weights_also_after_a_kill(digits, tmp_path):
     with thread_crews():
         go(digits, tmp_path)
     replays = dict(
-        name="again", replay=str(tmp_path / "run"), policy="uniform", online=None, reference_scores=None, actors=0
+        name="again",
+        replay=str(tmp_path / "run"),
+        policy="uniform",
+        online=None,
+        reference_scores=None,
+        actors=0,
+        refresh=10,
     )
     with cut_after(13):
         go(digits, tmp_path, **replays)
