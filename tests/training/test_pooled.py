@@ -108,6 +108,7 @@ def test_its_replay_has_the_same_weights_also_after_a_kill(digits, tmp_path):
         reference_scores=None,
         actors=0,
         refresh=10,
+        max_age=64,
     )
     with cut_after(13):
         go(digits, tmp_path, **replays)
