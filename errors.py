@@ -179,3 +179,9 @@ class ExampleError(CurateError):
         super().__init__(reason)
         self.stage = stage
         self.reason = str(self)
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """An error's own words, in one line that can be read, of at most so many characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:most] if lines else type(error).__name__

@@ -19,9 +19,9 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +146,16 @@ def main() -> None:
     folder, results = (path.resolve() for path in arguments.paths)
     set_up(folder)
     done = {line["name"] for line in read_results(results)}
-    for cell in planned():
-        if cell.name in done:
-            continue
-        found = run(folder, cell)
-        with results.open("a", encoding="utf-8") as file:
+    add_results(results, ((cell.name, partial(run, folder, cell)) for cell in planned() if cell.name not in done))
+
+
+def add_results(path: Path, runs: Iterable[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
+    """Make runs, named, one after another, and add a line of results for each."""
+    for name, run in runs:
+        found = run()
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
-        print(f"{cell.name}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+        print(f"{name}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -259,6 +262,25 @@ def score_table(folder: Path, curated: int, dataset: str) -> str:
     return score_reference(scoring, quiet).folder
 
 
+def learn(folder: Path, out: str, name: str, seed: int, lr: float = LR, **changes: Any) -> dict[str, Any]:
+    """Train the learner with the budget of all, on the bulk unless `changes` say otherwise. Returns the run's summary, with
+    the seconds that it `took` without evaluation."""
+    options = RunOptions.of(
+        **{"dataset": "bulk", **changes},
+        learner="learner",
+        budget_flops=BUDGET,
+        seed=seed,
+        lr=lr,
+        selections_every=NEVER,
+        checkpoint_every=NEVER,
+        log_every=NEVER,
+        out=str(folder / out),
+        name=name,
+    )
+    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
+    return {**summary, "took": summary["seconds"]["total"] - summary["seconds"]["evaluate"]}
+
+
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
     """Train a cell, and measure it on test and validation."""
     arm = ARMS[cell.arm]
@@ -270,20 +292,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         changes["prior_scores"] = score_table(folder, 0, dataset)
     if arm.mix:
         changes["mix"] = f"{dataset_of(folder, 'curated', cell.curated)}:{arm.mix:.0%}"
-    options = RunOptions.of(
-        dataset=dataset,
-        learner="learner",
-        budget_flops=BUDGET,
-        seed=cell.seed,
-        lr=cell.lr,
-        selections_every=NEVER,
-        checkpoint_every=NEVER,
-        log_every=NEVER,
-        out=str(folder / "runs"),
-        name=cell.name,
-        **changes,
-    )
-    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
+    summary = learn(folder, "runs", cell.name, cell.seed, cell.lr, dataset=dataset, **changes)
     return {
         "name": cell.name,
         "arm": cell.arm,
@@ -294,7 +303,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         "validation_top1": validation(folder, cell) if cell.lr != LR or cell.curated in (0, RATES_AT) else None,
         "steps": summary["steps"],
         "regimes": summary["regimes"],
-        "seconds": summary["seconds"]["total"] - summary["seconds"]["evaluate"],
+        "seconds": summary["took"],
     }
 
 

@@ -11,15 +11,13 @@ reference's training and scoring are charged to its run, the moving one's are pa
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.spec import load_config
-from curate.training import RunOptions, train
-from curated_map import BUDGET, CHOOSING, LR, NEVER, cell, quiet, read_results, score_table, set_up
+from curated_map import CHOOSING, NEVER, add_results, cell, learn, read_results, score_table, set_up
 
 SEEDS = 3
 LEARNABILITY = {"policy": "learnability", **CHOOSING}
@@ -37,27 +35,15 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     changes = dict(ARMS[arm])
     if "reference_scores" in changes:
         changes["reference_scores"] = score_table(folder, 0, "bulk")
-    options = RunOptions.of(
-        dataset="bulk",
-        learner="learner",
-        budget_flops=BUDGET,
-        seed=seed,
-        lr=LR,
-        selections_every=NEVER,
-        checkpoint_every=NEVER,
-        log_every=NEVER,
-        out=str(folder / "moving"),
-        name=f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}",
-        **changes,
-    )
-    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
+    name = f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}"
+    summary = learn(folder, "moving", name, seed, **changes)
     return {
         "arm": arm,
         "seed": seed,
         "top1": summary["quality"]["top1"],
         "steps": summary["steps"],
         "regimes": summary["regimes"],
-        "seconds": summary["seconds"]["total"] - summary["seconds"]["evaluate"],
+        "seconds": summary["took"],
     }
 
 
@@ -91,11 +77,8 @@ def main() -> None:
     set_up(folder)
     done = {(line["arm"], line["seed"]) for line in read_results(results)}
     missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
-    for arm, seed in missing[: arguments.most]:
-        found = run(folder, arm, seed)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")
-        print(f"{arm}, seed {seed}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+    now = missing[: arguments.most]
+    add_results(results, ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in now))
 
 
 if __name__ == "__main__":

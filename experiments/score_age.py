@@ -10,40 +10,29 @@ it may share. A run has 145 steps.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.spec import load_config
-from curate.training import RunOptions, train
-from curated_map import BUDGET, CHOOSING, LR, NEVER, RATES_AT, quiet, read_results, score_table, set_up
+from curated_map import CHOOSING, RATES_AT, add_results, learn, read_results, score_table, set_up
 
 AGES, SEEDS = (0, 64, 4, 16, 1), 3
 
 
 def run(folder: Path, age: int, seed: int) -> dict[str, Any]:
     """Train the learner with losses so many steps old."""
-    options = RunOptions.of(
-        dataset="bulk",
-        learner="learner",
-        policy="learnability",
-        reference_scores=score_table(folder, RATES_AT, "bulk"),
-        score_ahead=age,
-        budget_flops=BUDGET,
-        seed=seed,
-        lr=LR,
-        selections_every=NEVER,
-        checkpoint_every=NEVER,
-        log_every=NEVER,
-        out=str(folder / "ages"),
-        name=f"age-{age}-seed{seed}",
-        **CHOOSING,
-    )
-    summary = train(options, config=load_config(folder / "curate.toml"), resume=True, report=quiet)
-    seconds = summary["seconds"]["total"] - summary["seconds"]["evaluate"]
-    return {"age": age, "seed": seed, "top1": summary["quality"]["top1"], "steps": summary["steps"], "seconds": seconds}
+    scores = score_table(folder, RATES_AT, "bulk")
+    choosing = {"policy": "learnability", "reference_scores": scores, "score_ahead": age, **CHOOSING}
+    summary = learn(folder, "ages", f"age-{age}-seed{seed}", seed, **choosing)
+    return {
+        "age": age,
+        "seed": seed,
+        "top1": summary["quality"]["top1"],
+        "steps": summary["steps"],
+        "seconds": summary["took"],
+    }
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -69,13 +58,8 @@ def main() -> None:
     folder, results = (path.resolve() for path in arguments.paths)
     set_up(folder)
     done = {(line["age"], line["seed"]) for line in read_results(results)}
-    for seed in range(SEEDS):
-        for age in AGES:
-            if (age, seed) not in done:
-                found = run(folder, age, seed)
-                with results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found) + "\n")
-                print(f"age {age}, seed {seed}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+    missing = [(age, seed) for seed in range(SEEDS) for age in AGES if (age, seed) not in done]
+    add_results(results, ((f"age {age}, seed {seed}", partial(run, folder, age, seed)) for age, seed in missing))
 
 
 if __name__ == "__main__":

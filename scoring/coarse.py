@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..errors import ModelError
-from .fit import first_line, with_shared_tensors
+from ..errors import ModelError, first_line
+from .fit import with_shared_tensors
 from .forward import score_blank
 from .models import Model
 from .settings import Coarse

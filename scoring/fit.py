@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..errors import CurateError, ModelError
+from ..errors import CurateError, ModelError, first_line
 from .gradients import add_gradients
 from .models import Model
 
@@ -77,9 +77,3 @@ def some_unused(model: Model) -> bool:
     meta = Model(model.spec, model.task, module, model.preprocessing, model.tokenizer)
     add_gradients(meta, module, model.task.training_loss(model), images.__getitem__, targets)
     return any(p.requires_grad and p.grad is None for p in module.parameters())
-
-
-def first_line(error: Exception) -> str:
-    """An error's own words, in one line that can be read."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

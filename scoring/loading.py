@@ -18,9 +18,9 @@ from torch import nn
 from ..datasets.spec import Config, load_config
 from ..datasets.storage import exists, is_local, join_url, read_bytes
 from ..datasets.writing import whole_file
-from ..errors import CurateError, ModelError, StorageError, did_you_mean
+from ..errors import CurateError, ModelError, StorageError, did_you_mean, first_line
 from .coarse import coarsened
-from .fit import check_fit, first_line
+from .fit import check_fit
 from .models import Model, ModelSpec, Task
 from .preprocessing import check_preprocessing
 from .settings import Coarse

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.storage import read_bytes
-from ..errors import ModelError, StorageError, did_you_mean
-from .fit import first_line
+from ..errors import ModelError, StorageError, did_you_mean, first_line
 from .models import Model, ModelSpec, Task
 from .preprocessing import merged_preprocessing
 

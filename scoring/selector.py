@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, get_args
 
@@ -54,6 +55,14 @@ class Selector:
         self.b, self.sampler, self.temperature, self.scale = b, sampler, temperature, scale
         self.chunks, self.joint_loss = chunks, joint_loss
         self.generator = torch.Generator().manual_seed(seed)
+
+    def copied(self, b: int | None = None) -> Selector:
+        """A selector that chooses `b`, as many as this one by default, by the random numbers that come next here. Neither
+        moves the other's."""
+        made = copy.copy(self)
+        made.b, made.generator = self.b if b is None else b, torch.Generator()
+        made.generator.set_state(self.generator.get_state())
+        return made
 
     def __call__(
         self,

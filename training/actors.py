@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ActorError, CurateError
+from ..errors import ActorError, CurateError, first_line
 from ..threads import cores
 from ..units import Report
 from .exchange import Exchange, Found, LostScorerError, Work, work
@@ -105,7 +105,7 @@ class RayCrew:
             self._sent = [ray.put(self.job)]
         except Exception as e:  # whatever pickling it raises
             raise ActorError(
-                f"--actors sends the model that scores to other processes, and this one cannot be sent ({_first_line(e)}); "
+                f"--actors sends the model that scores to other processes, and this one cannot be sent ({first_line(e, 160)}); "
                 "leave --actors out"
             ) from e
         try:
@@ -160,7 +160,7 @@ class RayCrew:
                 name, scorer = ray.get(door.next.remote())
             except BaseException as e:  # the door is lost or, by a SystemExit, Ray: who scores already may go on
                 if self._exchange is not None:
-                    self.report(f"no more actors can join ({_first_line(e)})")
+                    self.report(f"no more actors can join ({first_line(e, 160)})")
                 return
             self._add(name, scorer)
             self.report(f"{name} joined")
@@ -183,11 +183,11 @@ def _asking(scorer: Any, job: list[Any], seconds: float) -> Callable[[Work], Fou
         except errors.RayTaskError as e:
             if isinstance(e.cause, CurateError):
                 raise e.cause from None
-            raise ActorError(f"a scoring actor failed: {type(e.cause).__name__}: {_first_line(e.cause)}") from e
+            raise ActorError(f"a scoring actor failed: {type(e.cause).__name__}: {first_line(e.cause, 160)}") from e
         except errors.ActorUnavailableError as e:  # it begins anew
-            raise LostScorerError(_first_line(e), gone=False) from None
+            raise LostScorerError(first_line(e, 160), gone=False) from None
         except (errors.RayError, SystemExit) as e:  # Ray ends a thread so when it is gone itself
-            raise LostScorerError(_first_line(e), gone=True) from None
+            raise LostScorerError(first_line(e, 160), gone=True) from None
 
     return ask
 
@@ -262,7 +262,7 @@ def _connect(address: str) -> None:
             )
     except Exception as e:
         raise ActorError(
-            f"Ray at '{address}' cannot be used ({_first_line(e)}); on each other machine run: ray start --address=ADDRESS"
+            f"Ray at '{address}' cannot be used ({first_line(e, 160)}); on each other machine run: ray start --address=ADDRESS"
         ) from e
 
 
@@ -287,7 +287,3 @@ def _ray() -> Any:
     except ImportError:
         raise ActorError("actors need Ray; run: pip install 'curate[actors]'") from None
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from ..datasets.targets import hash_target
 from ..errors import SpecError
 from .division import Deal, Division
 from .loading import Row
@@ -163,6 +164,11 @@ def batch_of(
         division=division,
         number=number,
     )
+
+
+def numbers_of(names: Iterable[bytes]) -> torch.Tensor:
+    """int64 [n]: 64 bits of BLAKE2b of each, the same on every rank."""
+    return torch.from_numpy(np.array([hash_target(name) for name in names], dtype=np.uint64).view(np.int64))
 
 
 def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import CurateError, RankError, SpecError, StoppedError
+from ..errors import CurateError, RankError, SpecError, StoppedError, first_line
 
 T = TypeVar("T")
 # How many minutes a rank waits for the others, and their number where it is not set: at the start one may load models and check
@@ -65,7 +65,7 @@ class Group:
                 dist.init_process_group(backend, store=store, rank=found.rank, world_size=found.size, timeout=time_out)
             except (ValueError, RuntimeError) as e:
                 raise SpecError(
-                    f"{found.size} processes cannot find each other ({_first_line(e)}); start them with torchrun, or set "
+                    f"{found.size} processes cannot find each other ({first_line(e, 120)}); start them with torchrun, or set "
                     "MASTER_ADDR and MASTER_PORT to the first one's"
                 ) from e
         return found
@@ -214,7 +214,7 @@ class Group:
             raise
         except RuntimeError as e:
             lost = RankError(
-                f"rank {self.rank} of {self.size} lost the others ({_first_line(e)}); the first error of another rank says "
+                f"rank {self.rank} of {self.size} lost the others ({first_line(e, 120)}); the first error of another rank says "
                 "why; start all ranks again from the last saved state"
             )
             raise self.alike(lost) from e
@@ -311,10 +311,6 @@ def time_out_of(environment: dict[str, str]) -> timedelta:
     if found <= timedelta(0):
         raise SpecError(f"{TIME_OUT} is '{given}', expected a number of minutes above 0, such as {MINUTES}")
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _bytes_of(rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..scoring.settings import Precision
 
 # Dense FLOP/s of matrix products in (bf16, float32 without TF32), by the beginning of the device's name. The first that
@@ -66,7 +66,7 @@ def deterministic_kernels(device: torch.device) -> Iterator[None]:
     except RuntimeError as e:
         if "deterministic" not in str(e):
             raise
-        raise ModelError(f"--deterministic: {str(e).splitlines()[0]}; leave the option out") from e
+        raise ModelError(f"--deterministic: {first_line(e)}; leave the option out") from e
     finally:
         torch.use_deterministic_algorithms(before)
         cudnn.deterministic, cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = settings  # type: ignore[attr-defined]

@@ -41,10 +41,9 @@ class Landing:
         self._versions: dict[str, str] = {}
         self._told: set[str] = set()
 
-    def first(self) -> list[tuple[Shard, int | None]]:
-        """What there is when the run begins. Raises ShardError where it is nothing."""
+    def first(self, shards: Sequence[Shard]) -> list[tuple[Shard, int | None]]:
+        """Those of the `shards` that a run begins with. Raises ShardError where there are none."""
         self._versions = {file.shard.name: file.version for file in landed_files(self.dataset)}
-        shards = landed_shards(self.dataset)
         found = [(shard, shard.rows) for shard in shards]
         if self.table is not None:
             counts = all_counts(self.table.folder)
@@ -151,15 +150,15 @@ def growing_epochs(
 
     Raises ShardError where nothing is there to begin with, RunError where a shard of an epoch is there no more.
     """
-    landing = Landing(dataset, table, report)
+    landing, landed = Landing(dataset, table, report), landed_shards(dataset)
     if recorded is not None:
         decided = read_arrivals(recorded)
     elif began:
         decided = read_arrivals(run)
     else:
-        first = landing.first()
+        first = landing.first(landed)
         decided = [Arrivals(0, [Arrival(shard.name, shard.size, rows) for shard, rows in first])]
-    there = {shard.name: shard for shard in landed_shards(dataset)}
+    there = {shard.name: shard for shard in landed}
 
     def found(one: Arrival) -> Shard:
         shard = there.get(one.name)

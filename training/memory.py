@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..datasets.decoding import Geometry, View
-from ..errors import ModelError, SpecError
+from ..errors import ModelError, SpecError, first_line
 from ..scoring.joint import BLOCK
 from ..scoring.models import Model
 from ..scoring.settings import Precision
@@ -112,7 +112,7 @@ def check_memory(needs: Needs, log: Report) -> Memory | None:
     try:
         found = measure(needs)
     except (RuntimeError, NotImplementedError, TypeError) as e:
-        log(f"memory: cannot be estimated ({str(e).splitlines()[0] if str(e) else type(e).__name__})")
+        log(f"memory: cannot be estimated ({first_line(e)})")
         return None
     log(
         f"memory: about {found} on {needs.device}, which has {_gb(room)}; {_gb(found.host)} of super-batches on the host"

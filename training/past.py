@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..scoring.losses import Losses
-from .batch import SuperBatch
+from .batch import SuperBatch, numbers_of
 from .group import Group
 
 # For the last eighth of the steps nothing is pruned: delta = 0.875 of InfoBatch (arXiv 2303.04947).
@@ -36,7 +35,7 @@ class PastLosses:
         past_B = torch.zeros(len(batch), device=device)
         if self._loss and batch.number <= self.last:
             mean = self._sum / len(self._loss)
-            known = [self._loss.get(number) for number in _numbers(batch)]
+            known = [self._loss.get(number) for number in _numbers(batch).tolist()]
             past_B = torch.tensor([0.0 if loss is None else loss - mean for loss in known], device=device)
         return Losses(past_B=past_B)
 
@@ -45,8 +44,7 @@ class PastLosses:
 
     def learned(self, batch: SuperBatch, loss_n: torch.Tensor) -> None:
         """Remember the losses of the examples that were trained on, this rank's part of them. A collective."""
-        number_n = torch.tensor(_numbers(batch), dtype=torch.int64)
-        numbers = torch.cat(self.group.gather(number_n.to(loss_n.device))).tolist()
+        numbers = torch.cat(self.group.gather(_numbers(batch).to(loss_n.device))).tolist()
         losses = torch.cat(self.group.gather(loss_n.float())).tolist()
         for number, loss in zip(numbers, losses, strict=True):
             self._sum += loss - self._loss.get(number, 0.0)
@@ -65,10 +63,7 @@ class PastLosses:
         self._sum = float(state["sum"])
 
 
-def _numbers(batch: SuperBatch) -> list[int]:
-    """A 64-bit number for each example, of its shard and its key."""
-    names = (
-        f"{shard}\n{key}".encode("utf-8", "surrogateescape")
-        for shard, key in zip(batch.shards, batch.keys, strict=True)
-    )
-    return [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True) for name in names]
+def _numbers(batch: SuperBatch) -> torch.Tensor:
+    """int64 [B]: of each example, by its shard and its key."""
+    pairs = zip(batch.shards, batch.keys, strict=True)
+    return numbers_of(f"{shard}\n{key}".encode("utf-8", "surrogateescape") for shard, key in pairs)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from .exchange import Exchange
 from .lease_scorer import Item
 from .pool import COLUMNS, Entries
 from .scorer import BudgetSpentError, RunScorer
-from .sub import SubBatch, SubBatches
+from .sub import SubBatch, SubBatches, sub_batch
 from .superbatch import SuperBatches
 
 # A fresh model's choice is compared on every so many lines of metrics.
@@ -125,7 +124,7 @@ class PooledSubBatches(SubBatches):
         scores: list[torch.Tensor] = []
 
         def choose(free: Entries) -> np.ndarray:
-            selector = self.selector if count == self.selector.b else _of(self.selector, count)
+            selector = self.selector if count == self.selector.b else self.selector.copied(count)
             selection = self._choose(selector, self._losses(free), len(free))
             assert selection.score is not None
             scores.append(selection.score[selection.index])
@@ -155,10 +154,9 @@ class PooledSubBatches(SubBatches):
         self.check(batch)
         batch = batch.to(self.device) if self.device is not None else batch
         self._ages = self._step - entries.version
-        known, everyone = self._losses(entries), torch.arange(len(batch))
-        selection = Selection(everyone, score, known.online_B, known.reference_B)
-        same = {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
-        return SubBatch(**same, selection=selection, drawn=batch, positions=everyone)
+        known = self._losses(entries)
+        selection = Selection(torch.arange(len(batch)), score, known.online_B, known.reference_B)
+        return sub_batch(batch, selection)
 
     def _compared(self) -> float | None:
         """The share of what the pool's losses choose, of a super-batch of it, that the present weights would choose too, with
@@ -174,7 +172,7 @@ class PooledSubBatches(SubBatches):
         self.ledger.add_outside("overlap", self.exchange.row_flops * len(entries))
         both = []
         for losses in (self._losses(entries), replace(self._losses(entries), online_B=fresh.cpu(), age_B=None)):
-            selector = _of(self.selector, self.selector.b)
+            selector = self.selector.copied()
             both.append(set(self._choose(selector, losses, len(entries)).index.tolist()))
         return len(both[0] & both[1]) / self.selector.b
 
@@ -225,11 +223,3 @@ class PooledSubBatches(SubBatches):
 def joined(first: Entries, second: Entries) -> Entries:
     columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in COLUMNS}
     return Entries(**columns, items=first.items + second.items)
-
-
-def _of(selector: Selector, b: int) -> Selector:
-    """A selector with the same random numbers as this one has now, that chooses b."""
-    made = copy.copy(selector)
-    made.b, made.generator = b, torch.Generator()
-    made.generator.set_state(selector.generator.get_state())
-    return made

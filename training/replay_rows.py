@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ..scoring.selection import Selection
 from .batch import SuperBatch
 from .by_place import PlaceReader
 from .replay import ReplayScorer
-from .sub import SubBatch, SubBatches
+from .sub import SubBatch, SubBatches, sub_batch
 
 
 class ReplayedRows(SubBatches):
@@ -55,10 +54,10 @@ class ReplayedRows(SubBatches):
         def here(values: Any) -> torch.Tensor | None:
             return None if values is None else torch.from_numpy(values)
 
-        everyone = torch.arange(len(batch))
-        selection = Selection(everyone, torch.ones(len(batch)), here(record.online_loss), here(record.reference_loss))
-        same = {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
-        return SubBatch(**same, selection=selection, drawn=batch, positions=everyone)
+        selection = Selection(
+            torch.arange(len(batch)), torch.ones(len(batch)), here(record.online_loss), here(record.reference_loss)
+        )
+        return sub_batch(batch, selection)
 
     def own_state(self) -> dict[str, Any]:
         return {**self.batches.own_state(), "drawn": self._step}

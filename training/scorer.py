@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -18,7 +17,7 @@ from ..scoring.losses import Losses, Pairs
 from ..scoring.models import Model, Scored
 from ..scoring.policies import Policy
 from ..scoring.settings import Precision
-from .batch import SuperBatch
+from .batch import SuperBatch, numbers_of
 from .score_ahead import Copy
 
 ONLINE, REFERENCE = "scorer", "reference scorer"
@@ -162,5 +161,4 @@ def _pairs(model: Model, scored: Scored, group_B: torch.Tensor) -> Pairs:
 def caption_groups(batch: SuperBatch) -> torch.Tensor:
     """int64 [B]: the same number for identical captions, on every rank. They are not each other's negatives."""
     assert isinstance(batch.targets, list)
-    hashes = [hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in batch.targets]
-    return torch.tensor([int.from_bytes(value, "little", signed=True) for value in hashes], dtype=torch.int64)
+    return numbers_of(caption.encode() for caption in batch.targets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -229,9 +228,7 @@ class SubBatches:
 
     def _chosen_ahead(self) -> Iterator[SubBatch]:
         """Where no model is asked, the choice is made, and what is chosen decoded, in the thread that reads ahead."""
-        selector = copy.copy(self.selector)
-        selector.generator = torch.Generator()
-        selector.generator.set_state(self.selector.generator.get_state())
+        selector = self.selector.copied()
 
         def chosen(batch: SuperBatch) -> tuple[SubBatch, list[Failure], torch.Tensor]:
             self.check(batch)

@@ -15,9 +15,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 
-from ..errors import ModelError, SpecError
+from ..errors import ModelError, SpecError, first_line
 from ..options import flag
-from ..scoring.fit import first_line, some_unused
+from ..scoring.fit import some_unused
 from ..scoring.forward import autocast
 from ..scoring.gradients import (
     add_gradients,

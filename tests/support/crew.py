@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from curate.training import RunOptions, actors
+from curate.training import actors
 from curate.training.exchange import LostScorerError, work
 from curate.training.lease_scorer import LeaseScorer
 from curate.training.pool import Pool
@@ -18,25 +18,7 @@ STEPS = 24
 
 
 def options_of(digits, out, name="run", **changes):
-    known = dict(
-        dataset="digits",
-        policy="learnability",
-        learner="learner",
-        online="scorer",
-        reference_scores=str(digits.table),
-        steps=STEPS,
-        batch_size=16,
-        precision="fp32",
-        log_every=1,
-        checkpoint_every=5,
-        evaluate=False,
-        actors=2,
-        refresh=2,
-        max_age=20,
-        out=str(out),
-        name=name,
-    )
-    return RunOptions.of(**{**known, **changes})
+    return digits.run_options(out, name=name, **{"steps": STEPS, "actors": 2, "refresh": 2, "max_age": 20, **changes})
 
 
 class ThreadCrew:

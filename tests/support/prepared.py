@@ -6,6 +6,7 @@ from pathlib import Path
 from curate.datasets.spec import Config, DatasetSpec, find_dataset
 from curate.pipelines.options import ScoreOptions
 from curate.scoring.loading import find_model
+from curate.training import RunOptions
 
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 TINY_CLIP = {
@@ -31,6 +32,25 @@ class Digits:
 
     def dataset(self, name: str = "digits") -> DatasetSpec:
         return find_dataset(name, self.config)
+
+    def run_options(self, out: str | Path, **changes: object) -> RunOptions:
+        """Options of a run that learnability chooses for, from the table."""
+        known = dict(
+            dataset="digits",
+            policy="learnability",
+            learner="learner",
+            online="scorer",
+            reference_scores=str(self.table),
+            steps=12,
+            batch_size=16,
+            precision="fp32",
+            log_every=1,
+            checkpoint_every=5,
+            evaluate=False,
+            out=str(out),
+            name="run",
+        )
+        return RunOptions.of(**{**known, **changes})
 
     def options(self, out: str | Path, **changes: object) -> ScoreOptions:
         """Scoring options for the digits with the reference, in this process."""

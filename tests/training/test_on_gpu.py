@@ -8,7 +8,7 @@ import torch
 from curate import OnlineModel, Selector, SubBatches, SuperBatches, open_scores
 from curate.datasets import Geometry
 from curate.pipelines.score_reference import score_reference
-from curate.training import RunOptions, train
+from curate.training import train
 from support.commands import silent
 from support.runs import left_by
 from support.tiny import cut_after
@@ -23,24 +23,7 @@ CUDA = torch.device("cuda")
 
 
 def options_of(digits, out, **changes):
-    known = dict(
-        dataset="digits",
-        policy="learnability",
-        learner="learner",
-        online="scorer",
-        reference_scores=str(digits.table),
-        steps=12,
-        batch_size=16,
-        precision="fp32",
-        compile=False,
-        deterministic=True,
-        log_every=1,
-        checkpoint_every=5,
-        evaluate=False,
-        out=str(out),
-        name="run",
-    )
-    return RunOptions.of(**{**known, **changes})
+    return digits.run_options(out, **{"compile": False, "deterministic": True, **changes})
 
 
 @pytest.mark.parametrize(

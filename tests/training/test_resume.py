@@ -103,22 +103,7 @@ def test_killed_twice_once_before_the_first_checkpoint(digits, tmp_path, undistu
 
 
 def options_for(digits, out, **changes):
-    known = dict(
-        dataset="digits",
-        policy="learnability",
-        learner="learner",
-        online="scorer",
-        reference_scores=str(digits.table),
-        steps=40,
-        batch_size=32,
-        precision="fp32",
-        log_every=1,
-        checkpoint_every=5,
-        evaluate=False,
-        out=str(out),
-        name="run",
-    )
-    return RunOptions.of(**{**known, **changes})
+    return digits.run_options(out, **{"steps": 40, "batch_size": 32, **changes})
 
 
 @pytest.mark.parametrize(

@@ -103,21 +103,8 @@ def test_without_a_model_nothing_can_be_scored_ahead(digits):
 
 
 def options_of(digits, out, ahead=AHEAD, policy="learnability"):
-    return RunOptions.of(
-        dataset="digits",
-        policy=policy,
-        learner="learner",
-        online="scorer" if policy == "learnability" else None,
-        reference_scores=str(digits.table),
-        steps=12,
-        batch_size=16,
-        precision="fp32",
-        log_every=1,
-        checkpoint_every=5,
-        evaluate=False,
-        score_ahead=ahead,
-        out=str(out),
-        name="run",
+    return digits.run_options(
+        out, policy=policy, online="scorer" if policy == "learnability" else None, score_ahead=ahead
     )
 
 
