@@ -8,10 +8,9 @@ import torch
 
 from .augment import augment_views
 from .batch import SuperBatch
-from .scorer import REFERENCE
 from .trainee import Trainee
 
-NAME = REFERENCE
+NAME = "reference"
 """What its view, its weights and its line in the manifest are called."""
 # The paper's: its learning rate over the online model's.
 RATE = 2.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from curate.datasets.landed import landed_shards
 from curate.datasets.preparers.writer import encode_png
 from curate.datasets.spec import find_dataset, load_config, spec_from_table
 from curate.errors import RunError, ShardError, SpecError
@@ -165,7 +166,10 @@ def test_what_an_epoch_had_must_be_there_at_a_resume(digits, tmp_path):
 def test_a_look_finds_what_is_scored_and_can_be_used(digits, tmp_path):
     inbox, said = Inbox(digits, tmp_path), []
     landing = Landing(inbox.dataset, open_scores(str(inbox.table)), said.append)
-    assert [(s.name, rows) for s, rows in landing.first()] == [("00000", ROWS), ("00001", ROWS)]
+    assert [(s.name, rows) for s, rows in landing.first(landed_shards(landing.dataset))] == [
+        ("00000", ROWS),
+        ("00001", ROWS),
+    ]
     known = {"00000", "00001"}
     assert not landing.table.holds("00002")
     for name in ("00002", "00003", "00004"):
@@ -189,7 +193,7 @@ def test_without_a_table_a_file_enters_when_it_no_longer_changes(tmp_path):
     shard(tmp_path / "a.tar", range(4))
     spec = spec_from_table("d", {"train": "*.tar", "classes": 10}, base=tmp_path)
     landing = Landing(spec, None, silent)
-    assert [s.name for s, _ in landing.first()] == ["a"]
+    assert [s.name for s, _ in landing.first(landed_shards(landing.dataset))] == ["a"]
     shard(tmp_path / "b.tar", range(4, 8))
     assert landing.look({"a"}) == []
     shard(tmp_path / "b.tar", range(4, 10))
