@@ -20,7 +20,9 @@ from .options import RunOptions
 from .records import read_document
 
 # What a run that was killed before it wrote its config.json may have left.
-BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "manifest.json", "shards.json"})
+BEFORE_CONFIG = frozenset(
+    {".lock", "checkpoints", "selections", "log.txt", "manifest.json", "shards.json", "scores.json"}
+)
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset(
     {

@@ -151,7 +151,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                     _save(job, step, at_step)
                 job.pace.saved()
                 saved = step
-            job.pace.show(step, losses["learner"], job.ledger)
+            job.pace.show(step, losses["learner"], job.ledger, job.subs.told)
             if after_step:
                 after_step(step)
             if signal:
@@ -280,14 +280,9 @@ def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
     try:
         sub: SubBatch = next(subs)
         return sub
-    except BudgetSpentError:
+    except BudgetSpentError as e:
         if not step:
-            raise job.group.alike(
-                BudgetError(
-                    f"{job.run}: the budget is smaller than one step with the losses that the score table lacks; raise it, "
-                    "or run score-reference first"
-                )
-            ) from None
+            raise job.group.alike(BudgetError(f"{job.run}: {e}")) from None
         return None
     except DivergedError as e:
         raise _diverged(job, step + 1, "a score") from e

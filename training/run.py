@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..datasets.shards import list_shards
+from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
 from ..scoring.flops import unusual
@@ -32,6 +32,7 @@ from .moving_reference import NAME
 from .needs import needs_of
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .refreshing import refreshed_table, refuse_refresh
 from .replay import RecordedRun
 from .roles import Roles
 from .run_models import RunModels, build_models
@@ -58,6 +59,7 @@ def train(
     with group.together():
         startup.refuse_shards(options, group.size)
         options.asynchronous.check_here(group.size, options.optimization.batch_size)
+        refuse_refresh(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -129,15 +131,16 @@ def _train(
     )
     roles = Roles.of(group, options.asynchronous.scorers)
     with group.together():
-        growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
+        growing, opened = _followed(options, dataset, run, records, bool(began), recorded)
         shards = growing.began if growing else list_shards(dataset)
+        opened = opened or _refreshed(options, shards, run, records, bool(began), recorded)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
             shards=shards,
             growing=growing,
-            followed=followed,
+            opened=opened,
             run=run,
             records=records,
             device=device,
@@ -182,6 +185,22 @@ def _followed(
     table = open_scores(scores) if scores and reads else None
     folder = recorded.folder if recorded else None
     return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
+
+
+def _refreshed(
+    options: RunOptions,
+    shards: Sequence[Shard],
+    run: Path,
+    records: RunRecords,
+    began: bool,
+    recorded: RecordedRun | None,
+) -> ScoreTable | None:
+    """The score table, where newer losses take the place of its own while the run trains."""
+    scores, newer = options.selection.reference_scores, options.selection.refresh_scores
+    if scores is None or newer is None:
+        return None
+    folder = recorded.folder if recorded else None
+    return refreshed_table(run, open_scores(scores), newer, shards, records.log, began=began, recorded=folder)
 
 
 @contextmanager

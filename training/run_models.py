@@ -79,11 +79,11 @@ def build_models(setup: Setup) -> RunModels:
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
-        opened=setup.followed,
+        opened=setup.opened,
     )
     scores = options.selection.reference_scores
     if setup.recorded is not None and setup.recorded.reads_table and scores:
-        opened = Reference(setup.followed or open_scores(scores), None, 0)
+        opened = Reference(setup.opened or open_scores(scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     startup.refuse_other_reference(opened.table, setup.mix)
     compiled, fsdp = options.optimization.compile, options.sharing.fsdp

@@ -25,7 +25,7 @@ ONLINE, REFERENCE = "scorer", "reference scorer"
 
 
 class BudgetSpentError(Exception):
-    """The budget does not pay for the step whose super-batch was drawn last."""
+    """The budget does not pay for the step whose super-batch was drawn last. It says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,10 @@ class RunScorer:
             missing = batch.division.group.sum(missing)
         flops = self.reference_cost * int(missing)
         if flops and self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
-            raise BudgetSpentError
+            raise BudgetSpentError(
+                "the budget is smaller than one step with the losses that the score table lacks; raise it, or run "
+                "score-reference first"
+            )
         self.ledger.add_scored_in_run(flops)
 
     def snapshot(self) -> RunScorer:

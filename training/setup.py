@@ -29,8 +29,8 @@ class Setup:
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
     many it began with, or the user's. Where the data set is followed, `shards` are those of the first epoch, `growing` has
-    those of all, and `followed` is its score table, if one is read. `mix` is what is mixed in, `prior` the table of a second
-    reference. `roles` says which ranks of the `group` train, and which score.
+    those of all. `opened` is the score table, where it was opened for that or has newer losses on the way. `mix` is what is
+    mixed in, `prior` the table of a second reference. `roles` says which ranks of the `group` train, and which score.
     """
 
     options: RunOptions
@@ -51,4 +51,4 @@ class Setup:
     mix: Mix | None = None
     prior: ScoreTable | None = None
     growing: GrowingEpochs | None = None
-    followed: ScoreTable | None = None
+    opened: ScoreTable | None = None

@@ -316,6 +316,10 @@ class SubBatches:
         """What a line of metrics has of how this step was chosen."""
         return {"score_age": self._age(step)} if self.score_ahead else {}
 
+    def told(self) -> str:
+        """What a line of progress has of it."""
+        return ""
+
     def examples_scored(self, steps: int) -> int:
         """How many were scored in so many steps."""
         return steps * self.batches.size if self._scores else 0
