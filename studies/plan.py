@@ -274,13 +274,20 @@ def _other_tables(options: PlanOptions, config: Config) -> tuple[float, float, l
         find_dataset(name, config)
         last = f" in the last {options.data.mix_last:.0%} of the steps" if options.data.mix_last < 1 else ""
         notes.append(f"mixture: {share:.3g} of every super-batch from '{name}'{last}; a step costs the same")
+        if options.selection.reference_scores and not options.data.mix_scores:
+            notes.append("scores of the mixture: --mix-scores names no table of them, so they are not counted")
     scored = trained = 0.0
     mixed, prior = options.data.mix_scores, options.selection.prior_scores
     for table, what in [(open_scores(path), what) for path, what in ((mixed, "mixture"), (prior, "prior")) if path]:
+        _refuse_unfinished(table)
         flops = table.manifest["flops"]
-        scored += flops.get("reference_score") or 0.0
-        trained += 0.0 if what == "mixture" else flops["reference_train"] or 0.0
+        scored += flops["reference_score"]
         notes.append(f"scores of the {what}: {_examples(table):,} examples, as {_from_here(table.folder)} says")
+        if what == "mixture":
+            continue
+        trained += flops["reference_train"] or 0.0
+        if flops["reference_train"] is None:
+            notes.append("training of the prior: its table does not know what it cost, so it is not counted")
     return scored, trained, notes
 
 
@@ -352,9 +359,13 @@ def _open_table(path: str, dataset: DatasetSpec) -> ScoreTable:
             f"{table.folder}: scores data set '{table.manifest['dataset']}' ({table.manifest['dataset_fingerprint']}), "
             f"this plan is for '{dataset.name}' ({dataset.fingerprint}); give the table of this data set"
         )
+    _refuse_unfinished(table)
+    return table
+
+
+def _refuse_unfinished(table: ScoreTable) -> None:
     if table.manifest["flops"].get("reference_score") is None:
         raise TableError(f"{table.folder}: is not finished, so its cost is unknown; run 'curate score-reference' again")
-    return table
 
 
 def _from_here(folder: str) -> str:

@@ -32,6 +32,7 @@ from .sharing import SharingOptions
 Augment = Literal["none", "flip", "crop-flip"]
 # Options that had another name in the config.json of an earlier version.
 RENAMED = {"shuffle_bytes": "host_bytes"}
+MOVING_MIXTURE = "--reference-online makes the losses of what is mixed in too; leave --mix-scores out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class BudgetOptions(Concern):
             raise SpecError(
                 "give exactly one of --budget-flops, --examples and --steps (--train-num-samples is a way to say --examples)"
             )
+        if self.charge_reference and self.budget_flops is None:
+            raise SpecError("--charge-reference is about --budget-flops; give that, or leave it out")
         check_least(self, 1, "examples", "steps")
 
 
@@ -168,6 +171,8 @@ class OptimizationOptions(Concern):
             raise SpecError(f"--gce is {self.gce:g}, expected a q above 0 and up to 1, such as 0.7")
         if self.gce is not None and self.label_smoothing:
             raise SpecError("--gce and --label-smoothing are two ways to trust labels less; leave one of them out")
+        if self.distill_temperature != 1 and not self.distill:
+            raise SpecError("--distill-temperature is for the reference's probabilities; give --distill SHARE too")
         if self.ema_warmup and self.ema is None:
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
@@ -302,7 +307,7 @@ class RunOptions(Options):
         policy = self.selection.chosen_policy
         moving = self.selection.reference_online is not None
         if moving and self.data.mix_scores is not None:
-            raise SpecError("--reference-online makes the losses of what is mixed in too; leave --mix-scores out")
+            raise SpecError(MOVING_MIXTURE)
         joins = (policy.reference != "none" and policy.selects and not moving) or self.optimization.distill > 0
         if joins and self.data.mix_scores is None:
             what = "--distill" if self.optimization.distill else f"policy '{policy}'"

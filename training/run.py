@@ -38,6 +38,7 @@ from .roles import Roles
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
+from .unused import unused, unused_line
 
 
 def train(
@@ -246,6 +247,11 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
     selector, batches, log = job.subs.selector, job.subs.batches, setup.records.log
     if setup.group.size == 1 and (asked := setup.options.sharing.asked):
         log(f"{' and '.join(asked)}: of no effect, since one process trains this run; torchrun starts several")
+    if names := unused(setup.options):
+        replay = setup.options.selection.replay
+        log(unused_line(names, f"with policy '{selector.policy}'" if replay is None else f"with --replay {replay}"))
+    if setup.options.records.evaluate_every is not None and not setup.dataset.test:
+        log(f"--evaluate-every: of no effect, since data set '{setup.dataset.name}' has no test split")
     log(
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
