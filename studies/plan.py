@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.reference import reference_of_table
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
+from ..training import autopilot
 from ..training.startup import coarse_of
 from .options import PlanOptions
 
@@ -34,7 +35,8 @@ class Plan:
     The unit is a FLOP, or, where `relative`, what the uniform run costs. `step` is one step with selection, with the
     reference's part of it where that trains in the run;
     `reference_step` what the reference adds to it where its scores are not stored; `reference_score` and
-    `reference_train` are paid once for `runs` runs. `ratio` is F_online / F_learner.
+    `reference_train` are paid once for `runs` runs. `watching` is what a run that watches whether choosing pays spends on that in
+    all, where it does pay. `ratio` is F_online / F_learner.
     """
 
     ratio: float
@@ -45,6 +47,7 @@ class Plan:
     reference_step: float = 0.0
     reference_score: float = 0.0
     reference_train: float = 0.0
+    watching: StepCost = field(default_factory=StepCost)
     runs: int = 1
     budget: float = 1.0
     relative: bool = False
@@ -59,8 +62,8 @@ class Plan:
         """The five lines of the selecting run; the reference's are this run's share of them."""
         return Ledger(
             learner_train=self.step.learner_train * self.steps,
-            online_score=self.step.online_score * self.steps,
-            online_train=self.step.online_train * self.steps,
+            online_score=self.step.online_score * self.steps + self.watching.online_score,
+            online_train=self.step.online_train * self.steps + self.watching.online_train,
             reference_score=(self.reference_step + self.step.reference_score) * self.steps
             + self.reference_score / self.runs,
             reference_train=self.step.reference_train * self.steps + self.reference_train / self.runs,
@@ -74,6 +77,7 @@ class Plan:
         each = once = 0.0
         if rank >= 1:
             each += self.step.choosing
+            once += self.watching.total
         if rank >= 2:
             each += self.reference_step
             once += self.reference_score / self.runs
@@ -152,16 +156,19 @@ def sizes_down(ratio: float, largest: float) -> int:
     return math.ceil(math.log(ratio / largest) / math.log(SIZE_STEP) - 1e-9)
 
 
-def make_plan(options: PlanOptions, config: Config) -> Plan:
+def make_plan(options: PlanOptions, config: Config, *, watches: bool = False) -> Plan:
     """Plan from a bare ratio, or from models whose FLOPs are measured on shapes alone: nothing is downloaded or run.
+    `watches`: the run watches whether choosing pays, as under policy auto.
 
     Raises CurateError for a model, data set or table that cannot be used, for a reference whose training cost nobody
     knows, and BudgetError for a budget below one step.
     """
-    return plan_from_ratio(options) if options.ratio is not None else plan_from_models(options, config)
+    if options.ratio is not None:
+        return plan_from_ratio(options, watches)
+    return plan_from_models(options, config, watches)
 
 
-def plan_from_ratio(options: PlanOptions) -> Plan:
+def plan_from_ratio(options: PlanOptions, watches: bool = False) -> Plan:
     """In units of uniform's total, training taken as three forwards and the reference as large as the online model.
 
     With r the ratio and f the filter ratio, a step adds r / (3 (1 - f)) for scoring the super-batch and r for
@@ -171,14 +178,17 @@ def plan_from_ratio(options: PlanOptions) -> Plan:
     assert r is not None
     score = r / (3 * (1 - options.selection.filter_ratio))
     step = StepCost(learner_train=1.0, online_score=score, online_train=r)
+    watched = autopilot.WATCHED / step.total if watches else 0.0
+    watching = autopilot.watching(step, 1, r / 3, r).times(watched)
     return Plan(
         ratio=r,
         filter_ratio=options.selection.filter_ratio,
         step=step,
         uniform_steps=1.0,
-        steps=1 / step.total,
+        steps=(1 - watching.total) / step.total,
         reference_step=score,
         reference_train=r,
+        watching=watching,
         runs=options.runs,
         relative=True,
         expected_saving=options.expected_saving,
@@ -186,15 +196,17 @@ def plan_from_ratio(options: PlanOptions) -> Plan:
             "training taken as 3 forwards; the reference is as large as the online model",
             _NOT_STORED,
             _AS_LONG_AS_UNIFORM,
+            *([_WATCHES] if watches else []),
         ),
     )
 
 
 _NOT_STORED = "reference scores: not stored, each run's super-batches are scored anew"
 _AS_LONG_AS_UNIFORM = "reference training: not known, taken as long as the uniform run"
+_WATCHES = "watching whether choosing pays: counted for half of the steps, as where it does pay"
 
 
-def plan_from_models(options: PlanOptions, config: Config) -> Plan:
+def plan_from_models(options: PlanOptions, config: Config, watches: bool = False) -> Plan:
     """In FLOPs, measured as `curate train` measures them."""
     assert options.dataset
     dataset = find_dataset(options.dataset, config)
@@ -224,9 +236,13 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         reference_scorer=scoring_reference if moving else None,
     )
     steps = steps_within(options.budget_flops, cost.total)
+    each = autopilot.watching(cost, b, forward_flops(online).per_example, cost.online_train)
+    watching = each.times(autopilot.watched(steps) if watches else 0)
+    steps = max(1, steps - math.ceil(watching.total / cost.total))
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 
     notes = [] if reference_spec or table else ["reference: not given, taken as large as the online model"]
+    notes += [_WATCHES] if watches else []
     score_one = forward_flops(scoring_reference).per_example
     score_once = score_each = 0.0
     if moving:
@@ -259,6 +275,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         reference_step=score_each,
         reference_score=score_once + also_scored,
         reference_train=train_once + also_trained,
+        watching=watching,
         runs=options.runs,
         budget=options.budget_flops,
         expected_saving=options.expected_saving,
