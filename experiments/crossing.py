@@ -80,6 +80,10 @@ def name_of(size: int, arm: str, multiple: int, seed: int) -> str:
     return f"{arm.replace(',', '').replace(' %', '').replace(' ', '-')}-{size}-{multiple}x-seed{seed}"
 
 
+def key_of(line: dict[str, Any]) -> str:
+    return line["name"]
+
+
 def bulk_of(folder: Path, size: int) -> str:
     """The first shards of the bulk."""
     toml = folder / "curate.toml"
@@ -93,7 +97,7 @@ def bulk_of(folder: Path, size: int) -> str:
     return name
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def tables(results: list[dict[str, Any]]) -> str:
     """Top-1 by arm and budget for each size, with what it is beside uniform and the epochs of uniform."""
     multiples = sorted({line["multiple"] for line in results})
     budgets = [f"{multiple * BUDGET / 1e12:g} TF" for multiple in multiples]
@@ -127,10 +131,10 @@ def updates(found: list[dict[str, Any]]) -> int:
 def main() -> None:
     arguments = argument_parser(__doc__).parse_args()
     if arguments.table:
-        print(table(read_results(arguments.paths[-1])))
+        print(tables(read_results(arguments.paths[-1])))
         return
     folder, results = begin(arguments.paths)
-    done = {line["name"] for line in read_results(results)}
+    done = {key_of(line) for line in read_results(results)}
     missing = [one for one in planned() if name_of(*one) not in done]
     add_results(results, ((name_of(*one), partial(run, folder, *one)) for one in missing), arguments.seconds)
 

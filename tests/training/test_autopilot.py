@@ -133,9 +133,9 @@ def test_a_run_follows_the_verdict_within_its_budget_and_resumes_exactly(digits,
     if pays:
         plan = make_plan(planned(digits), digits.config, watches=True)
         assert steps - 1 <= plan.steps <= steps
-        spent_on_one = {line: flops / steps for line, flops in summary["ledger"].items() if line.startswith("online")}
-        for line, flops in spent_on_one.items():
-            assert plan.ledger().lines()[line] / plan.steps == pytest.approx(flops, rel=2e-3), line
+        for line, within in (("online_score", 0.0), ("online_train", cost["online_train"])):
+            of_watching = summary["ledger"][line] - steps * cost[line]
+            assert getattr(plan.watching, line) == pytest.approx(of_watching, rel=1e-9, abs=within), line
 
     again = options(digits, tmp_path / "cut")
     for step in (found["steps"] - 1, found["steps"] + 6):
