@@ -50,9 +50,10 @@ def planned() -> Iterator[tuple[int, str, int, int]]:
     for multiples in (MULTIPLES[:-1], MULTIPLES[-1:]):
         for seed in range(SEEDS):
             for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
-                for multiple in multiples:
-                    for size in SIZES:
-                        yield from ((size, arm, multiple, seed) for arm in arms if arm != ALONE or size == SIZES[0])
+                for size in SIZES:
+                    for arm in arms:
+                        if arm != ALONE or size == SIZES[0]:
+                            yield from ((size, arm, multiple, seed) for multiple in multiples)
 
 
 def run(folder: Path, size: int, arm: str, multiple: int, seed: int) -> dict[str, Any]:
