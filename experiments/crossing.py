@@ -51,9 +51,8 @@ def planned() -> Iterator[tuple[int, str, int, int]]:
         for seed in range(SEEDS):
             for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
                 for size in SIZES:
-                    for arm in arms:
-                        if arm != ALONE or size == SIZES[0]:
-                            yield from ((size, arm, multiple, seed) for multiple in multiples)
+                    for multiple in multiples:
+                        yield from ((size, arm, multiple, seed) for arm in arms if arm != ALONE or size == SIZES[0])
 
 
 def run(folder: Path, size: int, arm: str, multiple: int, seed: int) -> dict[str, Any]:
