@@ -21,6 +21,7 @@ import torch
 from ..errors import RunError, SpecError
 from ..options import flag, options_of
 from ..scoring.losses import Losses
+from ..scoring.policies import POLICIES
 from ..scoring.settings import REWEIGHT
 from . import frozen
 from .batch import SuperBatch
