@@ -222,7 +222,8 @@ def _retrieval(
                 tokens = model.tokenize(found).to(device)
                 add_texts(embed_captions(model, tokens, precision), [file for file, _ in part], found)
     image_ND, text_MD = (torch.cat(ranks.gather(torch.cat(parts))) for parts in (images, texts))
-    files, captions = ([one for part in ranks.share(own) for one in part] for own in (files, captions))
+    files = [one for part in ranks.share(files) for one in part]
+    captions = [one for part in ranks.share(captions) for one in part]
     failures = sum(ranks.share(failures))
     if not files:
         raise nothing_read(dataset)
