@@ -218,10 +218,12 @@ def _retrieval(
             add_texts(scored.text_embedding, here, first)
             more = [(file, text) for file, e in zip(here, batch.examples, strict=True) for text in e.more_captions]
             for part in batched(more, batch_size):
-                tokens = model.tokenize([text for _, text in part]).to(device)
-                add_texts(embed_captions(model, tokens, precision), *zip(*part, strict=True))
+                found = [text for _, text in part]
+                tokens = model.tokenize(found).to(device)
+                add_texts(embed_captions(model, tokens, precision), [file for file, _ in part], found)
     image_ND, text_MD = (torch.cat(ranks.gather(torch.cat(parts))) for parts in (images, texts))
-    files, captions = ([one for part in ranks.share(own) for one in part] for own in (files, captions))
+    files = [one for part in ranks.share(files) for one in part]
+    captions = [one for part in ranks.share(captions) for one in part]
     failures = sum(ranks.share(failures))
     if not files:
         raise nothing_read(dataset)
