@@ -19,7 +19,7 @@ from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
 from .reports.export_options import ExportOptions
-from .studies.options import CompareOptions, PlanOptions, ProbeOptions
+from .studies.options import CompareOptions, PlanOptions, ProbeOptions, unused_in_plan
 from .training.options import RunOptions
 
 cli = Commands(
@@ -215,6 +215,8 @@ def plan(
     alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
+    for line in unused_in_plan(options, probing, measure):
+        report(line)
     if measure and options.learner is None:
         raise SpecError("--measure makes steps of a run; give --learner, --online, --dataset and --budget-flops")
     known, measured, taken = load_config(config), None, None

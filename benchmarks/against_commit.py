@@ -2,9 +2,11 @@
 
     CURATE_BASE=8df39c1 python benchmarks/run.py against_commit
 
-Both trees train the same models on the same data for the same steps and score the same shards, in turn, each in a process
-of its own with one thread; what is compared are the seconds that the runs themselves report (summary.json's data, score,
-select and train; the scoring job's own line), so that imports and start-up are no part of them. Needs git.
+Both trees train the same models on the same data for the same steps and score the same shards, each in a process of its own
+with one thread; what is compared are the seconds that the runs themselves report (summary.json's data, score, select and
+train; the scoring job's own line), so that imports and start-up are no part of them. Scoring runs in turn. Both trees train
+at once, each on a core of its own, and change cores in every round: a minute in which the machine is slow hits both. (In
+turn, the same tree's runs differed by 25 %.) Needs git, two cores and Linux.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data import part_of_cifar10n, reference_with_weights
@@ -36,10 +40,8 @@ def measure(work: Path, report: Report) -> list[Figure]:
     try:
         trees = {"before": package_of(before), "after": package_of(ROOT)}
         scoring = in_turn(ROUNDS, report, **{name: lambda t=tree: score(work, t) for name, tree in trees.items()})
-        uniform = in_turn(ROUNDS, report, **{name: lambda t=tree: step(work, t) for name, tree in trees.items()})
-        chosen = in_turn(
-            ROUNDS, report, **{name: lambda t=tree: step(work, t, *CHOOSING) for name, tree in trees.items()}
-        )
+        uniform = at_once(ROUNDS, report, lambda name, core: step(work, trees[name], name, core))
+        chosen = at_once(ROUNDS, report, lambda name, core: step(work, trees[name], name, core, *CHOOSING))
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
     figures = []
@@ -49,6 +51,20 @@ def measure(work: Path, report: Report) -> list[Figure]:
             Figure(name=f"{what}, now", samples=found["after"], unit="s"),
         ]
     return figures
+
+
+def at_once(rounds: int, report: Report, seconds: Callable[[str, int], float]) -> dict[str, tuple[float, ...]]:
+    """Both sides together, `seconds(name, core)` each; the cores change hands every round."""
+    samples: dict[str, list[float]] = {"before": [], "after": []}
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    with ThreadPoolExecutor(2) as pool:
+        for i in range(rounds):
+            running = {name: pool.submit(seconds, name, cores[(i + j) % 2]) for j, name in enumerate(samples)}
+            for name, one in running.items():
+                samples[name].append(one.result())
+            shown = ", ".join(f"{name} {values[-1]:,.4g}" for name, values in samples.items())
+            report(f"  round {i + 1}/{rounds}: {shown}")
+    return {name: tuple(values) for name, values in samples.items()}
 
 
 def package_of(tree: Path) -> Path:
@@ -61,9 +77,10 @@ def package_of(tree: Path) -> Path:
     return folder
 
 
-def curate(work: Path, package: Path, *arguments: object) -> str:
+def curate(work: Path, package: Path, *arguments: object, core: int | None = None) -> str:
     environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "curate", *map(str, arguments)]
+    pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+    command = [*pinned, sys.executable, "-m", "curate", *map(str, arguments)]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -80,12 +97,13 @@ def score(work: Path, package: Path) -> float:
     return float(re.findall(r"shards \(.*\) in ([\d.]+) s", told)[-1])
 
 
-def step(work: Path, package: Path, *more: object) -> float:
+def step(work: Path, package: Path, name: str, core: int, *more: object) -> float:
     """Seconds of all steps."""
-    shutil.rmtree(work / "runs" / "run", ignore_errors=True)
+    run = work / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)
     table = ("--reference-scores", work / "scores") if more else ()
-    curate(work, package, "train", *TRAIN, *more, *table, "--no-evaluate", "--name", "run")
-    seconds = json.loads((work / "runs" / "run" / "summary.json").read_text())["seconds"]
+    curate(work, package, "train", *TRAIN, *more, *table, "--no-evaluate", "--name", name, core=core)
+    seconds = json.loads((run / "summary.json").read_text())["seconds"]
     return sum(seconds[stage] for stage in ("data", "score", "select", "train"))
 
 

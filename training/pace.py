@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -56,8 +57,8 @@ class Pace:
         now = time.perf_counter()
         self._next_save = now + max(CHECKPOINT_SECONDS, (now - self._save_began) / CHECKPOINT_SHARE)
 
-    def show(self, step: int, loss: torch.Tensor, ledger: Ledger) -> None:
-        """Show people how far the run is, now and then."""
+    def show(self, step: int, loss: torch.Tensor, ledger: Ledger, more: Callable[[], str] = lambda: "") -> None:
+        """Show people how far the run is, now and then. `more` adds words."""
         progress = self._progress
         assert progress is not None
 
@@ -65,7 +66,7 @@ class Pace:
             rate = (step - self._first_step) * self.batch_size / progress.seconds
             return (
                 f"step {step:,}/{self.steps:,}, {rate:,.0f} examples/s trained, loss {float(loss):.3f}, "
-                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget"
+                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget{more()}"
             )
 
         progress.update(step, words)

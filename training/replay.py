@@ -27,11 +27,20 @@ from . import frozen
 from .batch import SuperBatch
 from .mixture import MIXED_FROM
 from .options import RunOptions
-from .records import SELECTION_SCHEMA, read_document
+from .records import SELECTION_SCHEMA, read_document, step_of
 
 # What the order of examples follows from beside the seed, which has no default to tell it from.
 STREAM = (
-    *("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow"),
+    *(
+        "batch_size",
+        "filter_ratio",
+        "on_missing",
+        "reference_scores",
+        "refresh_scores",
+        "lanes",
+        "host_bytes",
+        "follow",
+    ),
     *("mix", "mix_last", "mix_scores"),
 )
 
@@ -74,13 +83,20 @@ class RecordedRun:
         if every != 1 or ranges[0][0] != 1 or gap is not None:
             what = f"recorded every {every}th step" if every != 1 else f"lacks the selections after step {gap or 0}"
             raise RunError(f"--replay {folder}: {what}; replay a run that recorded all: --selections-every 1")
-        policy = POLICIES.get(str(self.config.get("policy")))
-        if self.config.get("sampler") == REWEIGHT or (policy is not None and policy.prunes):
+        if self.config.get("sampler") == REWEIGHT or self._pruned():
             raise RunError(
                 f"--replay {folder}: its examples had weights, which are not recorded; replay a run without weights"
             )
         self.steps = ranges[-1][1]
         self._ranges = ranges
+
+    def _pruned(self) -> bool:
+        """Whether it chose by the learner's past losses: no model scored and no table was read. The name of a policy of
+        one's own does not say."""
+        scored = self.manifest["flops_per_step"]["online_score"] or self.manifest["flops_per_step"].get(
+            "reference_score"
+        )
+        return not (scored or self.reads_table or self.config.get("replay"))
 
     @property
     def seed(self) -> int:
@@ -161,11 +177,34 @@ class RecordedRun:
     @property
     def flops_per_step(self) -> float:
         """What choosing cost it: its online model or, where its learner scored, scoring with and training the learner; and
-        a reference that trained during it."""
+        a reference that scored or trained during it."""
         step: dict[str, float] = self.manifest["flops_per_step"]
         learner = step["learner_train"] if step["online_score"] and not step["online_train"] else 0.0
-        more = sum(step.get(name, 0.0) for name in ("reference_score", "reference_train", "choices"))
-        return step["online_score"] + step["online_train"] + learner + more
+        found = self._spent_per_step() if self._varies else None
+        if found is None:
+            lines = ("online_score", "online_train", "reference_score", "reference_train", "choices")
+            found = sum(step.get(name, 0.0) for name in lines)
+        return found + learner
+
+    @property
+    def _varies(self) -> bool:
+        """Whether its steps did not all cost what was planned: the plan knows neither what actors score, nor how many losses
+        a table lacks, nor whether choosing pays."""
+        policy = POLICIES.get(str(self.config.get("policy")))
+        return bool(self.config.get("actors") or self.config.get("on_missing") == "score" or (policy and policy.probes))
+
+    def _spent_per_step(self) -> float | None:
+        """FLOPs of choosing, without those of training the learner, on average until its newest line of metrics."""
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        newest = next((line for line in reversed(lines) if 0 < step_of(line) <= self.steps), None)
+        if newest is None:
+            return None
+        line = json.loads(newest)
+        spent = (
+            line["flops"]["online_score"] + line["flops"]["online_train"] + sum(line.get("flops_in_run", {}).values())
+        )
+        return float(spent / line["step"])
 
     def frozen(self) -> dict[str, Any]:
         """What a resume compares."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..datasets.shards import list_shards
+from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
 from ..scoring.flops import unusual
@@ -29,12 +29,16 @@ from .landing import growing_epochs, refuse_follow
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .moving_reference import NAME
+from .needs import needs_of
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .refreshing import refreshed_table, refuse_refresh
 from .replay import RecordedRun
+from .roles import Roles
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
+from .unused import unused, unused_line
 
 
 def train(
@@ -55,7 +59,8 @@ def train(
     recorded = None
     with group.together():
         startup.refuse_shards(options, group.size)
-        options.asynchronous.check_here(group.size)
+        options.asynchronous.check_here(group.size, options.optimization.batch_size)
+        refuse_refresh(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -125,16 +130,18 @@ def _train(
             folder.settled_precisions(run, options, device),
         )
     )
+    roles = Roles.of(group, options.asynchronous.scorers)
     with group.together():
-        growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
+        growing, opened = _followed(options, dataset, run, records, bool(began), recorded)
         shards = growing.began if growing else list_shards(dataset)
+        opened = opened or _refreshed(options, shards, run, records, bool(began), recorded)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
             shards=shards,
             growing=growing,
-            followed=followed,
+            opened=opened,
             run=run,
             records=records,
             device=device,
@@ -143,6 +150,7 @@ def _train(
             stop=stop,
             recorded=recorded,
             group=group,
+            roles=roles,
             began=began,
             lanes=lanes,
             mix=startup.mix_of(options, dataset, config, recorded),
@@ -180,6 +188,22 @@ def _followed(
     return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
 
 
+def _refreshed(
+    options: RunOptions,
+    shards: Sequence[Shard],
+    run: Path,
+    records: RunRecords,
+    began: bool,
+    recorded: RecordedRun | None,
+) -> ScoreTable | None:
+    """The score table, where newer losses take the place of its own while the run trains."""
+    scores, newer = options.selection.reference_scores, options.selection.refresh_scores
+    if scores is None or newer is None:
+        return None
+    folder = recorded.folder if recorded else None
+    return refreshed_table(run, open_scores(scores), newer, shards, records.log, began=began, recorded=folder)
+
+
 @contextmanager
 def _kernels(setup: Setup) -> Iterator[None]:
     """Within, a GPU rounds float32 as the run's precision has it, and gives the same bits every time where that is asked for."""
@@ -207,7 +231,7 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
 
     job = parts.job_of(setup, models, cost, resolved)
     batches = job.subs.batches
-    check_memory(parts.needs_of(setup, models, cost, job.subs), records.log)
+    check_memory(needs_of(setup, models, cost, job.subs), records.log)
     if not first:
         return models, cost, job, 1
     every = folder.settled_selections(run, options, cost.steps)
@@ -223,6 +247,11 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
     selector, batches, log = job.subs.selector, job.subs.batches, setup.records.log
     if setup.group.size == 1 and (asked := setup.options.sharing.asked):
         log(f"{' and '.join(asked)}: of no effect, since one process trains this run; torchrun starts several")
+    if names := unused(setup.options):
+        replay = setup.options.selection.replay
+        log(unused_line(names, f"with policy '{selector.policy}'" if replay is None else f"with --replay {replay}"))
+    if setup.options.records.evaluate_every is not None and not setup.dataset.test:
+        log(f"--evaluate-every: of no effect, since data set '{setup.dataset.name}' has no test split")
     log(
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
@@ -236,7 +265,7 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
             f"{moving.every:,} super-batches, on {moving.every * batches.size:,} examples, with a peak rate of "
             f"{moving.trainee.lr:g}"
         )
-    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
+    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.roles.training)
     named = {"learner": "the learner", "online": "the online model", NAME: "the reference"}
     normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
     if count > 1 and normalising:
@@ -252,5 +281,6 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
 
 
 def _devices(setup: Setup) -> str:
-    ranks = setup.group.size
-    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}"
+    ranks, scoring = setup.group.size, setup.roles.scoring
+    of_them = f", the last {scoring} of which score," if scoring else ""
+    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}{of_them}"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from curate.datasets.spec import load_config
-from curate.errors import WriteError
+from curate.errors import ShardError, WriteError
 from curate.scoring import ModelSpec, load_model
 from curate.training import RunOptions, checkpoint, run, train
 from curate.training.evaluate import evaluate
 from curate.training.group import Group
 from curate.training.loop import train_loop
+from curate.training.scorer import RunScorer
 from curate.training.trainee import Trainee
 
 from support.prepared import TINY_CLIP
@@ -74,6 +75,19 @@ def measured(group, models_and_datasets):
 def terminates_1(group):
     if group.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kills_1(group):
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_in_scoring_on_1(group):
+    def score(*_):
+        raise ShardError("shard '1.tar' is cut")
+
+    if group.rank == 1:
+        RunScorer.score = score
 
 
 def breaks_disk(group):
