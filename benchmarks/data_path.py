@@ -18,8 +18,8 @@ on a CPU, since all bits of a JPEG have to be read whatever its size. Of 160 suc
     decoded in full 0.95, resized to 224 px and the rest 1.19: 2.14
     decoded at a half or a quarter 0.72 (at an eighth, too coarse for 112 px, 0.52), resized to 112 px 0.30
 
-So if resizing to 112 px, reading and choosing took no time at all, ours would take 0.72 + 2.14 / 5 = 1.15 ms: 1.9 times "all at
-full size". The faster the resizing to 224 px gets, the lower this bound is.
+So if resizing to 112 px and all reading and choosing took no time at all, ours would take 0.72 + 2.14 / 5 = 1.15 ms: 1.9 times
+"all at full size". The faster the resizing to 224 px gets, the lower this bound is.
 """
 
 from __future__ import annotations

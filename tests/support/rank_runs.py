@@ -9,6 +9,7 @@ import torch
 from curate.datasets.spec import load_config
 from curate.errors import ShardError, WriteError
 from curate.scoring import ModelSpec, load_model
+from curate.scoring.policies import Policy
 from curate.training import RunOptions, checkpoint, run, train
 from curate.training.evaluate import evaluate
 from curate.training.group import Group
@@ -18,6 +19,13 @@ from curate.training.trainee import Trainee
 
 from support.prepared import TINY_CLIP
 from support.tiny import CutError, options_of, shard, write_toml
+
+
+def online_loss(known):
+    return known.online_B
+
+
+LEARNERS_LOSS = Policy("learners-loss", online_loss, online="learner")
 
 
 def five_shards(folder, models, changes):
