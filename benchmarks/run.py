@@ -43,6 +43,7 @@ MORE_NAMES = (
     "big_table",
     "batch_norm",
     "start_up",
+    "inspect_pages",
     "saving",
 )
 RESULTS = Path(__file__).parent / "results"

@@ -54,18 +54,15 @@ class FetchedAhead:
     def close(self) -> None:
         """Nothing more is fetched. A fetch that is under way ends by itself."""
         self.closed = True
-        self._parts.clear()
+        self._parts = {}
 
     def _part(self, number: int) -> bytes:
         last = min(number + min(number, AHEAD), (self._size - 1) // PART)
-        for n in range(number, last + 1):
-            if n not in self._parts:
-                self._parts[n] = self._begin(n)
-        self._parts = {n: part for n, part in self._parts.items() if number <= n <= last}
+        self._parts = parts = {n: self._parts.get(n) or self._begin(n) for n in range(number, last + 1)}
         try:
-            return self._parts[number].result()
+            return parts[number].result()
         except BaseException:
-            del self._parts[number]
+            del parts[number]
             raise
 
     def _begin(self, number: int) -> Future[bytes]:

@@ -29,8 +29,8 @@ from curated_map import (
 )
 from seeds import cell, difference
 
-SIZES = (5_000, 20_000)
-MULTIPLES, SEEDS = (1, 2, 4, 8, 16), 3
+SIZES = (1_000, 5_000, 20_000)
+MULTIPLES, SEEDS = (1, 2, 4, 8), 3
 PER_SHARD, BATCH = 1_000, 128
 BASE, ALONE = "uniform", "the 1,000 curated alone, uniform"
 # What an arm changes in the run; `stored` stands for the score table.

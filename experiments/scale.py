@@ -49,6 +49,10 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
+# Uniform for twice the updates.
+TWICE = "uniform, twice"
+
+
 def of_learner(folder: Path, learner: str, policy: str, seed: int) -> dict[str, Any]:
     """Train a learner for the updates that all learners get, or twice as many of them for "uniform, twice"."""
     base, _, twice = policy.partition(", ")
@@ -92,12 +96,14 @@ def planned() -> dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]]:
     """All runs, by (learner or examples drawn, policy, seed), in their order."""
     found: dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]] = {}
     for seed in range(SEEDS):
-        for drawn in DRAWN:
-            for policy in ("learnability", "filter 50 %"):
+        for policy in ("learnability", "filter 50 %"):
+            for drawn in DRAWN:
                 found[drawn, policy, seed] = partial(of_reference, drawn=drawn, policy=policy, seed=seed)
+            for learner in LEARNERS:
+                for one in ("uniform", policy):
+                    found[learner, one, seed] = partial(of_learner, learner=learner, policy=one, seed=seed)
         for learner in LEARNERS:
-            for policy in (*POLICIES, "uniform, twice"):
-                found[learner, policy, seed] = partial(of_learner, learner=learner, policy=policy, seed=seed)
+            found[learner, TWICE, seed] = partial(of_learner, learner=learner, policy=TWICE, seed=seed)
     return found
 
 
@@ -116,7 +122,7 @@ def tables(results: list[dict[str, Any]]) -> str:
         "|---" * 5 + "|",
     ]
     for learner in LEARNERS:
-        for policy in (*POLICIES, "uniform, twice"):
+        for policy in (*POLICIES, TWICE):
             found = [line for line in results if key_of(line)[:2] == (learner, policy)]
             if found:
                 top1 = by_seed(learner, policy)
