@@ -26,6 +26,7 @@ test-faults: .venv/installed
 	$(BIN)/pytest -m faults tests/faults
 
 fuzz: .venv/installed
+	@echo "Installing atheris"
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[fuzz]'
 	mkdir -p .cache && $(BIN)/python tests/faults/fuzz_readers.py -max_total_time=60 -artifact_prefix=.cache/
 
@@ -59,10 +60,12 @@ bench-gpu: .venv/installed
 	@touch $@
 
 .venv/engines: .venv/installed
+	@echo "Installing Dask"
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[engines]'
 	@touch $@
 
 .venv/examples: .venv/installed
+	@echo "Installing accelerate, lightning and transformers (a minute)"
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[examples]'
 	@touch $@
 

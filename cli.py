@@ -19,7 +19,7 @@ from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
 from .reports.export_options import ExportOptions
-from .studies.options import CompareOptions, PlanOptions, ProbeOptions
+from .studies.options import CompareOptions, PlanOptions, ProbeOptions, unused_in_plan
 from .training.options import RunOptions
 
 cli = Commands(
@@ -215,16 +215,19 @@ def plan(
     alone("plan")
     options = PlanOptions.of(**given)
     check_format(format)
+    for line in unused_in_plan(options, probing, measure):
+        report(line)
     if measure and options.learner is None:
         raise SpecError("--measure makes steps of a run; give --learner, --online, --dataset and --budget-flops")
     known, measured, taken = load_config(config), None, None
     if options.dataset is not None:
         find_dataset(options.dataset, known)
     from .reports.probe import read_probe
+    from .scoring.policies import find_policy
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
-    made = make_plan(options, known)
+    made = make_plan(options, known, watches=any(find_policy(policy).probes for policy in probing["policies"][:1]))
     if measure:
         from .studies.measure import measure_run
 

@@ -19,7 +19,7 @@ BUDGET, ASYNCHRONOUS = (
 # All runs of a comparison read one score table.
 MOVING = ("reference_online", "reference_every", "reference_lr", "refresh_scores")
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
-NAMED = "policy seed out name evaluate evaluate_every keep_every follow".split()
+NAMED = "policy seed out name evaluate evaluate_every keep_every follow replay".split()
 OWN = (*BUDGET, *ASYNCHRONOUS, *NAMED, *MOVING)
 COMPARED = without(RunOptions, *OWN) | {
     "budget_flops": replace(
@@ -30,7 +30,7 @@ COMPARED = without(RunOptions, *OWN) | {
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
 NOT_PLANNED = (
     *ASYNCHRONOUS,
-    *"policy out name evaluate evaluate_every keep_every report_to follow refresh_scores".split(),
+    *"policy out name evaluate evaluate_every keep_every report_to follow replay refresh_scores".split(),
 )
 PLAN = without(PlanOptions, *NOT_PLANNED) | {"reference": replace(RUN["reference"], help=PLANNED)}
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}

@@ -55,8 +55,14 @@ class ScoreOptions(Options):
             raise SpecError(
                 f"--logits are a classifier's; data set '{self.dataset.name}' has captions: use --embeddings"
             )
+        if self.embeddings and self.dataset.target.has_classes:
+            raise SpecError(
+                f"--embeddings are of image-text pairs; data set '{self.dataset.name}' has labels: use --logits, or leave it out"
+            )
         if not self.every > 0:
             raise SpecError(f"--every is {self.every:g}, expected seconds above 0")
+        if self.every != 10 and not self.follow:
+            raise SpecError("--every is about new shards; give --follow too")
         if self.follow:
             from ..datasets.landed import check_lands
 

@@ -50,15 +50,16 @@ COMMANDS = (
 QUERIES = (
     (
         "Does the reference's loss find wrong labels? Share of wrong labels by decile of the stored loss:",
-        """SELECT decile, count(*) AS examples, avg(loss) AS mean_loss, avg((worse_label <> clean_label)::INT) AS share_wrong
+        """SELECT decile, count(*) AS examples, round(avg(loss), 3) AS mean_loss,
+       round(avg((worse_label <> clean_label)::INT), 3) AS share_wrong
 FROM (SELECT *, ntile(10) OVER (ORDER BY loss) AS decile FROM scores)
 JOIN analysis USING (dataset, shard, key)
 GROUP BY decile ORDER BY decile""",
     ),
     (
         f"What did {LEARNABILITY} choose? (Only this query knows which labels are wrong; training never does.)",
-        f"""SELECT selected, count(*) AS examples, avg((worse_label <> clean_label)::INT) AS share_wrong,
-       avg(online_loss) AS online_loss, avg(reference_loss) AS reference_loss
+        f"""SELECT selected, count(*) AS examples, round(avg((worse_label <> clean_label)::INT), 3) AS share_wrong,
+       round(avg(online_loss), 3) AS online_loss, round(avg(reference_loss), 3) AS reference_loss
 FROM selections JOIN analysis USING (shard, key)
 WHERE run = '{LEARNABILITY}' AND dataset = 'cifar10n' GROUP BY selected ORDER BY selected""",
     ),
@@ -133,4 +134,4 @@ def show(folder: Path, config: Config, console: Console) -> None:
     )
     for question, sql in QUERIES:
         console.print(f"[bold]{question}[/bold]\n[dim]{sql}[/dim]")
-        write(query(connection, sql))
+        write(query(connection, sql), "table")

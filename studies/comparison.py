@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from ..training.folder import FREE_TO_CHANGE
 from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
+from ..training.unused import unused_by_all, unused_line
 from ..units import Report, format_flops, percent, took
 from .finished import refuse_mixed
 from .launched import launch
@@ -73,6 +75,10 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
         )
     quality = find_task(dataset.task).quality
     headline_policy = _refuse_other_settings(options)
+    # Records of selections have another default here.
+    idle = [n for n in unused_by_all(options.base.but(policy=p) for p in options.policies) if n != "selections_every"]
+    if idle:
+        report(unused_line(idle, f"with {' and '.join(str(policy) for policy in options.policies)}"))
     refuse_mixed(list(_finished_points(options)), options.base, config, report)
     if options.search_lr:
         searching, _ = _held_out(options.base.dataset, config)
@@ -204,7 +210,7 @@ def run_all(
                     summary = future.result()
                 except BrokenProcessPool:
                     raise RunError(
-                        f"{_folder(one)}: its process died (out of memory?); the same command again resumes it"
+                        f"{_folder(one)}: its process {_death(pool)}; the same command again resumes it"
                     ) from None
                 done, done_flops = done + 1, done_flops + flops[id(one)]
                 report(
@@ -247,6 +253,17 @@ def _pool(jobs: int, several: bool) -> Iterator[ProcessPoolExecutor]:
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
         pool.shutdown(cancel_futures=True)
+
+
+def _death(pool: ProcessPoolExecutor) -> str:
+    """How a process of a broken pool ended, which has ended the others since."""
+    codes = [process.exitcode for process in (pool._processes or {}).values()]
+    code = next((code for code in codes if code not in (None, 0, -signal.SIGTERM)), None) or next(
+        filter(None, codes), 0
+    )
+    if code == -signal.SIGKILL:
+        return "was killed (out of memory?)"
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def shares_of(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.config import Config
+from ..datasets.writing import write_errors
 from ..errors import RunError
 from ..training.options import RunOptions
 from ..training.records import read_document
@@ -31,9 +32,10 @@ def launch(options: RunOptions, config: Config, launcher: str) -> dict[str, Any]
     """
     assert options.records.name is not None
     run = Path(options.records.out, options.records.name)
-    run.parent.mkdir(parents=True, exist_ok=True)
     file = run.parent / f".{run.name}.launch"  # where all nodes see it
-    file.write_bytes(pickle.dumps((options, config, (socket.gethostname(), os.getpid()))))
+    with write_errors(file):
+        run.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(pickle.dumps((options, config, (socket.gethostname(), os.getpid()))))
     command = [*shlex.split(launcher), "-m", "curate", "launched", str(file)]
     try:
         try:
@@ -54,7 +56,12 @@ def launch(options: RunOptions, config: Config, launcher: str) -> dict[str, Any]
 
 def run_launched(file: Path) -> None:
     """What each of the processes does: its part of the run that `launch` has put into the file."""
-    options, config, (host, parent) = pickle.loads(file.read_bytes())
+    try:
+        options, config, (host, parent) = pickle.loads(file.read_bytes())
+    except OSError as e:
+        raise RunError(
+            f"{file}: cannot be read ({e.strerror}); every node needs the folder of --out under the same path"
+        ) from None
     if host == socket.gethostname():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     from ..training.group import Group

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..errors import SpecError
 from ..ledger import BASELINE
@@ -26,16 +27,19 @@ from ..options import (
     check_least,
     check_local,
     flag,
+    options_of,
 )
 from ..scoring.policies import LEARNABILITY, POLICIES, Policy, find_policy
 from ..training.data_options import DataOptions
 from ..training.options import (
+    MOVING_MIXTURE,
     BudgetOptions,
     OptimizationOptions,
     RecordOptions,
     RunOptions,
 )
 from ..training.selection_options import SelectionOptions
+from ..training.unused import unused_line
 from ..units import parse_names
 
 Policies = Annotated[
@@ -45,6 +49,16 @@ Policies = Annotated[
 ]
 # Uniform's rungs, in budgets of the probe: savings are read between them, from a loss of half to a gain of half.
 PROBE_LADDER = (0.5, 2.0)
+# What a plan is made of.
+OF_A_RATIO = frozenset({"ratio", "runs", "expected_saving", "filter_ratio"})
+OF_MODELS = frozenset(
+    {
+        *("learner", "dataset", "budget_flops", "data_size", "reference_steps", "runs", "expected_saving"),
+        *("online", "reference_scores", "prior_scores", "reference", "trust_table", "reference_online", "filter_ratio"),
+        *("score_size", "score_patch_dropout", "batch_size", "label_smoothing", "accumulate", "grad_checkpointing"),
+        *("mix", "mix_last", "mix_scores"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +119,19 @@ class PlanOptions(Options):
                         f"--reference-online and {flag(option)} are both given; a reference that trains in the run scores "
                         "every super-batch, and trains as long as the run: drop one"
                     )
+            if self.data.mix_scores is not None:
+                raise SpecError(MOVING_MIXTURE)
         check_least(self, 1, "runs", "data_size")
         check_least(self, 0, "reference_steps")
         if self.expected_saving is not None and not 0 < self.expected_saving < 1:
             raise SpecError(f"--expected-saving is {self.expected_saving:g}, expected above 0 % and below 100 %")
+
+    def unused(self) -> list[str]:
+        """Options that are not at their defaults, and of which a plan says nothing: those of the runs that --probe and
+        --measure make."""
+        used = OF_A_RATIO if self.ratio is not None else OF_MODELS
+        values, known = self.to_dict(), options_of(PlanOptions)
+        return [name for name in known if name not in used and values[name] != known[name].default]
 
 
 def _words(command: str) -> list[str]:
@@ -194,6 +217,17 @@ class CompareOptions:
     def multiples(self) -> list[float]:
         """All budgets, uniform's ladder with them, ascending."""
         return sorted({*self.budgets, *self.ladder})
+
+
+def unused_in_plan(options: PlanOptions, probing: Mapping[str, Any], measures: bool) -> list[str]:
+    """A line for what was given and only --probe or --measure would heed. `probing` are the options of a probe."""
+    if probing["probe"] is not None:
+        return []
+    known = options_of(ProbeOptions)
+    of_a_probe = [name for name, value in probing.items() if name != "probe" and value != known[name].default]
+    lines = [unused_line(of_a_probe, "without --probe")] if of_a_probe else []
+    of_runs = [] if measures else options.unused()
+    return [*lines, unused_line(of_runs, "without --probe or --measure")] if of_runs else lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def test_no_option_is_lost(command):
 
 
 def test_a_comparison_does_not_offer_what_it_sets_itself():
-    for option in ("policy", "seed", "examples", "steps", "charge-reference", "name", "evaluate", "resume"):
+    for option in ("policy", "seed", "examples", "steps", "charge-reference", "name", "evaluate", "resume", "replay"):
         assert f"--{option}" in spellings("train")
         assert f"--{option}" not in spellings("compare")
 

@@ -35,6 +35,21 @@ def my_losses(module, batch):
     return F.cross_entropy(module(pixels(batch.views["learner"])), batch.targets, reduction="none")
 
 
+def test_targets_of_one_type(here, pairs):
+    batch = next(iter(batches_of(16)))
+    assert batch.labels is batch.targets and batch.take(torch.tensor([3, 1])).labels.tolist() == [
+        int(batch.targets[3]),
+        int(batch.targets[1]),
+    ]
+    with pytest.raises(curate.CurateError, match=r"these examples have labels: take batch\.labels"):
+        _ = batch.captions
+    views = {"learner": curate.Geometry(size=8)}
+    pair = next(iter(curate.SuperBatches("pairs", 8, views=views, config=pairs.config)))
+    assert pair.captions is pair.targets and len(pair.captions) == 8
+    with pytest.raises(curate.CurateError, match=r"these examples have captions: take batch\.captions"):
+        _ = pair.labels
+
+
 def batches_of(size=256, **options):
     return curate.SuperBatches("digits", size, views={"learner": curate.Geometry(size=8)}, scores="scores", **options)
 

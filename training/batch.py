@@ -22,9 +22,10 @@ class SuperBatch:
     """B examples. Their identity is (`shards`, `keys`).
 
     `views` holds what each view made of the images, a tensor with B rows (uint8 [B, H, W, 3] for a geometry); a view that
-    `SubBatches` makes late, of the chosen examples alone, is made of all B when it is asked for here. `targets`
-    are labels int64 [B], or captions. `tokens` are captions by tokenizer's name, int64 [B, L]. `reference_loss` is
-    float32 [B], NaN where the table has none and `on_missing` is "score"; None without a table. `reference_pairs` are the
+    `SubBatches` makes late, of the chosen examples alone, is made of all B when it is asked for here. `targets` are labels
+    int64 [B], or captions; `labels` and `captions` are the same, each of one type. `tokens` are captions by tokenizer's name,
+    int64 [B, L]. `reference_loss` is float32 [B], NaN where the table has none and `on_missing` is "score"; None without a
+    table. `reference_pairs` are the
     stored image and text embeddings, float16 [B, D], `reference_logits` the stored logits, float16 [B, C]; None where they
     were not asked for.
 
@@ -45,6 +46,20 @@ class SuperBatch:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """`targets` of a data set of classes, int64 [B]. Raises SpecError for captions."""
+        if isinstance(self.targets, list):
+            raise SpecError("labels are those of classes, and these examples have captions: take batch.captions")
+        return self.targets
+
+    @property
+    def captions(self) -> list[str]:
+        """`targets` of a data set of image-text pairs, B texts. Raises SpecError for labels."""
+        if not isinstance(self.targets, list):
+            raise SpecError("captions are those of image-text pairs, and these examples have labels: take batch.labels")
+        return self.targets
 
     def model_targets(self, name: str) -> torch.Tensor:
         """What the model of this name takes beside its view: its tokens, or the labels."""

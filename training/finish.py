@@ -54,7 +54,7 @@ def finish(
                 error = e
     best = job.keeping.finish(steps, quality)
     policy, seconds = options.selection.chosen_policy, job.timing.state_dict()
-    batches = job.subs.batches.state_dict()
+    batches = job.subs.drawn_state()
     summary = {
         "run": run.name,
         "dataset": dataset.name,

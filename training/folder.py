@@ -85,8 +85,9 @@ def refuse_other_options(run: Path, options: RunOptions) -> None:
     recorded are settled when a run begins: who does not name them gets what it began with."""
     before = read_document(run / "config.json")
     free = set(FREE_TO_CHANGE)
-    if bool(before.get("actors")) == bool(options.asynchronous.actors):
-        free.add("actors")
+    for name in ("actors", "scorers"):  # how many there are is free, but not whether
+        if bool(before.get(name)) == bool(getattr(options.asynchronous, name)):
+            free.add(name)
     if options.data.lanes is None:
         free.add("lanes")
     if options.records.selections_every is None:

@@ -155,10 +155,12 @@ def refused(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for path, then, today in _differences(before, _plain(now), REFUSED):
         group, name = path[-2:] if len(path) > 1 else ("", path[-1])
         if group in SPLITS:
-            both = [_split_told(m["began"][group], name) for m in (before, now)]
-            found.append(f"{group} shards: {both[0]}, now {both[1]}")
+            splits = [m["began"][group] for m in (before, now)]
+            both = [_split_told(split, name) for split in splits]
+            as_many = all(splits[0][size] == splits[1][size] for size in ("shards", "bytes"))
+            found.append(f"{group} shards: {both[0]}, now {both[1]}{_meaning(name) if as_many else ''}")
         else:
-            found.append(f"{_told(path)} = {_short(then)}, now {_short(today)}")
+            found.append(f"{_told(path)} = {_short(then)}, now {_short(today)}{_meaning(name)}")
     return list(dict.fromkeys(found))
 
 
@@ -218,6 +220,20 @@ NAMES = {
     ("models",): "model",
     ("dataset",): "data set:",
 }
+
+# What another digest means, by its name.
+MEANINGS = {
+    "list": "other names, or other sizes of the same sum",
+    "content": "names and sizes are the same, what the files hold is not",
+    "versions": "names and sizes are the same, but files were written again",
+    "rows": "other counts of examples, or other sizes of shards",
+    "losses": "other losses of the same examples",
+    "selections": "its records were written again",
+}
+
+
+def _meaning(name: str) -> str:
+    return f": {MEANINGS[name]}" if name in MEANINGS else ""
 
 
 def _told(path: tuple[str, ...]) -> str:

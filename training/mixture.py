@@ -62,7 +62,12 @@ def prefix_of(dataset: DatasetSpec) -> str:
 
 
 def refuse_unlike(one: DatasetSpec, other: DatasetSpec) -> None:
-    """Raises SpecError where two data sets cannot train one model."""
+    """Raises SpecError where two data sets cannot train one model, or are one."""
+    if (one.train, one.format) == (other.train, other.format):
+        raise SpecError(
+            f"data set '{other.name}' cannot be mixed into '{one.name}': both are the shards {', '.join(one.train)}; every "
+            "example of them comes as often without --mix"
+        )
     if one.task != other.task or (one.classes and other.classes and one.classes != other.classes):
         what = f"{one.task} and {other.task}" if one.task != other.task else "their classes differ"
         raise SpecError(

@@ -32,6 +32,7 @@ from .sharing import SharingOptions
 Augment = Literal["none", "flip", "crop-flip"]
 # Options that had another name in the config.json of an earlier version.
 RENAMED = {"shuffle_bytes": "host_bytes"}
+MOVING_MIXTURE = "--reference-online makes the losses of what is mixed in too; leave --mix-scores out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,8 @@ class BudgetOptions(Concern):
             raise SpecError(
                 "give exactly one of --budget-flops, --examples and --steps (--train-num-samples is a way to say --examples)"
             )
+        if self.charge_reference and self.budget_flops is None:
+            raise SpecError("--charge-reference is about --budget-flops; give that, or leave it out")
         check_least(self, 1, "examples", "steps")
 
 
@@ -168,6 +171,8 @@ class OptimizationOptions(Concern):
             raise SpecError(f"--gce is {self.gce:g}, expected a q above 0 and up to 1, such as 0.7")
         if self.gce is not None and self.label_smoothing:
             raise SpecError("--gce and --label-smoothing are two ways to trust labels less; leave one of them out")
+        if self.distill_temperature != 1 and not self.distill:
+            raise SpecError("--distill-temperature is for the reference's probabilities; give --distill SHARE too")
         if self.ema_warmup and self.ema is None:
             raise SpecError("--ema-warmup is for a moving average; give --ema DECAY too")
         check_choice(self, "augment")
@@ -260,6 +265,7 @@ class RunOptions(Options):
             raise SpecError("--actors end the run at a shard that cannot be read; leave --max-bad-shards out")
         b, distill = self.optimization.batch_size, self.optimization.distill
         self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
+        self.asynchronous.refuse_scorers(asked, self.sharing, distill, b, self.super_batch_size)
         self._refuse_probe()
         self._refuse_mixture()
         if not self.optimization.distill:
@@ -279,7 +285,8 @@ class RunOptions(Options):
                 f"policy '{asked.policy}' shares out a budget; give --budget-flops, not --steps or --examples"
             )
         tried = {"--score-ahead": asked.score_ahead, "--actors": self.asynchronous.actors}
-        for option, value in {**tried, "--reference-online": asked.reference_online}.items():
+        more = {"--reference-online": asked.reference_online, "--scorers": self.asynchronous.scorers}
+        for option, value in {**tried, **more}.items():
             if value:
                 raise SpecError(f"policy '{asked.policy}' was not tried with {option}; leave it out")
 
@@ -288,15 +295,19 @@ class RunOptions(Options):
         mixture = self.data.mixture
         if mixture is None:
             return
-        if self.data.follow or self.asynchronous.actors:
-            option = "--follow" if self.data.follow else "--actors"
-            raise SpecError(f"--mix was not tried with {option}; leave one of them out")
-        if self.sharing.local:
-            raise SpecError("--mix was not tried with --selection local; leave one of them out")
+        untried = {
+            "--follow": self.data.follow,
+            "--actors": self.asynchronous.actors,
+            "--scorers": self.asynchronous.scorers,
+            "--selection local": self.sharing.local,
+        }
+        for option, value in untried.items():
+            if value:
+                raise SpecError(f"--mix was not tried with {option}; leave one of them out")
         policy = self.selection.chosen_policy
         moving = self.selection.reference_online is not None
         if moving and self.data.mix_scores is not None:
-            raise SpecError("--reference-online makes the losses of what is mixed in too; leave --mix-scores out")
+            raise SpecError(MOVING_MIXTURE)
         joins = (policy.reference != "none" and policy.selects and not moving) or self.optimization.distill > 0
         if joins and self.data.mix_scores is None:
             what = "--distill" if self.optimization.distill else f"policy '{policy}'"

@@ -83,13 +83,20 @@ class RecordedRun:
         if every != 1 or ranges[0][0] != 1 or gap is not None:
             what = f"recorded every {every}th step" if every != 1 else f"lacks the selections after step {gap or 0}"
             raise RunError(f"--replay {folder}: {what}; replay a run that recorded all: --selections-every 1")
-        policy = POLICIES.get(str(self.config.get("policy")))
-        if self.config.get("sampler") == REWEIGHT or (policy is not None and policy.prunes):
+        if self.config.get("sampler") == REWEIGHT or self._pruned():
             raise RunError(
                 f"--replay {folder}: its examples had weights, which are not recorded; replay a run without weights"
             )
         self.steps = ranges[-1][1]
         self._ranges = ranges
+
+    def _pruned(self) -> bool:
+        """Whether it chose by the learner's past losses: no model scored and no table was read. The name of a policy of
+        one's own does not say."""
+        scored = self.manifest["flops_per_step"]["online_score"] or self.manifest["flops_per_step"].get(
+            "reference_score"
+        )
+        return not (scored or self.reads_table or self.config.get("replay"))
 
     @property
     def seed(self) -> int:

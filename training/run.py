@@ -29,13 +29,16 @@ from .landing import growing_epochs, refuse_follow
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .moving_reference import NAME
+from .needs import needs_of
 from .options import RunOptions
 from .records import RunRecords, write_json
 from .refreshing import refreshed_table, refuse_refresh
 from .replay import RecordedRun
+from .roles import Roles
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
+from .unused import unused, unused_line
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
     recorded = None
     with group.together():
         startup.refuse_shards(options, group.size)
-        options.asynchronous.check_here(group.size)
+        options.asynchronous.check_here(group.size, options.optimization.batch_size)
         refuse_refresh(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
@@ -127,6 +130,7 @@ def _train(
             folder.settled_precisions(run, options, device),
         )
     )
+    roles = Roles.of(group, options.asynchronous.scorers)
     with group.together():
         growing, opened = _followed(options, dataset, run, records, bool(began), recorded)
         shards = growing.began if growing else list_shards(dataset)
@@ -146,6 +150,7 @@ def _train(
             stop=stop,
             recorded=recorded,
             group=group,
+            roles=roles,
             began=began,
             lanes=lanes,
             mix=startup.mix_of(options, dataset, config, recorded),
@@ -226,7 +231,7 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
 
     job = parts.job_of(setup, models, cost, resolved)
     batches = job.subs.batches
-    check_memory(parts.needs_of(setup, models, cost, job.subs), records.log)
+    check_memory(needs_of(setup, models, cost, job.subs), records.log)
     if not first:
         return models, cost, job, 1
     every = folder.settled_selections(run, options, cost.steps)
@@ -242,6 +247,11 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
     selector, batches, log = job.subs.selector, job.subs.batches, setup.records.log
     if setup.group.size == 1 and (asked := setup.options.sharing.asked):
         log(f"{' and '.join(asked)}: of no effect, since one process trains this run; torchrun starts several")
+    if names := unused(setup.options):
+        replay = setup.options.selection.replay
+        log(unused_line(names, f"with policy '{selector.policy}'" if replay is None else f"with --replay {replay}"))
+    if setup.options.records.evaluate_every is not None and not setup.dataset.test:
+        log(f"--evaluate-every: of no effect, since data set '{setup.dataset.name}' has no test split")
     log(
         f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
         f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
@@ -255,7 +265,7 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
             f"{moving.every:,} super-batches, on {moving.every * batches.size:,} examples, with a peak rate of "
             f"{moving.trainee.lr:g}"
         )
-    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
+    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.roles.training)
     named = {"learner": "the learner", "online": "the online model", NAME: "the reference"}
     normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
     if count > 1 and normalising:
@@ -271,5 +281,6 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
 
 
 def _devices(setup: Setup) -> str:
-    ranks = setup.group.size
-    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}"
+    ranks, scoring = setup.group.size, setup.roles.scoring
+    of_them = f", the last {scoring} of which score," if scoring else ""
+    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}{of_them}"

@@ -93,7 +93,7 @@ def build_models(setup: Setup) -> RunModels:
         "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,
         "device": device,
         "precision": setup.precision,
-        "group": setup.group,
+        "group": setup.roles.trainers,
         "sync_bn": options.sharing.sync_bn,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr

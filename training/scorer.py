@@ -82,13 +82,14 @@ class RunScorer:
 
     def snapshot(self) -> RunScorer:
         """A scorer with the weights of the models that train as they are now; the next call brings it up to date."""
-        copies, scorer = self._copied
+        copies, scorer = self.copied
         for copied in copies:
             copied.update()
         return scorer
 
     @cached_property
-    def _copied(self) -> tuple[list[Copy], RunScorer]:
+    def copied(self) -> tuple[list[Copy], RunScorer]:
+        """Copies of the models that train, and the scorer that scores by these."""
         copies: list[Copy] = []
 
         def copy_of(model: Model | None, forward: Any) -> tuple[Model | None, Any]:

@@ -63,6 +63,8 @@ def _settled(
         if epochs < 1:
             raise SpecError(f"--epochs is {epochs}, expected at least 1")
         given = {**given, "examples": epochs * train_num_samples}
+    elif epochs != 1:
+        raise SpecError("--epochs counts epochs of --train-num-samples; give that too, or --examples in its place")
     if given["dataset"] is None:
         if given["replay"] is None:
             raise SpecError("train needs a data set; give --dataset, a name in curate.toml or shards")

@@ -124,6 +124,9 @@ def test_what_cannot_be_followed_is_told_before_anything_starts(digits, tmp_path
         "--follow",
     )
     assert "--every is 0, expected seconds above 0" in curate(*common, "--dataset", "digits", "--every", 0).error
+    once = (*common[:-1], "--dataset", "digits")
+    assert curate(*once, "--every", 5).error == "--every is about new shards; give --follow too"
+    assert "--embeddings are of image-text pairs; data set 'digits' has labels" in curate(*once, "--embeddings").error
     for i in range(10):  # as many classes as the reference knows
         (tmp_path / "pictures" / str(i)).mkdir(parents=True)
     assert "folder of images" in curate(*common, "--dataset", tmp_path / "pictures").error

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from curate.errors import RunError
+from curate.errors import RunError, WriteError
 from curate.studies import launched
 from curate.studies.launched import launch
 from curate.training import RunOptions, train
@@ -67,6 +67,16 @@ def test_what_the_processes_told_is_the_error(options, digits, tmp_path):
     with pytest.raises(RunError, match="--launcher: 'no-such-launcher' does not start: No such file"):
         launch(options, digits.config, "no-such-launcher -n 2")
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_or_is_on_another_machine_is_one_line(options, digits, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match=r"file/\.run\.launch: cannot be written"):
+        launch(options.but(out=str(tmp_path / "file")), digits.config, "true")
+    with pytest.raises(
+        RunError, match=r"\.run\.launch: cannot be read \(No such file or directory\); every node needs"
+    ):
+        launched.run_launched(tmp_path / ".run.launch")
 
 
 def test_a_signal_is_the_launcher_s(options, digits, tmp_path):

@@ -6,7 +6,8 @@ from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
 from curate.scoring.tables.lookup import open_scores
 from curate.studies.options import PlanOptions
-from curate.studies.plan import make_plan, sizes_down
+from curate.studies.plan import make_plan
+from curate.studies.planned import sizes_down
 from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +26,8 @@ SCORER_TRAIN = 3 * SCORER - SCORER_STEM
 LINES = ("learner_train", "online_score", "online_train", "reference_score", "reference_train")
 
 
-def bare(ratio, **changes):
-    return make_plan(PlanOptions.of(ratio=ratio, **changes), NOBODY)
+def bare(ratio, watches=False, **changes):
+    return make_plan(PlanOptions.of(ratio=ratio, **changes), NOBODY, watches=watches)
 
 
 def real(digits, config=None, **changes):
@@ -117,6 +118,23 @@ def test_the_scores_of_a_mixture_and_of_a_prior_are_counted_beside(digits):
         real(digits, mix="nothing:25%", **known)
 
 
+def test_what_a_second_table_does_not_know_is_said_and_an_unfinished_one_refused(digits, tmp_path):
+    manifest = json.loads((digits.table / "_manifest.json").read_text())
+    manifest["flops"]["reference_train"] = None
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
+    known = dict(reference_scores=digits.scores, data_size=None)
+    found = real(digits, prior_scores=str(tmp_path), **known)
+    assert found.reference_train == real(digits, **known).reference_train
+    assert "training of the prior: its table does not know what it cost, so it is not counted" in found.notes
+    del manifest["flops"]["reference_score"]
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
+    for second in ({"prior_scores": str(tmp_path)}, {"mix": "digits-curated:25%", "mix_scores": str(tmp_path)}):
+        with pytest.raises(TableError, match="is not finished, so its cost is unknown"):
+            real(digits, **known, **second)
+    (note,) = [n for n in real(digits, mix="digits-curated:25%", **known).notes if "scores of the mixture" in n]
+    assert note.endswith("--mix-scores names no table of them, so they are not counted")
+
+
 def test_a_table_of_something_else_or_unfinished_is_refused(digits, tmp_path):
     with pytest.raises(TableError, match=r"'digits-curated'.*give the table of this data set"):
         real(digits, dataset="digits-curated", data_size=None, reference_scores=digits.scores)
@@ -150,6 +168,19 @@ def test_runs_share_what_is_paid_once(digits, regime):
     assert four.ledger().spent == one.ledger().spent
     assert four.break_even("foundation") == one.break_even("foundation") < four.break_even(regime)
     assert four.break_even(regime) < one.break_even(regime)
+
+
+def test_a_run_that_watches_pays_for_its_twin_in_half_of_its_steps():
+    """By hand, at a ratio of 1/12 and f = 0.5: a step costs 1 + 1/18 + 1/12 = 41/36, watching one 1/18 + 41/36/12."""
+    step, watching = Fraction(41, 36), Fraction(1, 18) + Fraction(41, 36 * 12)
+    plan = bare(1 / 12, watches=True)
+    watched = Fraction(1, 2) / step
+    assert plan.steps == pytest.approx(float((1 - watched * watching) / step))
+    assert plan.ledger().spent == pytest.approx(1)
+    updates = (1 - watched * watching) / step
+    assert plan.break_even("foundation") == pytest.approx(float(1 - updates))
+    assert plan.break_even("fully_amortised") == 0
+    assert bare(1 / 12).break_even("foundation") == pytest.approx(float(1 - 1 / step))
 
 
 def test_no_saving_pays_for_a_scorer_as_large_as_the_learner():
@@ -240,6 +271,24 @@ def test_a_table_and_what_it_knows_already():
     for option, value in (("reference", "R"), ("data_size", 5)):
         with pytest.raises(SpecError, match="the table knows it"):
             PlanOptions.of(**models, **{option: value})
+
+
+def test_a_reference_of_the_run_has_no_table_of_the_mixture():
+    models = {"learner": "L", "online": "O", "dataset": "D", "budget_flops": 1e9, "reference_online": "R"}
+    with pytest.raises(SpecError, match="makes the losses of what is mixed in too; leave --mix-scores out"):
+        PlanOptions.of(**models, mix="E:25%", mix_scores="T")
+
+
+def test_what_only_runs_would_heed_is_said():
+    done = curate("plan", "--ratio", "1/49", "--lr", "1e-3", "--batch-size", 64, "--seeds", 5, "--filter-ratio", 0.8)
+    assert done.code == 0
+    assert done.err.splitlines() == [
+        "--seeds: of no effect without --probe",
+        "--batch-size, --lr: of no effect without --probe or --measure",
+    ]
+    models = {"learner": "L", "online": "O", "dataset": "D", "budget_flops": 1e9, "batch_size": 64, "accumulate": 2}
+    assert PlanOptions.of(**models, data_size=5, runs=2, mix="E:25%").unused() == []
+    assert PlanOptions.of(**models, lanes=5, temperature=2.0).unused() == ["temperature", "lanes"]
 
 
 def test_models_that_are_not_there(digits):

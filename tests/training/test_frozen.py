@@ -65,10 +65,22 @@ def other_weights_under_the_same_path(root):
     save_weights(fresh.module, root / "start.safetensors")
 
 
+def another_name(root):
+    shutil.move(root / "a.tar", root / "c.tar")
+    write_toml(root, WEIGHTS, train="c.tar", test="test.tar")
+
+
 CHANGES = {
+    "another name": (
+        another_name,
+        r"train shards: 1 of ([\d,]+) bytes \(list \w+\), now 1 of \1 bytes \(list \w+\): other names, or other sizes",
+    ),
     "another shard": (other_shard, r"train shards: 1 of [\d,]+ bytes \(list \w+\), now 1 of [\d,]+ bytes \(list \w+\)"),
     "one more shard": (one_more_shard, r"train shards: 1 of [\d,]+ bytes \(list \w+\), now 2 of"),
-    "other labels": (other_labels_in_as_many_bytes, r"train shards: content \w+, now content \w+"),
+    "other labels": (
+        other_labels_in_as_many_bytes,
+        r"train shards: content \w+, now content \w+: names and sizes are the same, what the files hold is not",
+    ),
     "another test split": (lambda root: shard(root / "test.tar", range(520, 545)), r"test shards: 1 of .* now 1 of"),
     "preprocessing": (
         lambda root: write_toml(root, WEIGHTS.replace("size = 8", "size = 12"), test="test.tar"),

@@ -259,7 +259,8 @@ def test_what_cannot_grow_is_refused_in_one_line(digits, tmp_path):
     with pytest.raises(SpecError, match="leave --on-missing skip out"):
         RunOptions.of(**asked, policy="easy-reference", on_missing="skip")
     with pytest.raises(SpecError, match="more is scored; leave it out"):
-        RunOptions.of(**asked, policy="easy-reference", charge_reference=True)
+        budget = {"steps": None, "budget_flops": 1e9, "charge_reference": True}
+        RunOptions.of(**{**asked, **budget}, policy="easy-reference")
     for i in range(3):
         (tmp_path / "pictures" / str(i)).mkdir(parents=True)
         (tmp_path / "pictures" / str(i) / "a.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))

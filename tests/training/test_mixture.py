@@ -176,6 +176,8 @@ def test_what_cannot_be_mixed_is_refused(digits, curated_scores, pairs, tmp_path
         train(run_options(digits, tmp_path, **table), config=digits.config, report=silent)
     with pytest.raises(SpecError, match="cannot be mixed into 'digits': classification and image-text"):
         SuperBatches(digits.dataset(), 32, views=VIEWS, mix=Mix(data=find_dataset("pairs", pairs.config), share=0.5))
+    with pytest.raises(SpecError, match="data set 'digits' cannot be mixed into 'digits': both are the shards "):
+        train(run_options(digits, tmp_path, mix="digits:25%"), config=digits.config, report=silent)
     with pytest.raises(SpecError, match=r"give curate\.Mix"):
         batches = stream(digits, scores=None)
         batches.table = open_scores(digits.scores)

@@ -180,7 +180,13 @@ def test_what_does_not_go_together(digits, tmp_path, changes, said):
         options_of(digits, tmp_path, **changes)
 
 
-@pytest.mark.parametrize("knob", [{"refresh": 5}, {"max_age": 32}, {"pool_size": 999}, {"samples_per_insert": 0.2}])
-def test_a_knob_of_actors_without_actors_is_refused(digits, tmp_path, knob):
+@pytest.mark.parametrize("knob", [{"max_age": 32}, {"pool_size": 999}, {"samples_per_insert": 0.2}])
+@pytest.mark.parametrize("scorers", [0, 1])
+def test_a_knob_of_actors_without_actors_is_refused(digits, tmp_path, knob, scorers):
     with pytest.raises(SpecError, match="is for actors; give --actors N too"):
-        options_of(digits, tmp_path, actors=0, **knob)
+        options_of(digits, tmp_path, actors=0, scorers=scorers, **{"refresh": 10, **knob})
+
+
+def test_the_knob_of_all_who_score_is_refused_without_them(digits, tmp_path):
+    with pytest.raises(SpecError, match="--refresh is for actors and scorers; give --actors N or --scorers N too"):
+        options_of(digits, tmp_path, actors=0, refresh=5)

@@ -7,13 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from curate.errors import RunError, SpecError
-from curate.scoring import POLICIES
+from curate.scoring import POLICIES, Policy
 from curate.scoring.loading import find_model, load_model
 from curate.training import RunOptions, train
 from curate.training.batch import SuperBatch
 from curate.training.distill import Taught
 from curate.training.group import Group
 from curate.training.past import PastLosses
+from curate.training.replay import RecordedRun
 from curate.training.trainee import Trainee
 from curate.training.weighing import Weighed
 from support.commands import silent
@@ -107,6 +108,16 @@ def test_infobatch_prunes_what_is_learned_costs_nothing_and_resumes_exactly(digi
     with pytest.raises(RunError, match="its examples had weights"):
         replayed = options(digits, tmp_path, name="again", replay=str(tmp_path / "whole/run"), steps=3)
         train(replayed, config=digits.config, report=silent)
+
+
+def test_a_replay_sees_by_the_record_that_a_policy_of_one_s_own_pruned(digits, tmp_path):
+    mine = Policy("mine", POLICIES["infobatch"].score, online="past", prunes=True)
+    train(options(digits, tmp_path, policy=mine, steps=2), config=digits.config, report=silent)
+    with pytest.raises(RunError, match="its examples had weights"):
+        RecordedRun(str(tmp_path / "run"))
+    mine = Policy("mine", lambda known: known.online_B, online="learner")
+    train(options(digits, tmp_path, policy=mine, steps=2, name="scored"), config=digits.config, report=silent)
+    assert RecordedRun(str(tmp_path / "scored")).steps == 2
 
 
 def test_reweighting_trains_on_all_and_its_weights_matter(digits, tmp_path):

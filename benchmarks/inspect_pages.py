@@ -1,0 +1,96 @@
+"""`curate inspect` on score tables of 10^7 rows: seconds and peak memory of the whole command. About four minutes on 2 cores.
+
+The digits are scored by a small reference. Its real rows (label, prediction and loss together) are drawn again and again into
+1,000 shards of 10,000 rows, by the project's own writer. The images of these shards do not exist, so the page has none.
+By default `inspect` reads whole shards of two million rows in all; `--rows 10000000` reads all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from curate.datasets.shards import Shard
+from curate.scoring.tables.lookup import open_scores
+from curate.scoring.tables.schema import score_schema
+from curate.scoring.tables.write import commit_shard, write_manifest
+from curate.scoring.tasks import find_task
+from measuring import Benchmark, Figure, Report, command, curate
+
+ROUNDS = int(os.environ.get("CURATE_ROUNDS", "3"))
+SHARDS, ROWS = 1_000, 10_000
+LOOKS = {
+    "a table, as by default": ("a",),
+    "a table, all rows": ("a", "--rows", SHARDS * ROWS),
+    "two tables, as by default": ("a", "b"),
+}
+
+
+def measure(work: Path, report: Report) -> list[Figure]:
+    report("  scoring the digits")
+    curate("prepare", "digits", cwd=work)
+    train = ("train", "--dataset", "digits-curated", "--learner", "small_resnet_w8", "--batch-size", 32)
+    curate(*train, "--steps", 60, "--name", "reference", cwd=work)
+    curate("score-reference", "--dataset", "digits", "--reference", "runs/reference", cwd=work)
+    started = time.perf_counter()
+    for seed, name in enumerate(("a", "b")):
+        report(f"  writing table {name}: {SHARDS:,} shards of {ROWS:,} rows")
+        write(work / "scores", work / name, seed)
+    figures = [Figure(name="writing two tables of 10^7 rows", samples=(time.perf_counter() - started,), unit="s")]
+    for name, arguments in LOOKS.items():
+        found = [look(work, arguments) for _ in range(ROUNDS)]
+        report(f"  {name}: {found}")
+        seconds, megabytes = zip(*found, strict=True)
+        figures += [
+            Figure(name=f"{name}", samples=seconds, unit="s", better="lower"),
+            Figure(name=f"{name}, peak memory", samples=megabytes, unit="MB", better="lower"),
+        ]
+    return figures
+
+
+def write(scores: Path, folder: Path, seed: int) -> None:
+    """A table of the digits' reference whose rows are drawn from its real ones."""
+    (below,) = scores.glob("*/*")
+    table = open_scores(str(below))
+    loss, label, predicted = (column.to_numpy() for column in table.read(["loss", "label", "predicted"]).columns)
+    folder.mkdir()
+    schema = score_schema(find_task("classification"))
+    known = {"dataset_fingerprint": table.manifest["dataset_fingerprint"], "scale": None, "bias": None, "flops": 1.0}
+    about = {"reference_fingerprint": table.reference_fingerprint, **known}
+    for number in range(SHARDS):
+        random, name = np.random.default_rng((seed, number)), f"{number:05d}"
+        drawn = np.random.default_rng(number).integers(0, len(loss), ROWS)  # the same examples in both tables
+        columns = {
+            "shard": [name] * ROWS,
+            "row": np.arange(ROWS, dtype=np.int32),
+            "key": [f"{name}{row:05d}" for row in range(ROWS)],
+            "target_hash": label[drawn].astype(np.uint64),
+            "loss": (loss[drawn] * random.uniform(0.8, 1.25, ROWS)).astype(np.float32),
+            "label": label[drawn].astype(np.int32),
+            "predicted": predicted[drawn].astype(np.int32),
+        }
+        shard = Shard(name=name, url="", size=ROWS, bytes=ROWS)
+        commit_shard(str(folder), shard, pa.Table.from_pydict(columns, schema=schema), [], about)
+    write_manifest(str(folder), table.manifest)
+
+
+def look(work: Path, arguments: tuple[object, ...]) -> tuple[float, float]:
+    """Seconds and peak megabytes of the command."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command("inspect", *arguments, "--out", "page"), cwd=work, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return time.perf_counter() - started, used.ru_maxrss / 1e3
+
+
+BENCHMARK = Benchmark(
+    "inspect_pages",
+    "curate inspect on 10^7 rows (no goal)",
+    measure,
+    {"rows": f"{SHARDS:,} x {ROWS:,}", "sampled": "2,000,000 rows"},
+)
