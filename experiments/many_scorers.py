@@ -8,7 +8,8 @@ losses; only the clock is not real. A scorer takes seconds for each example, mor
 that varies; now and then it is lost and begins anew. The learner takes a step, or waits until it may draw.
 
 First it is given what the benchmark measured on two cores: the learner's step without scoring, in one process, and the actor's
-seconds for an example. What one actor did there at three ratios is then foretold and compared.
+seconds for an example. What one actor did there at three ratios is then foretold and compared. Without the benchmark's result
+nothing is checked.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class Simulation:
         seconds, steps = self.now - before[0], run.steps - run.warm_up
         inserted = exchange.limiter.inserted - before[2]
         waited = self._waited()
-        idle = {name: (waited[name] - before[1][name]) / seconds for name in waited}
+        idle = {name: max(0.0, waited[name] - before[1][name]) / seconds for name in waited}
         scorers = [idle[name] for name in idle if name != LEARNER]
         return {
             "step": seconds / steps,
@@ -270,6 +271,8 @@ def table(result: dict[str, Any]) -> str:
         ages = f"{one['age']:.1f}, {one['greatest age']:.0f}"
         shares = [f"{100 * one[name]:.0f} %" for name in ("learner idle", "scorers idle", "dropped for age")]
         lines.append(f"| {what} | {shares[0]} | {shares[1]} | {ages} | {one['samples per insert']:.3f} | {shares[2]} |")
+    if not result["check"]:
+        return "\n".join(lines)
     heads = "| one actor on two cores | | step | learner waits | it waits | mean age | samples per insert |"
     lines += ["", heads, "| --- " * 7 + "|"]
     for one in result["check"]:
@@ -285,12 +288,13 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    content = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8"))
+    content = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8")) if len(sys.argv) > 1 else None
     if "--table" in sys.argv:
         print(table(content))
         return
-    command = f"python experiments/many_scorers.py {sys.argv[-1]}"
-    print(json.dumps({"command": command, "check": check(content), "on paper": on_paper()}, indent=1))
+    command = " ".join(["python", "experiments/many_scorers.py", *sys.argv[1:]])
+    checked = check(content) if content else []
+    print(json.dumps({"command": command, "check": checked, "on paper": on_paper()}, indent=1))
 
 
 if __name__ == "__main__":
