@@ -223,10 +223,11 @@ def plan(
     if options.dataset is not None:
         find_dataset(options.dataset, known)
     from .reports.probe import read_probe
+    from .scoring.policies import find_policy
     from .studies.plan import make_plan
     from .studies.probe import run_probe
 
-    made = make_plan(options, known)
+    made = make_plan(options, known, watches=any(find_policy(policy).probes for policy in probing["policies"][:1]))
     if measure:
         from .studies.measure import measure_run
 

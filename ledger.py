@@ -52,6 +52,10 @@ class StepCost:
         """All but the learner's part."""
         return self.online_score + self.online_train + self.reference_score + self.reference_train
 
+    def times(self, steps: float) -> StepCost:
+        """What so many such steps cost."""
+        return StepCost(**{field.name: steps * getattr(self, field.name) for field in fields(self)})
+
     def to_dict(self) -> dict[str, float]:
         """As manifest.json has it: what is zero in most runs is left out of the others."""
         usual = ("learner_train", "online_score", "online_train")

@@ -17,7 +17,7 @@ BUDGET, ASYNCHRONOUS = (
     [o.name for o in RUN.values() if o.concern == concern] for concern in ("budget", "asynchronous")
 )
 # All runs of a comparison read one score table.
-MOVING = ("reference_online", "reference_every", "reference_lr")
+MOVING = ("reference_online", "reference_every", "reference_lr", "refresh_scores")
 # A comparison sets policy, seed, budget, folder and name of its runs, and measures every one.
 NAMED = "policy seed out name evaluate evaluate_every keep_every follow replay".split()
 OWN = (*BUDGET, *ASYNCHRONOUS, *NAMED, *MOVING)
@@ -28,6 +28,9 @@ COMPARED = without(RunOptions, *OWN) | {
     "selections_every": replace(RUN["selections_every"], default=5),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
-NOT_PLANNED = (*ASYNCHRONOUS, *"policy out name evaluate evaluate_every keep_every report_to follow replay".split())
+NOT_PLANNED = (
+    *ASYNCHRONOUS,
+    *"policy out name evaluate evaluate_every keep_every report_to follow replay refresh_scores".split(),
+)
 PLAN = without(PlanOptions, *NOT_PLANNED) | {"reference": replace(RUN["reference"], help=PLANNED)}
 PROBE = options_of(ProbeOptions) | {"probe": replace(options_of(ProbeOptions)["probe"], default=None)}

@@ -2,16 +2,18 @@
 
     python benchmarks/gpu.py [--device cuda|cpu] [--seconds 540]
 
-Images are random JPEGs that are written first, so nothing is downloaded. Measured are
-- real runs of `curate train`, uniform and hard-learner (which scores the whole super-batch; also ahead): the share of the time
-  by stage, `mfu`, images/s, what compiling took, whether the stages add up to a clock that stands beside the loop, what memory
-  was foreseen over what was taken, and the seconds for a FLOP over uniform's;
-- `curate score-reference` of the same images by the online model: images/s of the whole job, its start included;
-- the choice of a joint policy at a large B, with float32 products in TF32 and without, over the time of a ViT-L/14 step: by
-  arithmetic at `VIT_L_MFU` of the device's peak, and with what the runs above reached;
-- precision: how far losses in bf16 and TF32 lie from those in float32, and what scoring takes in each.
+Images are random JPEGs, so nothing is downloaded. Measured are, those first that take little
+- choosing: the choice of a joint policy at a large B, with float32 products in TF32 and without, over the time of a ViT-L/14 step
+  by arithmetic at `VIT_L_MFU` of the device's peak;
+- precision: how far losses in bf16 and TF32 lie from those in float32, and what scoring takes in each;
+- decoding: images/s by threads and by processes;
+- training: real runs of `curate train`, hard-learner (which scores the whole super-batch), the same scored ahead, and uniform:
+  the share of the time by stage, `mfu`, images/s, what compiling took, whether the stages add up to a clock that stands beside
+  the loop, what memory was foreseen over what was taken; the seconds for a FLOP over uniform's, and what scoring ahead gains;
+- scoring: `curate score-reference` of the same images by the online model: images/s of the whole job, its start included.
 
-No part is begun after `--seconds`; what is left out is said. Writes results/DATE-gpu-DEVICE.json.
+No part is begun after `--seconds`; what is left out is said. After each part results/DATE-gpu-DEVICE-KIND.json is written, or
+`--out FOLDER` in place of results/, so that a machine that is taken away keeps nothing back.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ import io
 import json
 import os
 import re
+import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +36,10 @@ import numpy as np
 from measuring import Benchmark, Figure, surroundings
 from PIL import Image
 
+UNIFORM, HARD = "uniform", "hard-learner"
+GOALS = {"choosing": "a joint choice below 2 % of a ViT-L step"}
+# So many images are different ones; so many shards are decoded.
+DIFFERENT, DECODED_SHARDS = 1024, 8
 SECONDS = 540.0  # what is under way when they are over still ends
 # The share of a device's peak that training a ViT-L/14 is taken to reach; the joint choice that is wanted.
 VIT_L_MFU, LARGE = 0.4, (32768, 6554)
@@ -77,6 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=sorted(SIZES), default="cuda")
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument(
+        "--out", type=Path, help="the folder of the results; benchmarks/results, and its table, by default"
+    )
     asked = parser.parse_args()
     device = asked.device
     if device == "cpu":
@@ -91,54 +102,62 @@ def main() -> None:
     console, about, began = Console(highlight=False), surroundings(), time.perf_counter()
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     about["hardware"]["device"] = name
-    size, figures, left_out = SIZES[device], [], []
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    size, figures, left_out = SIZES[device], defaultdict[str, list[Figure]](list), []
+    setting = {"device": name, "learner": size.learner, "online": size.online, "batch_size": size.batch_size}
+    command = f"python benchmarks/gpu.py --device {device} --seconds {asked.seconds:g}"
     with tempfile.TemporaryDirectory(prefix="curate-bench-") as folder:
-        for what, measure in parts(Path(folder), size, torch.device(device)):
+        for kind, what, measure in parts(Path(folder), size, torch.device(device)):
             if time.perf_counter() - began > asked.seconds:
                 left_out.append(what)
                 continue
             console.print(f"{what} ({time.perf_counter() - began:.0f} s so far)")
+            started = time.perf_counter()
             try:
                 found = measure()
             except Exception as e:  # what the other parts found is kept
                 console.print(f"{what} failed: {type(e).__name__}: {e}", markup=False)
                 left_out.append(what)
                 continue
+            if not found:
+                continue
             show(console, found)
-            figures += found
-    if left_out:
-        console.print(f"left out: {', '.join(left_out)}")
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    setting = {"device": name, "learner": size.learner, "online": size.online, "batch_size": size.batch_size}
-    benchmark = Benchmark(f"gpu-{slug}", "no goal but a joint choice below 2 % of a ViT-L step", lambda *_: [], setting)
-    command = f"python benchmarks/gpu.py --device {device} --seconds {asked.seconds:g}"
-    save(benchmark, {**about, "left_out": left_out}, figures, time.perf_counter() - began, command)
-    write_readme()
+            figures[kind] += found
+            benchmark = Benchmark(f"gpu-{slug}-{kind}", GOALS.get(kind, "no goal"), lambda *_: [], setting)
+            save(benchmark, about, figures[kind], time.perf_counter() - started, command, asked.out)
+            if not asked.out:
+                write_readme()
+    console.print(f"{time.perf_counter() - began:.0f} s; left out: {', '.join(left_out) or 'nothing'}")
 
 
-def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
-    """What is measured, by name, the most wanted first."""
-    yield "writing images", lambda: write_images(work, size)
-    seconds_per_flop: dict[str, float] = {}
-    for policy, ahead in (("uniform", 0), ("hard-learner", 0), ("hard-learner", 2)):
-        name = f"{policy}, scored {ahead} ahead" if ahead else policy
-        yield f"training, {name}", lambda n=name, p=policy, a=ahead: train_stages(work, size, n, p, a, seconds_per_flop)
-    yield "choosing jointly", lambda: joint_choice(size, device)
-    yield "precision", lambda: precisions(size, device)
-    yield "scoring offline", lambda: score_offline(work, size)
+def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, str, Callable[[], list[Figure]]]]:
+    """What is measured: its kind, its name, and how. What takes little time comes first."""
+    yield "choosing", "choosing jointly", lambda: joint_choice(size, device)
+    yield "precision", "precision", lambda: precisions(size, device)
+    yield "images", "writing images", lambda: write_images(work, size)
+    yield "decoding", "decoding", lambda: decoding(work, size)
+    runs: dict[str, Run] = {}
+    for name, policy, ahead in ((HARD, HARD, 0), (f"{HARD}, scored 2 ahead", HARD, 2), (UNIFORM, UNIFORM, 0)):
+        yield "training", f"training, {name}", lambda n=name, p=policy, a=ahead: train_stages(work, size, n, p, a, runs)
+    yield "scoring", "scoring offline", lambda: score_offline(work, size)
 
 
 def write_images(work: Path, size: Size) -> list[Figure]:
-    """Shards of 256 smooth random JPEGs, and a curate.toml."""
+    """Shards of 256 smooth random JPEGs, some of them alike, and a curate.toml."""
     from curate.datasets.preparers.writer import write_shards
 
     random = np.random.default_rng(0)
 
-    def image(i: int) -> dict[str, Any]:
+    def jpeg() -> bytes:
         coarse = Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
         file = io.BytesIO()
         coarse.resize((size.side, size.side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        return {"__key__": f"{i:06d}", "jpg": file.getvalue(), "cls": str(i % 10).encode()}
+        return file.getvalue()
+
+    different = [jpeg() for _ in range(min(size.images, DIFFERENT))]
+
+    def image(i: int) -> dict[str, Any]:
+        return {"__key__": f"{i:06d}", "jpg": different[i % len(different)], "cls": str(i % 10).encode()}
 
     write_shards(work / "data", map(image, range(size.images)), per_shard=256)
     lines = [f'[datasets.d]\ntrain = "data/{{00000..{size.images // 256 - 1:05d}}}.tar"\nimage = "jpg"\nclasses = 10']
@@ -148,10 +167,42 @@ def write_images(work: Path, size: Size) -> list[Figure]:
     return []
 
 
-def train_stages(
-    work: Path, size: Size, run_name: str, policy: str, ahead: int, seconds_per_flop: dict[str, float]
-) -> list[Figure]:
-    """One run. What it takes for a FLOP is noted under its name; uniform comes first."""
+def decoding(work: Path, size: Size) -> list[Figure]:
+    """Images/s of a learner's view, by threads and by processes, as many as a run has by default among them."""
+    from curate.datasets.decoders import Decoders, default_processes
+    from curate.datasets.decoding import Geometry
+    from curate.datasets.readers import Example, read_shard
+    from curate.datasets.shards import list_shards
+    from curate.datasets.spec import find_dataset, load_config
+
+    spec = find_dataset("d", load_config(work / "curate.toml"))
+    shards = list_shards(spec)[:DECODED_SHARDS]
+    examples = [one for shard in shards for one in read_shard(spec, shard) if isinstance(one, Example)]
+    view = Geometry(size=size.side * 7 // 8)
+    figures = []
+    for processes in sorted({0, 8 if size.joint == LARGE else 1, default_processes([view])}):
+        decoders = Decoders(processes, [view])
+        decoders.look(examples, view)  # processes start
+        rates = []
+        for _ in range(size.rounds):
+            began = time.perf_counter()
+            decoders.look(examples, view)
+            rates.append(len(examples) / (time.perf_counter() - began))
+        who = f"{processes} processes" if processes else "threads"
+        figures.append(Figure(name=f"decoding by {who}", samples=tuple(rates), unit="images/s"))
+    return figures
+
+
+@dataclass(frozen=True)
+class Run:
+    """What later runs are compared with."""
+
+    seconds_per_flop: float
+    images_per_second: tuple[float, ...]
+
+
+def train_stages(work: Path, size: Size, run_name: str, policy: str, ahead: int, runs: dict[str, Run]) -> list[Figure]:
+    """One run, noted under its name, and how it compares with those before it."""
     import torch
     from curate.datasets.spec import load_config
     from curate.training import RunOptions, run, train
@@ -167,7 +218,7 @@ def train_stages(
     options = RunOptions.of(
         dataset="d",
         learner="learner",
-        online=None if policy == "uniform" else "online",
+        online=None if policy == UNIFORM else "online",
         policy=policy,
         filter_ratio=0.8,
         score_ahead=ahead,
@@ -195,18 +246,30 @@ def train_stages(
     training = sum(
         last["seconds"][stage] - first["seconds"].get(stage, 0.0) for stage in seconds if stage != "evaluate"
     )
-    seconds_per_flop[run_name] = training / (sum(last["flops"].values()) - sum(first["flops"].values()))
-    over = seconds_per_flop[run_name] / seconds_per_flop["uniform"]
+    flops = sum(last["flops"].values()) - sum(first["flops"].values())
+    runs[run_name] = Run(training / flops, _values(lines, "samples_per_second"))
     figures = [Figure(name=f"{run_name}: stages over the wall clock", samples=(100 * whole / walls[0],), unit="%")]
     figures += [
         Figure(name=f"{run_name}: {stage}", samples=(100 * value / (whole - compiling),), unit="%")
         for stage, value in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     figures += [
-        Figure(name=f"{run_name}: seconds for a FLOP over uniform's", samples=(over,), better="lower"),
         Figure(name=f"{run_name}: compiling", samples=(compiling,), unit="s", better="lower"),
-        Figure(name=f"{run_name}: images trained", samples=_values(lines, "samples_per_second"), unit="a second"),
+        Figure(name=f"{run_name}: images trained", samples=runs[run_name].images_per_second, unit="a second"),
     ]
+    if run_name == UNIFORM:
+        figures += [
+            Figure(
+                name=f"{other}: seconds for a FLOP over uniform's",
+                samples=(run.seconds_per_flop / runs[UNIFORM].seconds_per_flop,),
+                better="lower",
+            )
+            for other, run in runs.items()
+            if other != UNIFORM
+        ]
+    if ahead and policy in runs:
+        gained = statistics.median(runs[run_name].images_per_second) / statistics.median(runs[policy].images_per_second)
+        figures.append(Figure(name=f"{run_name}: images a second over those of scoring in turn", samples=(gained,)))
     if last["mfu"] is not None:
         figures.append(Figure(name=f"{run_name}: mfu", samples=tuple(100 * x for x in _values(lines, "mfu")), unit="%"))
     foreseen = next((re.match(r"memory: about ([\d.]+) GB", line) for line in told if "memory: about" in line), None)

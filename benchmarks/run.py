@@ -33,6 +33,7 @@ NAMES = (
     "precision",
     "data_path",
     "ranks",
+    "actors",
 )
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
 MORE_NAMES = (
@@ -81,7 +82,14 @@ def main() -> None:
             write_readme()
 
 
-def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], seconds: float, command: str = "") -> None:
+def save(
+    benchmark: Benchmark,
+    about: dict[str, Any],
+    figures: list[Figure],
+    seconds: float,
+    command: str = "",
+    folder: Path | None = None,
+) -> None:
     threads = f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} " if "OMP_NUM_THREADS" in os.environ else ""
     content = {
         "benchmark": benchmark.name,
@@ -92,9 +100,9 @@ def save(benchmark: Benchmark, about: dict[str, Any], figures: list[Figure], sec
         "seconds": round(seconds, 1),
         "figures": [figure.to_dict() for figure in figures],
     }
-    path = RESULTS / f"{about['date']}-{benchmark.name}.json"
-    RESULTS.mkdir(exist_ok=True)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{about['date']}-{benchmark.name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def show(console: Console, figures: list[Figure]) -> None:
@@ -112,7 +120,7 @@ def write_readme() -> None:
         newest[content["benchmark"]] = content
     lines = [INTRODUCTION]
     surroundings_seen: dict[str, list[dict[str, Any]]] = {}
-    on_gpus = sorted(name for name in newest if name.startswith("gpu-") and name != "gpu-cpu")
+    on_gpus = sorted(name for name in newest if name.startswith("gpu-") and not name.startswith("gpu-cpu"))
     for name in (*NAMES, *MORE_NAMES, *on_gpus):
         if name in newest:
             surroundings_seen.setdefault(_describe(newest[name]), []).append(newest[name])

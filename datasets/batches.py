@@ -41,12 +41,20 @@ def decode_threads() -> int:
     return cores()
 
 
+Look = Callable[[Sequence[Example], View], list[Any]]
+"""What a view makes of every example, or the Failure, in order."""
+
+
 def decoded_batches(
-    records: Iterable[Example | Failure], geometry: Geometry, batch_size: int, threads: int | None = None
+    records: Iterable[Example | Failure],
+    geometry: Geometry,
+    batch_size: int,
+    threads: int | None = None,
+    look_at: Look | None = None,
 ) -> Iterator[DecodedBatch]:
     """Decode a shard's records, `batch_size` at a time, in order. Bad images become failures of stage `decode`.
 
-    A thread reads the next batch meanwhile.
+    A thread reads the next batch meanwhile. `look_at`, if given, decodes in place of threads of its own.
     """
     threads = threads or decode_threads()
     chunks = prefetch(batched_with_seconds(records, batch_size), depth=1)
@@ -55,7 +63,7 @@ def decoded_batches(
             started = time.perf_counter()
             failures = [r for r in chunk if isinstance(r, Failure)]
             examples = [r for r in chunk if isinstance(r, Example)]
-            decoded = decode_all(examples, geometry, pool, threads)
+            decoded = look_at(examples, geometry) if look_at else decode_all(examples, geometry, pool, threads)
             kept = [(e, p) for e, p in zip(examples, decoded, strict=True) if isinstance(p, np.ndarray)]
             failures += [p for p in decoded if isinstance(p, Failure)]
             pixels = (

@@ -37,19 +37,23 @@ FEW_CORES, SMALL_SIDE = 4, 96
 MOST_PROCESSES = 32
 
 
-def default_processes(views: Iterable[View]) -> int:
+def default_processes(views: Iterable[View], own_cores: int | None = None) -> int:
     """0 where this process has few cores, and where images are small, since handing them over would cost more than decoding
-    them; else one for each core beside the one that trains."""
+    them; else one for each core beside the one that trains. Its cores are all that it may use, or `own_cores` of them."""
     large = any(isinstance(view, Geometry) and view.size >= SMALL_SIDE for view in views)
-    return min(MOST_PROCESSES, cores() - 1) if large and cores() > FEW_CORES else 0
+    count = cores() if own_cores is None else own_cores
+    return min(MOST_PROCESSES, count - 1) if large and count > FEW_CORES else 0
 
 
 class Decoders:
     """Decodes for one stream of super-batches. `processes` is 0 for threads; a view that is a function is always seen by
-    threads. Processes start when they are first needed, and end with this object or with the process."""
+    threads. Processes start when they are first needed, and end with this object or with the process. `way_out` is what to do
+    where one is killed."""
 
-    def __init__(self, processes: int, views: Iterable[View]) -> None:
-        self._processes = processes
+    def __init__(
+        self, processes: int, views: Iterable[View], way_out: str = "--decode-processes 0 decodes in threads"
+    ) -> None:
+        self._processes, self._way_out = processes, way_out
         # What is made late is waited for: it must not stand behind all that is made ahead.
         self._threads = [ThreadPoolExecutor(decode_threads()) for _ in range(2)]
         self._pool: ProcessPoolExecutor | None = None
@@ -71,7 +75,7 @@ class Decoders:
         except BrokenProcessPool as e:
             raise CurateError(
                 "a process that decodes images ended before its time: killed, perhaps for want of memory, or started by a "
-                "script whose own code is not under `if __name__ == '__main__':`; --decode-processes 0 decodes in threads"
+                f"script whose own code is not under `if __name__ == '__main__':`; {self._way_out}"
             ) from e
 
     def _from_processes(self, examples: Sequence[Example], view: Geometry) -> Iterator[Any]:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from ..errors import ExampleError, ShardError, printable
 from .columns import key_text
-from .fields import json_field, split_field
+from .fields import Captions, json_field, lines, split_field
 from .patterns import expand_braces
 from .shards import Shard, columns_of, is_held_out
-from .spec import DatasetSpec
+from .spec import IN_LINES, DatasetSpec
 from .storage import filesystem, read_bytes
 from .targets import hash_target
 from .tars import MAX_IMAGE_BYTES, Record, open_shard, read_tar
@@ -29,7 +29,7 @@ class Example:
     """One undecoded example. `target` is the class index or the caption; `target_hash` is of its stored bytes.
 
     `place` is where its image lies in the shard's file: (first byte, bytes) in a tar, (row group, row in it) in a Parquet
-    file; None in a compressed tar and in a folder.
+    file; None in a compressed tar and in a folder. `more_captions` are those after the first, which only evaluation reads.
     """
 
     shard: str
@@ -39,6 +39,7 @@ class Example:
     target: int | str
     target_hash: int
     place: tuple[int, int] | None = None
+    more_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
         records = (r for r in records if is_held_out(shard.name, r[0], spec.hold_out) == shard.held_out)
     seen: set[str] = set()
     is_folder = spec.format == "folder"
+    in_lines = spec.captions == IN_LINES and not spec.target.has_classes
     for row, (key, image, stored, meanings, place) in enumerate(records):
         if key in seen:
             raise ShardError(f"{shard.url}: key '{key}' occurs twice; an example's identity is (shard, key)")
@@ -85,10 +87,13 @@ def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:
                 raise ExampleError("read", f"no image ({', '.join(spec.image)})" if image is None else "image is empty")
             if isinstance(stored, ExampleError):
                 raise stored
+            if in_lines and stored and not isinstance(stored, Captions):
+                stored = lines(stored)
             target = spec.target.parse(
                 stored, spec.target_field, spec.class_names, is_folder=is_folder, meanings=meanings
             )
-            yield Example(shard.name, row, key, image, target, hash_target(stored or b""), place)
+            more = stored.more if isinstance(stored, Captions) else ()
+            yield Example(shard.name, row, key, image, target, hash_target(stored or b""), place, more)
         except ExampleError as e:
             yield Failure(shard.name, row, key, e.stage, e.reason)
 

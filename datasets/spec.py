@@ -41,10 +41,12 @@ __all__ = [
 ]
 
 FORMATS = ("webdataset", "parquet", "folder")
-SINGLE_STRINGS = ("task", "format", "label", "text", "key", "analysis", "description")
+SINGLE_STRINGS = ("task", "format", "label", "text", "captions", "key", "analysis", "description")
 LISTS = ("train", "test", "validation", "image", "classes", "templates")
 # Fields of a spec that an entry cannot set.
 NOT_SETTINGS = ("name", "classes_from", "hold_out")
+# The setting `captions` of texts that have a caption on each line.
+IN_LINES = "lines"
 # A name is a folder's in a score table, and is a word in logs and globs.
 NOT_IN_NAMES = set("/\\[]{}*?%#")
 
@@ -60,7 +62,7 @@ class DatasetSpec:
     `analysis` points at Parquet files with columns (shard, key, ...) that only reports read, never training.
     `classes_from` is `metadata` where the classes are those that Parquet files name themselves. Settings are searched on
     `validation`, a split of its own. With `hold_out` above 0 this share of train, found by a hash of shard and key, is the
-    test split and is not trained on.
+    test split and is not trained on. `captions` is `lines` where a text holds several captions, one on each line.
     """
 
     name: str
@@ -80,6 +82,7 @@ class DatasetSpec:
     analysis: str = ""
     description: str = field(default="", compare=False)
     classes_from: str = ""
+    captions: str = ""
 
     def __post_init__(self) -> None:
         where = f"data set '{self.name}'"
@@ -135,6 +138,8 @@ class DatasetSpec:
             "classes": self.classes if counts else (),
             "rows_per_shard": self.rows_per_shard if self.format == "parquet" else 0,
         }
+        if self.captions and not self.target.has_classes:
+            meaning["captions"] = self.captions
         if counts and self.class_names.names_alone and self.format != "folder":
             meaning["labels"] = "names"  # tables of version 0.1 took them for numbers
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:16]
@@ -142,7 +147,7 @@ class DatasetSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able. Newer settings are left out where they are not set, as in older manifests."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v for k, v in values.items() if v or k not in ("validation", "hold_out", "classes_from")}
+        return {k: v for k, v in values.items() if v or k not in ("validation", "hold_out", "classes_from", "captions")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -229,6 +234,13 @@ def _check_read(name: str, values: Mapping[str, Any]) -> None:
             f"data set '{name}': {target.setting} is not read: the {target.word} of an image in a folder is the first "
             f"folder of its path; drop it"
         )
+    if values.get("captions", IN_LINES) != IN_LINES:
+        raise SpecError(
+            f"data set '{name}': captions is {values['captions']!r}, expected 'lines' (a caption on each line of a text); a "
+            "list of captions needs no setting"
+        )
+    if "captions" in values and target and target.has_classes:
+        raise SpecError(f"data set '{name}': captions is not read where the task is {values['task']}; drop it")
     for setting in ("image", *(target.setting for target in TARGETS.values())):
         given = values.get(setting, "?")
         for named in (given,) if isinstance(given, str) else given or ("",):

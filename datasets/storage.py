@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from ..errors import CurateError, ReadError, StorageError
 from ..errors import without_secrets as without_secrets  # callers look for it where URLs are opened
+from .fetching import FetchedAhead
 
 T = TypeVar("T")
 Entry = dict[str, Any]
@@ -162,10 +164,11 @@ class Reader:
         self.close()
 
 
-def open_read(url: str, *, parts: bool = False) -> Reader:
+def open_read(url: str, *, parts: bool = False, whole: bool = False) -> Reader:
     """A binary file for reading. Raises FileNotFoundError.
 
-    For `parts` of a file, such as columns, a store is asked for the bytes of each read alone; else it is read ahead.
+    For `parts` of a file, such as columns, a store is asked for the bytes of each read alone; of a file that is read `whole`,
+    from its beginning to its end, what comes next is fetched while something is used; else as the file system has it.
     """
     fs, path = filesystem(url)
     parts = parts and not isinstance(fs, LocalFileSystem)
@@ -177,6 +180,8 @@ def open_read(url: str, *, parts: bool = False) -> Reader:
         if size is None or (parts and size <= SMALL_BYTES):
             file.close()
             return io.BytesIO(fs.cat_file(path))
+        if whole and isinstance(file, AbstractBufferedFile) and size:
+            return FetchedAhead(file._fetch_range, size)
         return file
 
     return Reader(url, _read(url, open_again), lambda: bytes(fs.cat_file(path)))

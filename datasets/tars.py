@@ -43,10 +43,10 @@ PACKED = {
 METADATA = re.compile(r"__[^/]*__($|/)")
 
 
-def open_shard(shard: Shard) -> Reader:
-    """Raises ShardError where the file does not exist."""
+def open_shard(shard: Shard, *, whole: bool = False) -> Reader:
+    """As `open_read` does, but raises ShardError where the file does not exist."""
     try:
-        return open_read(shard.url)
+        return open_read(shard.url, whole=whole)
     except FileNotFoundError:
         raise ShardError(f"{shard.url}: no such file") from None
 
@@ -93,7 +93,7 @@ def tar_members(shard: Shard, wanted: Wanted, passed_over: PassedOver | None = N
 
     key: str | None = None
     passed_over = passed_over if passed_over is not None else PassedOver()
-    with open_shard(shard) as file:
+    with open_shard(shard, whole=True) as file:
         # tarfile's own decompressor takes a truncated file for a normal end; gzip's does not.
         is_packed = without_query(shard.url).lower().endswith("gz")
         limit = max(FREE_BYTES, MAX_RATIO * shard.size) if is_packed else None

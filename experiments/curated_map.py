@@ -1,6 +1,6 @@
 """Where choosing wins: arms x numbers of curated examples, each a complete run at one budget, on CIFAR-10N.
 
-    python experiments/curated_map.py FOLDER RESULTS.jsonl     # about a minute a run on one AVX2 core; --list names the runs
+    python experiments/curated_map.py FOLDER RESULTS.jsonl     # half a minute a run on one AVX2 core; --list names the runs
     python experiments/curated_map.py --table RESULTS.jsonl    # the tables of docs/findings-tables.md
 
 One process, one run after another, in the order of `planned`: stop it whenever, start it again, and it continues with
@@ -17,8 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
-import statistics
+import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -31,19 +31,21 @@ from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
-from curate.reports.interval import t_95
 from curate.scoring.loading import find_model
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings_settings import conv
+from seeds import cell, difference
 
 BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL, GCE = 0.4e12, 2e-3, 5e-3, 0.8, 0.7, 0.7
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
+FIRST_SEEDS, FIRST_MAIN, FIRST_OTHERS = 3, SIZES[:4], SIZES[:3]
 RATES = (1e-3, 4e-3)
 RATES_AT = 1000
 LAST_TENTH = 0.1
 NEVER = 1_000_000
+BASE = "bulk, uniform"
 MODELS = {
     "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),  # 6.9 MFLOPs a forward pass
     "reference": conv(4, 8, 16, 32, layers=(0, 0, 0)),  # 1/11 of it
@@ -73,7 +75,7 @@ def choosing(policy: str, data: str = "bulk", *, needs_curated: bool = False, **
 
 # The main arms come first: they are run for every number of curated examples before the others are.
 MAIN = {
-    "bulk, uniform": Arm("bulk", {}, counted=False, needs_curated=False),
+    BASE: Arm("bulk", {}, counted=False, needs_curated=False),
     "curated only, uniform": Arm("curated", {}),
     "bulk + curated, mixed": Arm("mixed", {}),
     "bulk, learnability": choosing("learnability", **CHOOSING),
@@ -92,6 +94,9 @@ OTHERS = {
     "bulk, re-weighted by learnability": choosing(
         "learnability", **{**CHOOSING, "filter_ratio": 0.0, "sampler": "reweight"}
     ),
+    "bulk, auto": choosing("auto", **CHOOSING),
+    # As its paper chooses: the tenth with the highest scores, by the learner's own loss.
+    "bulk, RHO-LOSS": choosing("rho", filter_ratio=0.9, sampler="topk"),
     "bulk, generalised cross-entropy": Arm("bulk", {"gce": GCE}, counted=False, needs_curated=False),
     "bulk, InfoBatch": Arm("bulk", {"policy": "infobatch", "filter_ratio": 0.3}, counted=False, needs_curated=False),
 }
@@ -114,11 +119,12 @@ class Cell:
 
 
 def planned() -> Iterator[Cell]:
-    """All cells, in the order in which they are run: the main arms with three seeds at the first four sizes, all else of
-    seed 0, the rates at one size, then what is left."""
-    first = [cell for seed in range(3) for cell in of_seed(seed, MAIN, SIZES[:4])]
-    first += [*of_seed(0, MAIN, SIZES[4:]), *of_seed(0, OTHERS, SIZES)]
-    first += [Cell(name, RATES_AT if arm.counted else 0, 0, lr) for lr in RATES for name, arm in ARMS.items()]
+    """All cells, in the order in which they are run: the main arms with the first seeds, the others with one seed, the rates at
+    one size, the others with the first seeds, then what is left."""
+    first = [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, MAIN, FIRST_MAIN)]
+    first += of_seed(0, OTHERS, FIRST_OTHERS)
+    first += [Cell(name, RATES_AT if arm.counted else 0, 0, lr) for lr in RATES for name, arm in MAIN.items()]
+    first += [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, OTHERS, FIRST_OTHERS)]
     yield from dict.fromkeys([*first, *(cell for seed in range(SEEDS) for cell in of_seed(seed, ARMS, SIZES))])
 
 
@@ -131,10 +137,8 @@ def of_seed(seed: int, arms: dict[str, Arm], sizes: tuple[int, ...]) -> Iterator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER RESULTS")
+    parser = argument_parser(__doc__)
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
     arguments = parser.parse_args()
     if arguments.table:
         print(tables(read_results(arguments.paths[-1])))
@@ -142,20 +146,45 @@ def main() -> None:
     if arguments.list or len(arguments.paths) != 2:
         print(*(cell.name for cell in planned()), sep="\n")
         return
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    folder, results = (path.resolve() for path in arguments.paths)
-    set_up(folder)
+    folder, results = begin(arguments.paths)
     done = {line["name"] for line in read_results(results)}
-    add_results(results, ((cell.name, partial(run, folder, cell)) for cell in planned() if cell.name not in done))
+    missing = ((cell.name, partial(run, folder, cell)) for cell in planned() if cell.name not in done)
+    add_results(results, missing, arguments.seconds)
 
 
-def add_results(path: Path, runs: Iterable[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
-    """Make runs, named, one after another, and add a line of results for each."""
+def argument_parser(about: str | None) -> argparse.ArgumentParser:
+    """What this script and those that share its folder take."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER RESULTS")
+    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
+    parser.add_argument("--seconds", type=float, default=NEVER, help="begin no run after so many seconds")
+    return parser
+
+
+def begin(paths: list[Path]) -> tuple[Path, Path]:
+    """The folder, with data and models in it, and the file of the results."""
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    folder, results = (path.resolve() for path in paths)
+    set_up(folder)
+    return folder, results
+
+
+def add_results(path: Path, runs: Iterable[tuple[str, Callable[[], dict[str, Any]]]], seconds: float = NEVER) -> None:
+    """Make runs, named, one after another, and add a line of results for each; begin none after so many seconds."""
+    commit, started = commit_here(), time.perf_counter()
     for name, run in runs:
-        found = run()
+        if time.perf_counter() - started > seconds:
+            return
+        found = {**run(), "commit": commit}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         print(f"{name}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+
+
+def commit_here() -> str:
+    """The commit of the code that runs; empty outside of a clone."""
+    about = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    return subprocess.run(about, capture_output=True, text=True).stdout.strip()
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -163,34 +192,45 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """Top-1 by arm and number of curated examples at the rate of all; and of every rate that was tried, with validation."""
+    """Top-1 by arm and number of curated examples at the rate of all; what that is beside uniform on the bulk; and every rate
+    that was tried, with validation."""
     sizes = sorted({line["curated"] for line in results})
-    lines = [f"| arm | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
-    for name, arm in ARMS.items():
-        found = [
-            [line for line in results if (line["arm"], line["curated"], line["lr"]) == (name, n, LR)] for n in sizes
-        ]
-        shown = [cell([line["top1"] for line in some]) for some in found]
-        if not arm.counted:  # it is the same for all sizes
-            shown = [shown[0]] * len(sizes)
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    searched = [line for line in results if any(other["lr"] != LR and other["arm"] == line["arm"] for other in results)]
+
+    def table(shown: Callable[[str, int], str], arms: Iterable[str]) -> list[str]:
+        lines = [f"| arm | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+        return lines + [f"| {name} | {' | '.join(shown(name, size) for size in sizes)} |" for name in arms]
+
+    def top1(name: str, size: int) -> dict[int, float]:
+        """By seed."""
+        n = size if ARMS[name].counted else 0  # else it is the same for all sizes
+        return {
+            line["seed"]: line["top1"]
+            for line in results
+            if (line["arm"], line["curated"], line["lr"]) == (name, n, LR)
+        }
+
+    def against_base(name: str, size: int) -> str:
+        return difference(top1(name, size), top1(BASE, size))
+
+    lines = table(lambda name, size: cell([*top1(name, size).values()]), ARMS)
+    lines += ["", *table(against_base, [name for name in ARMS if name != BASE])]
+    return "\n".join([*lines, *rates_tried(results)])
+
+
+def rates_tried(results: list[dict[str, Any]]) -> list[str]:
+    """The rates of seed 0 at one size, for the arms that have more than one."""
     at = [
-        line for line in searched if line["curated"] in (0, RATES_AT) and not line["seed"] and line["validation_top1"]
+        line
+        for line in results
+        if line["curated"] == (RATES_AT if ARMS[line["arm"]].counted else 0) and not line["seed"]
     ]
-    if at:
-        lines += ["", "| arm | rate | validation (noisy labels) | test |", "|---" * 4 + "|"]
-    for line in sorted(at, key=lambda line: (list(ARMS).index(line["arm"]), line["curated"], line["lr"])):
-        lines.append(f"| {line['arm']} | {line['lr']:g} | {line['validation_top1']:.1%} | {line['top1']:.1%} |")
-    return "\n".join(lines)
-
-
-def cell(top1: list[float]) -> str:
-    """A mean over seeds; from two seeds on with half of its 90 % interval, by Student's t."""
-    if len(top1) < 2:
-        return "".join(f"{100 * value:.1f}" for value in top1)
-    half = t_95(len(top1) - 1) * statistics.stdev(top1) / math.sqrt(len(top1))
-    return f"{100 * statistics.fmean(top1):.1f} ± {100 * half:.1f} (n = {len(top1)})"
+    several = {line["arm"] for line in at if line["lr"] != LR}
+    at = [line for line in at if line["arm"] in several]
+    head = ["", "| arm | rate | validation (noisy labels) | test |", "|---" * 4 + "|"] if at else []
+    return head + [
+        f"| {line['arm']} | {line['lr']:g} | {line['validation_top1']:.1%} | {line['top1']:.1%} |"
+        for line in sorted(at, key=lambda line: (list(ARMS).index(line["arm"]), line["lr"]))
+    ]
 
 
 def set_up(folder: Path) -> None:
@@ -236,14 +276,19 @@ def written(example: Example) -> dict[str, Any]:
     return {"__key__": example.key, "png": example.image, "cls": str(example.target).encode()}
 
 
+def reference_name(curated: int, examples: int) -> str:
+    return f"reference-{curated}" if examples == REFERENCE_EXAMPLES else f"reference-{curated}-{examples}"
+
+
 @cache
-def score_table(folder: Path, curated: int, dataset: str) -> str:
-    """Train the reference on the curated examples, or on the bulk where there are none, and score a data set with it."""
-    name = f"reference-{curated}"
+def score_table(folder: Path, curated: int, dataset: str, examples: int = REFERENCE_EXAMPLES) -> str:
+    """Train the reference on the curated examples, or on the bulk where there are none, for so many examples drawn, and score a
+    data set with it."""
+    name = reference_name(curated, examples)
     options = RunOptions.of(
         dataset=dataset_of(folder, "curated", curated) if curated else "bulk",
         learner="reference",
-        examples=REFERENCE_EXAMPLES,
+        examples=examples,
         lr=REFERENCE_LR,
         seed=100,
         checkpoint_every=NEVER,
@@ -263,12 +308,10 @@ def score_table(folder: Path, curated: int, dataset: str) -> str:
 
 
 def learn(folder: Path, out: str, name: str, seed: int, lr: float = LR, **changes: Any) -> dict[str, Any]:
-    """Train the learner with the budget of all, on the bulk unless `changes` say otherwise. Returns the run's summary, with
+    """Train the learner with the budget of all, on the bulk, unless `changes` say otherwise. Returns the run's summary, with
     the seconds that it `took` without evaluation."""
     options = RunOptions.of(
-        **{"dataset": "bulk", **changes},
-        learner="learner",
-        budget_flops=BUDGET,
+        **{"dataset": "bulk", "learner": "learner", "budget_flops": BUDGET, **changes},
         seed=seed,
         lr=lr,
         selections_every=NEVER,

@@ -10,14 +10,13 @@ reference's training and scoring are charged to its run, the moving one's are pa
 
 from __future__ import annotations
 
-import argparse
-import logging
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, NEVER, add_results, cell, learn, read_results, score_table, set_up
+from curated_map import CHOOSING, add_results, argument_parser, begin, learn, read_results, score_table
+from seeds import cell
 
 SEEDS = 3
 LEARNABILITY = {"policy": "learnability", **CHOOSING}
@@ -64,21 +63,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER RESULTS")
-    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
-    parser.add_argument("--most", type=int, default=NEVER, help="make at most so many runs now")
-    arguments = parser.parse_args()
+    arguments = argument_parser(__doc__).parse_args()
     if arguments.table:
         print(table(read_results(arguments.paths[-1])))
         return
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    folder, results = (path.resolve() for path in arguments.paths)
-    set_up(folder)
+    folder, results = begin(arguments.paths)
     done = {(line["arm"], line["seed"]) for line in read_results(results)}
     missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
-    now = missing[: arguments.most]
-    add_results(results, ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in now))
+    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
+    add_results(results, runs, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ it may share. A run has 145 steps.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, RATES_AT, add_results, learn, read_results, score_table, set_up
+from curated_map import CHOOSING, RATES_AT, add_results, argument_parser, begin, learn, read_results, score_table
 
 AGES, SEEDS = (0, 64, 4, 16, 1), 3
 
@@ -47,19 +45,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER RESULTS")
-    parser.add_argument("--table", action="store_true", help="print the results, the last of the paths, as Markdown")
-    arguments = parser.parse_args()
+    arguments = argument_parser(__doc__).parse_args()
     if arguments.table:
         print(table(read_results(arguments.paths[-1])))
         return
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    folder, results = (path.resolve() for path in arguments.paths)
-    set_up(folder)
+    folder, results = begin(arguments.paths)
     done = {(line["age"], line["seed"]) for line in read_results(results)}
     missing = [(age, seed) for seed in range(SEEDS) for age in AGES if (age, seed) not in done]
-    add_results(results, ((f"age {age}, seed {seed}", partial(run, folder, age, seed)) for age, seed in missing))
+    runs = ((f"age {age}, seed {seed}", partial(run, folder, age, seed)) for age, seed in missing)
+    add_results(results, runs, arguments.seconds)
 
 
 if __name__ == "__main__":

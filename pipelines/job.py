@@ -12,7 +12,8 @@ import torch
 from apache_beam.metrics import Metrics
 from apache_beam.utils import shared
 
-from ..datasets.batches import decode_threads
+from ..datasets.batches import Look, decode_threads
+from ..datasets.decoders import Decoders, default_processes
 from ..datasets.readers import too_many_failures
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
@@ -73,6 +74,9 @@ class ScoreShard(beam.DoFn):
         set_float32_products(self._device, self._job.precision)
         self._model = self._shared.acquire(self._load)
         self._kept = self._model.task.kept(self._model)
+        # Other engines may run several of these in one process, or in one that may have no children.
+        alone = worker_number() is not None
+        self._look_at = looking(self._model, self._threads) if alone and self._device.type == "cuda" else None
         each = bytes_ahead(self._model, self._job.batch_size) * self._job.processes
         self._most = min(MOST_STARTED, max(1, BYTES_AHEAD // each))
         self._started: deque[tuple[Shard, StartedShard]] = deque()
@@ -107,6 +111,7 @@ class ScoreShard(beam.DoFn):
             decode_threads=self._threads,
             forward_flops=job.forward_flops,
             kept=self._kept,
+            look_at=self._look_at,
         )
         self._started.append((shard, scoring))
         self._finish_down_to(self._most - 1)
@@ -151,3 +156,11 @@ class ScoreShard(beam.DoFn):
         if too_many_failures(self._failed, self._judged, job.max_failures):
             first = result.failures[0] if result.failures else None
             raise FailuresError(too_many_message(self._failed, self._judged, job.max_failures, job.folder, first))
+
+
+def looking(model: Model, own_cores: int) -> Look | None:
+    """Processes that decode for a worker whose GPU does all else, where that is faster than threads. A worker without a GPU
+    needs its cores for the forward pass."""
+    processes = default_processes([model.geometry], own_cores)
+    way_out = "run the same command again: the shards that were finished are kept"
+    return Decoders(processes, [model.geometry], way_out).look if processes else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -51,17 +51,42 @@ def counts(examples: int, failures: int) -> dict[str, int]:
     return {"test_examples": examples} | ({"test_failures": failures} if failures else {})
 
 
-def recall(query_ND: torch.Tensor, answer_ND: torch.Tensor, group_N: torch.Tensor, name: str) -> dict[str, float]:
-    """R@1/5/10: the share of queries with a right answer among their k nearest by dot product.
+def recalls(
+    image_ND: torch.Tensor, text_MD: torch.Tensor, image_of_M: torch.Tensor, caption_M: torch.Tensor
+) -> dict[str, float]:
+    """R@1/5/10 of both directions: the share of queries with a right answer among their k nearest by dot product.
 
-    Answers of the same `group_N` as the query are right, because pairs with identical captions cannot be distinguished.
+    N images have M captions: `image_of_M` says whose each one is, `caption_M` is the same number for captions of the same
+    words. Any caption of an image is right for it. So is one of the same words, which cannot be distinguished from it.
     """
+    words = int(caption_M.max()) + 1
+    right_M = image_of_M * words + caption_M  # each pair of an image and a caption of it as one number
+    images_N = torch.arange(len(image_ND), device=image_of_M.device)
+    return {
+        **_recall(
+            image_ND,
+            text_MD,
+            lambda q, answer: torch.isin(images_N[q] * words + caption_M[answer], right_M),
+            "image_to_text",
+        ),
+        **_recall(
+            text_MD, image_ND, lambda q, answer: torch.isin(answer * words + caption_M[q], right_M), "text_to_image"
+        ),
+    }
+
+
+def _recall(
+    query_QD: torch.Tensor,
+    answer_AD: torch.Tensor,
+    is_right: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    name: str,
+) -> dict[str, float]:
+    """`is_right` is given the numbers of queries, [q, 1], and of their answers, [q, k]."""
     hits = dict.fromkeys(RECALL_AT, 0)
-    most = min(max(RECALL_AT), len(answer_ND))
-    for start in range(0, len(query_ND), BLOCK):
-        part = slice(start, start + BLOCK)
-        nearest = (query_ND[part] @ answer_ND.T).topk(most).indices
-        right = group_N[nearest] == group_N[part, None]
+    most = min(max(RECALL_AT), len(answer_AD))
+    for numbers_q in torch.arange(len(query_QD), device=query_QD.device).split(BLOCK):
+        nearest_qk = (query_QD[numbers_q] @ answer_AD.T).topk(most).indices
+        right_qk = is_right(numbers_q[:, None], nearest_qk)
         for k in RECALL_AT:
-            hits[k] += int(right[:, :k].any(1).sum())
-    return {f"{name}_r{k}": count / len(query_ND) for k, count in hits.items()}
+            hits[k] += int(right_qk[:, :k].any(1).sum())
+    return {f"{name}_r{k}": count / len(query_QD) for k, count in hits.items()}

@@ -86,6 +86,13 @@ def embed_images(model: Model, pixels_BHWC: torch.Tensor, precision: Precision =
         return nn.functional.normalize(image_BD.float(), dim=-1)
 
 
+def embed_captions(model: Model, tokens_BL: torch.Tensor, precision: Precision = "fp32") -> torch.Tensor:
+    """Unit-norm float32 embeddings [B, D] of captions alone, as `score_batch` makes them."""
+    module: Any = model.module
+    with evaluating(module), torch.inference_mode(), autocast(tokens_BL.device, precision):
+        return nn.functional.normalize(module.encode_text(tokens_BL, normalize=True).float(), dim=-1)
+
+
 def embedding_width(model: Model) -> int:
     """D of an image-text model's embeddings, by embedding one blank image."""
     scored = score_blank(model)

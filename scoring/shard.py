@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..datasets.batches import DecodedBatch, decoded_batches, prefetch
+from ..datasets.batches import DecodedBatch, Look, decoded_batches, prefetch
 from ..datasets.readers import Example, Failure, read_shard
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
@@ -43,7 +43,7 @@ class StartedShard:
 
     `forward_flops` are those of one example's whole pass. `kept` is the result of `model.task.kept(model)`, for many
     shards. With `vectors`, embeddings or a classifier's logits are stored too, with `places`
-    where each image lies.
+    where each image lies. Images are decoded in `decode_threads` threads, or by `look_at`.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class StartedShard:
         forward_flops: float,
         kept: Any = None,
         places: bool = True,
+        look_at: Look | None = None,
     ) -> None:
         self._task = model.task
         width = (model.outputs or embedding_width(model)) if vectors else 0
@@ -74,7 +75,7 @@ class StartedShard:
             kept=kept if kept is not None else model.task.kept(model),
         )
         records = _fitting(model, read_shard(spec, shard))
-        decoded = decoded_batches(records, model.geometry, batch_size, decode_threads)
+        decoded = decoded_batches(records, model.geometry, batch_size, decode_threads, look_at)
         self._batches = prefetch(_prepared(decoded, self._scorer), BATCHES_AHEAD)
 
     def finish(self) -> ScoredShard:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..datasets.spec import Config, DatasetSpec, find_dataset
 from ..errors import ModelError, SpecError, TableError
-from ..ledger import REGIMES, Ledger, StepCost, steps_within
+from ..ledger import StepCost, steps_within
 from ..scoring.coarse import coarsened
 from ..scoring.flops import forward_flops, step_cost, train_flops, unusual
 from ..scoring.gradients import checkpoint_activations
@@ -20,148 +19,25 @@ from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.reference import reference_of_table
 from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tasks import find_task
+from ..training import autopilot
 from ..training.startup import coarse_of
 from .options import PlanOptions
-
-# The paper's ladder of scorers for ViT-L is B 1/3.5, S 1/13, Ti 1/49: two sizes are a factor of 49 / 3.5 = 14.
-SIZE_STEP = math.sqrt(14)
+from .planned import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Costs of a selecting run beside a uniform run of the same budget. All costs are in one unit.
-
-    The unit is a FLOP, or, where `relative`, what the uniform run costs. `step` is one step with selection, with the
-    reference's part of it where that trains in the run;
-    `reference_step` what the reference adds to it where its scores are not stored; `reference_score` and
-    `reference_train` are paid once for `runs` runs. `ratio` is F_online / F_learner.
-    """
-
-    ratio: float
-    filter_ratio: float
-    step: StepCost
-    uniform_steps: float
-    steps: float
-    reference_step: float = 0.0
-    reference_score: float = 0.0
-    reference_train: float = 0.0
-    runs: int = 1
-    budget: float = 1.0
-    relative: bool = False
-    expected_saving: float | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def uniform_cost(self) -> float:
-        return self.uniform_steps * self.step.learner_train
-
-    def ledger(self) -> Ledger:
-        """The five lines of the selecting run; the reference's are this run's share of them."""
-        return Ledger(
-            learner_train=self.step.learner_train * self.steps,
-            online_score=self.step.online_score * self.steps,
-            online_train=self.step.online_train * self.steps,
-            reference_score=(self.reference_step + self.step.reference_score) * self.steps
-            + self.reference_score / self.runs,
-            reference_train=self.step.reference_train * self.steps + self.reference_train / self.runs,
-            scored_in_run=self.step.reference_score * self.steps,
-            trained_in_run=self.step.reference_train * self.steps,
-        )
-
-    def extra(self, regime: str) -> tuple[float, float]:
-        """What a regime adds to the learner's own training: (each step, once)."""
-        rank = list(REGIMES).index(regime)
-        each = once = 0.0
-        if rank >= 1:
-            each += self.step.choosing
-        if rank >= 2:
-            each += self.reference_step
-            once += self.reference_score / self.runs
-        if rank >= 3:
-            once += self.reference_train / self.runs
-        return each, once
-
-    def most_updates(self, regime: str) -> float:
-        """Learner updates that cost, with all that the regime counts, what uniform costs; 0 where none do.
-
-        The largest n with n (step + each) + once <= n_uniform step.
-        """
-        each, once = self.extra(regime)
-        return max(0.0, self.uniform_cost - once) / (self.step.learner_train + each)
-
-    def break_even(self, regime: str) -> float | None:
-        """Share of uniform's updates that must be saved before anything is gained; None where no saving suffices."""
-        updates = self.most_updates(regime)
-        return max(0.0, 1 - updates / self.uniform_steps) if updates > 0 else None
-
-    def total_at(self, regime: str, saving: float) -> float:
-        """What the quality of the uniform run costs under this regime where `saving` of its updates are saved."""
-        each, once = self.extra(regime)
-        return (1 - saving) * self.uniform_steps * (self.step.learner_train + each) + once
-
-    def largest_ratio(self, regime: str, saving: float) -> float:
-        """The largest F_online / F_learner at which `saving` (in (0, 1)) still breaks even; infinite where any does.
-
-        Online model and reference shrink alike: with beta = 1 - saving and their costs scaled by x, the total
-        beta n (step + x each) + x once equals uniform's n step at the x solved for here.
-        """
-        each, once = self.extra(regime)
-        scorers = (1 - saving) * self.uniform_steps * each + once
-        return self.ratio * saving * self.uniform_cost / scorers if scorers else math.inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for printing; None in `break_even` means that no saving suffices."""
-        ledger = self.ledger()
-        return {
-            "ratio": self.ratio,
-            "filter_ratio": self.filter_ratio,
-            "runs": self.runs,
-            "unit": "uniform's total" if self.relative else "FLOPs",
-            "budget": self.budget,
-            "uniform_updates": None if self.relative else self.uniform_steps,
-            "updates": None if self.relative else self.steps,
-            "ledger": ledger.lines(),
-            "budget_shares": {
-                "online_score": ledger.online_score / self.budget,
-                "online_score_and_train": (ledger.online_score + ledger.online_train) / self.budget,
-                **{f"{line}_in_run": flops / self.budget for line, flops in ledger.in_run.items()},
-            },
-            "regimes": {regime: self._regime(regime, total) for regime, total in ledger.regimes().items()},
-            "expected_saving": self.expected_saving,
-            "size_step": SIZE_STEP,
-            "notes": list(self.notes),
-        }
-
-    def _regime(self, regime: str, total: float | None) -> dict[str, Any]:
-        line: dict[str, Any] = {"total": total, "break_even": self.break_even(regime)}
-        if not self.relative:
-            # n steps divided by one can come out a rounding error below n.
-            line["most_updates"] = math.floor(self.most_updates(regime) * (1 + 1e-12))
-        if self.expected_saving is not None:
-            largest = self.largest_ratio(regime, self.expected_saving)
-            line["largest_ratio"] = largest if math.isfinite(largest) else None
-            line["sizes_down"] = sizes_down(self.ratio, largest)
-            line["compute_saved"] = 1 - self.total_at(regime, self.expected_saving) / self.uniform_cost
-        return line
-
-
-def sizes_down(ratio: float, largest: float) -> int:
-    """Whole scorer sizes, each SIZE_STEP fewer FLOPs, from `ratio` to `largest` or below; 0 where it is there."""
-    if ratio <= largest:
-        return 0
-    return math.ceil(math.log(ratio / largest) / math.log(SIZE_STEP) - 1e-9)
-
-
-def make_plan(options: PlanOptions, config: Config) -> Plan:
+def make_plan(options: PlanOptions, config: Config, *, watches: bool = False) -> Plan:
     """Plan from a bare ratio, or from models whose FLOPs are measured on shapes alone: nothing is downloaded or run.
+    `watches`: the run watches whether choosing pays, as under policy auto.
 
     Raises CurateError for a model, data set or table that cannot be used, for a reference whose training cost nobody
     knows, and BudgetError for a budget below one step.
     """
-    return plan_from_ratio(options) if options.ratio is not None else plan_from_models(options, config)
+    if options.ratio is not None:
+        return plan_from_ratio(options, watches)
+    return plan_from_models(options, config, watches)
 
 
-def plan_from_ratio(options: PlanOptions) -> Plan:
+def plan_from_ratio(options: PlanOptions, watches: bool = False) -> Plan:
     """In units of uniform's total, training taken as three forwards and the reference as large as the online model.
 
     With r the ratio and f the filter ratio, a step adds r / (3 (1 - f)) for scoring the super-batch and r for
@@ -171,14 +47,17 @@ def plan_from_ratio(options: PlanOptions) -> Plan:
     assert r is not None
     score = r / (3 * (1 - options.selection.filter_ratio))
     step = StepCost(learner_train=1.0, online_score=score, online_train=r)
+    watched = autopilot.WATCHED / step.total if watches else 0.0
+    watching = autopilot.watching(step, 1, r / 3, r).times(watched)
     return Plan(
         ratio=r,
         filter_ratio=options.selection.filter_ratio,
         step=step,
         uniform_steps=1.0,
-        steps=1 / step.total,
+        steps=(1 - watching.total) / step.total,
         reference_step=score,
         reference_train=r,
+        watching=watching,
         runs=options.runs,
         relative=True,
         expected_saving=options.expected_saving,
@@ -186,15 +65,17 @@ def plan_from_ratio(options: PlanOptions) -> Plan:
             "training taken as 3 forwards; the reference is as large as the online model",
             _NOT_STORED,
             _AS_LONG_AS_UNIFORM,
+            *([_WATCHES] if watches else []),
         ),
     )
 
 
 _NOT_STORED = "reference scores: not stored, each run's super-batches are scored anew"
 _AS_LONG_AS_UNIFORM = "reference training: not known, taken as long as the uniform run"
+_WATCHES = "watching whether choosing pays: counted for half of the steps, as where it does pay"
 
 
-def plan_from_models(options: PlanOptions, config: Config) -> Plan:
+def plan_from_models(options: PlanOptions, config: Config, watches: bool = False) -> Plan:
     """In FLOPs, measured as `curate train` measures them."""
     assert options.dataset
     dataset = find_dataset(options.dataset, config)
@@ -224,9 +105,13 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         reference_scorer=scoring_reference if moving else None,
     )
     steps = steps_within(options.budget_flops, cost.total)
+    each = autopilot.watching(cost, b, forward_flops(online).per_example, cost.online_train)
+    watching = each.times(autopilot.watched(steps) if watches else 0)
+    steps = max(1, steps - math.ceil(watching.total / cost.total))
     uniform_steps = steps_within(options.budget_flops, cost.learner_train)
 
     notes = [] if reference_spec or table else ["reference: not given, taken as large as the online model"]
+    notes += [_WATCHES] if watches else []
     score_one = forward_flops(scoring_reference).per_example
     score_once = score_each = 0.0
     if moving:
@@ -259,6 +144,7 @@ def plan_from_models(options: PlanOptions, config: Config) -> Plan:
         reference_step=score_each,
         reference_score=score_once + also_scored,
         reference_train=train_once + also_trained,
+        watching=watching,
         runs=options.runs,
         budget=options.budget_flops,
         expected_saving=options.expected_saving,

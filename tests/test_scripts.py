@@ -1,5 +1,8 @@
 """The scripts beside the package start from the repository's root, as their docstrings say."""
 
+import importlib
+import random
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +52,35 @@ def test_the_moving_references_in_the_findings_are_those_of_their_results(monkey
     }
     page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
     assert moving_reference.table(results) in page, "python experiments/moving_reference.py --table RESULTS.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("script", "planned"),
+    [("crossing", lambda m: {m.name_of(*one) for one in m.planned()}), ("scale", lambda m: set(m.planned()))],
+)
+def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    module = importlib.import_module(script)
+    results = module.read_results(ROOT / "experiments" / "results" / f"2026-11-26-{script}.jsonl")
+    assert {module.key_of(line) for line in results} <= planned(module)
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert module.tables(results) in page, f"python experiments/{script}.py --table RESULTS.jsonl"
+
+
+def test_differences_over_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from seeds import bootstrap, cell, difference
+
+    assert cell([0.5, 0.52, 0.54]) == "52.0 ± 3.4 (n = 3)"  # 2.92 x 2 / sqrt(3)
+    assert (
+        difference({0: 0.52, 1: 0.55, 2: 0.58, 7: 0.9}, {0: 0.5, 1: 0.5, 2: 0.5}) == "+5.0 (-0.1..+10.1 / +3.0..+7.0)"
+    )
+    assert difference({0: 0.5}, {1: 0.5}) == ""
+    rng = random.Random(0)
+    values = [1.0, 2.0, 4.0, 8.0]
+    drawn = sorted(statistics.fmean(rng.choices(values, k=4)) for _ in range(20_000))
+    low, high = bootstrap(values)
+    assert (low, high) == (pytest.approx(drawn[1_000], abs=0.26), pytest.approx(drawn[19_000], abs=0.26))
 
 
 def test_the_wrong_labels_beside_cleanlab_are_those_of_their_results(monkeypatch):

@@ -1,4 +1,4 @@
-"""Options of a run whose examples are scored by actors while the learner trains."""
+"""Options of a run whose examples are scored by others while the learner trains: by actors, or by some of its ranks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..options import Concern, Share, check_least, flag
 from ..scoring.policies import NO_SCORER
 from ..scoring.settings import REWEIGHT
 from .selection_options import SelectionOptions
+from .sharing import SharingOptions
 
 # Super-batches that the pool holds by default.
 POOL_SUPER_BATCHES = 4
@@ -17,14 +18,17 @@ POOL_SUPER_BATCHES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class AsynchronousOptions(Concern):
-    """Scoring by actors: processes that score ahead of the learner, here and on other machines."""
+    """Scoring by others than the learner's processes: by actors, here and on other machines, or by ranks of the run."""
 
     actors: int = 0
     """Score in this many processes beside the learner, which draws from a pool of what they scored (Ray). More may join from
     other machines: curate actor. The choice is not the same at every run, but --replay repeats it."""
+    scorers: int = 0
+    """Of the processes that torchrun started, let the last so many read and score, and the others train. A super-batch is scored
+    while the step before its own is taken, so losses are 1 to --refresh steps old. A resumed run makes the same choices."""
     refresh: int = 10
-    """Send the actors new weights of the scoring model each time after this many steps. Fewer steps make losses fresher, and
-    copy the model more often."""
+    """Send those who score, --actors or --scorers, new weights of the scoring model each time after this many steps. Fewer steps
+    make losses fresher, and copy the model more often."""
     max_age: int = 64
     """Drop an example from the pool when the weights that scored it are this many steps old. A smaller age wastes more of what
     was scored."""
@@ -36,17 +40,21 @@ class AsynchronousOptions(Concern):
     super-batches."""
 
     def __post_init__(self) -> None:
-        check_least(self, 0, "actors")
-        defaults = {field.name: field.default for field in fields(self)}
-        given = [name for name, default in defaults.items() if getattr(self, name) != default]
-        if given and not self.actors:
-            raise SpecError(f"{flag(given[0])} is for actors; give --actors N too")
+        check_least(self, 0, "actors", "scorers")
+        if self.actors and self.scorers:
+            raise SpecError("--actors and --scorers are two ways to score beside the learner; leave one of them out")
+        for field in fields(self):
+            name, of_both = field.name, field.name == "refresh"
+            served = self.actors or name in ("actors", "scorers") or (of_both and self.scorers)
+            if not served and getattr(self, name) != field.default:
+                who, give = ("actors and scorers", " or --scorers N") if of_both else ("actors", "")
+                raise SpecError(f"{flag(name)} is for {who}; give --actors N{give} too")
         check_least(self, 1, "refresh", "max_age", "pool_size")
         if self.samples_per_insert is not None and not 0 < self.samples_per_insert <= 1:
             raise SpecError(
                 f"--samples-per-insert is {self.samples_per_insert:g}, expected the share that is trained on, above 0 to 1"
             )
-        if self.max_age < self.refresh:
+        if self.actors and self.max_age < self.refresh:
             raise SpecError(
                 f"--max-age is {self.max_age} and --refresh {self.refresh}: losses would be too old before new weights come; "
                 "raise --max-age"
@@ -78,8 +86,47 @@ class AsynchronousOptions(Concern):
         if self.held(B) < B:
             raise SpecError(f"--pool-size is {self.pool_size}, expected at least a super-batch of {B:,} examples")
 
-    def check_here(self, ranks: int) -> None:
-        """Raises where actors cannot be: SpecError under torchrun, ActorError without Ray."""
+    def refuse_scorers(
+        self, selection: SelectionOptions, sharing: SharingOptions, distill: float, b: int, B: int
+    ) -> None:
+        """Raises SpecError for what does not go together with ranks that score. b of B examples are chosen."""
+        if not self.scorers:
+            return
+        policy = selection.chosen_policy
+        useless = {
+            f"--replay {selection.replay} scores nothing": selection.replay is not None,
+            f"policy '{policy}' asks no model of the run": policy.online in NO_SCORER,
+            "--filter-ratio 0 trains on all": b == B,
+        }
+        for why, is_so in useless.items():
+            if is_so:
+                raise SpecError(f"{why}, so --scorers would have nothing to do; leave --scorers out")
+        untried = {
+            f"policy '{policy}', which compares pairs of one super-batch": policy.joint,
+            "--score-ahead: they score ahead anyway": selection.score_ahead > 0,
+            "--on-missing score": selection.on_missing == "score",
+            "--reference-online, which learns from whole super-batches": selection.reference_online is not None,
+            "--distill": distill > 0,
+            "--selection local": sharing.local,
+            "--fsdp": sharing.fsdp,
+            "--sync-bn": sharing.sync_bn,
+        }
+        for what, is_so in untried.items():
+            if is_so:
+                raise SpecError(f"--scorers cannot be with {what}; leave one of them out")
+
+    def check_here(self, ranks: int, b: int) -> None:
+        """Raises where those who score cannot be: SpecError where actors meet torchrun, or scorers do not or leave too few
+        or too many ranks to train on b examples; ActorError without Ray."""
+        if self.scorers and ranks == 1:
+            raise SpecError(
+                "--scorers are some of several processes, and one was started; start it with torchrun, or take --score-ahead 1"
+            )
+        if self.scorers and not 0 < ranks - self.scorers <= b:
+            raise SpecError(
+                f"--scorers is {self.scorers} of {ranks} processes; expected 1 to {ranks - 1}, so that at least one trains, and "
+                f"at most --batch-size, {b}"
+            )
         if self.actors and ranks > 1:
             raise SpecError(f"--actors serve one learner process, and {ranks} were started; start it without torchrun")
         if self.actors and find_spec("ray") is None:

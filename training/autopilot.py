@@ -27,10 +27,28 @@ from .trainee import Trainee
 # A verdict after each tenth of the planned steps, up to the half, from the second half of what was seen since the one before.
 TENTH, VERDICTS, COMPARED = 0.1, 5, 0.5
 LEAST_STEPS = 4
+# The share of the planned steps that a run watches where choosing pays.
+WATCHED = TENTH * VERDICTS
 # The names of the online model's view and tokens, and of the twin in a checkpoint.
 ONLINE, TWIN = "online", "twin"
 # What is compared, by what the data set has.
 LABELS, SIMILARITY = "the labels' probability", "the pairs' similarity"
+
+
+def every(planned: int) -> int:
+    """How many steps lie between two verdicts of a run of so many planned steps."""
+    return max(LEAST_STEPS, round(TENTH * planned))
+
+
+def watched(planned: int) -> int:
+    """For how many steps a run watches, of so many planned, where choosing pays to the last verdict."""
+    return min(planned, VERDICTS * every(planned))
+
+
+def watching(cost: StepCost, batch_size: int, forward: float, training: float) -> StepCost:
+    """FLOPs of watching a step that costs `cost`, on average over steps: `forward` is one example's pass through the online
+    model, `training` a step of it."""
+    return StepCost(online_score=2 * batch_size * forward, online_train=cost.total / cost.learner_train * training)
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,7 @@ class Autopilot:
         self.twin, self.online, self.cost = twin, online, cost
         self.forward, self.training, self.budget = forward, training, budget
         self.how, self.precision = how, precision
-        self.every = max(LEAST_STEPS, round(TENTH * planned))
+        self.every = every(planned)
         self.generator = torch.Generator().manual_seed(seed)
         self.verdict: Verdict | None = None
         self.measure = SIMILARITY

@@ -20,10 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Division:
-    """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order."""
+    """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order.
+    Of those that are chosen, only the first ranks are dealt some, `some_train` in number; all where it is None."""
 
     group: Group
     holder_B: np.ndarray
+    some_train: int | None = None
 
     @classmethod
     def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
@@ -34,6 +36,11 @@ class Division:
 
     def __len__(self) -> int:
         return len(self.holder_B)
+
+    @property
+    def training(self) -> int:
+        """How many ranks train."""
+        return self.group.size if self.some_train is None else self.some_train
 
     @property
     def rows(self) -> list[int]:
@@ -67,7 +74,7 @@ class Division:
         """Who trains on which of the chosen rows `index_b`, int64 [b], ascending."""
         chosen_b = index_b.cpu().numpy()
         holder_b = self.holder_B[chosen_b]
-        trainer_b = deal(holder_b, self.group.size)
+        trainer_b = deal(holder_b, self.group.size, self.training)
         own = np.cumsum(self.holder_B == self.group.rank) - 1  # of each of my rows: which of mine it is
         mine = holder_b == self.group.rank
         rank = self.group.rank

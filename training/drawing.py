@@ -18,6 +18,7 @@ from .epochs import Epochs, GrowingEpochs
 from .group import Group
 from .lanes import Lane, LanePosition
 from .loading import READERS, Row, ShardLoader, SkippedShards
+from .refreshed import RefreshedTable
 
 # A lane that had to skip shards may find nothing in an epoch; after so many of them it never will.
 EMPTY_EPOCHS = 64
@@ -95,6 +96,7 @@ class Drawing:
         ]
         for lane, position, skips in zip(self.lanes, state["lanes"], state["lane_skips"], strict=True):
             lane.position, lane.skipped = LanePosition(*position), set(skips)
+        self._scores = loader.scores
         self._last_failure: Failure | None = None
 
     def next(self, count: int | None = None) -> tuple[list[Row], list[bool]]:
@@ -106,6 +108,9 @@ class Drawing:
         epochs = [lane.position.epoch for lane, count in zip(self.lanes, own, strict=True) for _ in range(count)]
         is_new = self.layout.epochs.is_new
         is_first = [is_new(row.example.shard, epoch) for row, epoch in zip(rows, epochs, strict=True)]
+        if isinstance(self._scores, RefreshedTable):
+            rows, renewed = self._scores.renewed(rows, epochs)
+            self.counts["chosen_from_by_newer_scores"] += renewed
         self.drawn += 1
         for lane, count in zip(self.lanes, own, strict=True):
             if count:

@@ -117,7 +117,7 @@ class Exchange:
             self.waited["scorers"] += self._clock() - began
             if self._closed:
                 return None
-            lease = self.plan.lease(scorer)
+            lease = self.plan.lease(scorer, self.paid_rows - self.leased)
             self.leased += len(lease)
             return Work(lease, self.plan.rows_of(lease), self._version, self._weights)
 
@@ -229,7 +229,7 @@ class Exchange:
             self.waited = dict(state["waited"])
 
     def _may_pay(self) -> bool:
-        return self.leased + self.plan.size <= self.paid_rows
+        return self.leased + 1 <= self.paid_rows
 
     def _may_lease(self) -> bool:
         begun, held, size = self.plan.begun, len(self.pool), self.plan.size

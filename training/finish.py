@@ -26,6 +26,7 @@ from .loop import TrainingJob
 from .options import RunOptions
 from .positions import counts_of, skipped_of
 from .records import write_json
+from .refreshed import RefreshedTable
 from .timing import EVALUATE, total
 
 
@@ -40,9 +41,9 @@ def finish(
     """Final weights, quality and summary; then the checkpoints go. Without quality there is a summary too: it says why."""
     run, ledger, group = job.run, job.ledger, job.group
     _write_weights(job, steps)
-    if options.data.follow and table is not None:
+    if table is not None and (options.data.follow or isinstance(table, RefreshedTable)):
         with suppress(CurateError, OSError):  # else it stays what it was when the run began
-            ledger.reference_score = startup.scored_flops(table, grows=True)
+            ledger.reference_score = startup.reference_ledger(table, grows=options.data.follow).reference_score
     quality: Mapping[str, float] = {}
     error: BaseException | None = None
     with job.timing(EVALUATE):
@@ -53,7 +54,7 @@ def finish(
                 error = e
     best = job.keeping.finish(steps, quality)
     policy, seconds = options.selection.chosen_policy, job.timing.state_dict()
-    batches = job.subs.batches.state_dict()
+    batches = job.subs.drawn_state()
     summary = {
         "run": run.name,
         "dataset": dataset.name,
@@ -78,6 +79,7 @@ def finish(
         **({"not_evaluated": told(error)} if error else {}),
         "counts": counts_of(batches),
         **({"shards_by_epoch": batches["epochs"]} if "epochs" in batches else {}),
+        **({"newer_scores": table.summary()} if isinstance(table, RefreshedTable) else {}),
         "skipped_shards": skipped_of(batches),
     }
     with group.together():

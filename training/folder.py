@@ -20,7 +20,9 @@ from .options import RunOptions
 from .records import read_document
 
 # What a run that was killed before it wrote its config.json may have left.
-BEFORE_CONFIG = frozenset({".lock", "checkpoints", "selections", "log.txt", "manifest.json", "shards.json"})
+BEFORE_CONFIG = frozenset(
+    {".lock", "checkpoints", "selections", "log.txt", "manifest.json", "shards.json", "scores.json"}
+)
 # Options that may differ when a run is resumed: they change what is written or how fast, never the weights.
 FREE_TO_CHANGE = frozenset(
     {
@@ -83,8 +85,9 @@ def refuse_other_options(run: Path, options: RunOptions) -> None:
     recorded are settled when a run begins: who does not name them gets what it began with."""
     before = read_document(run / "config.json")
     free = set(FREE_TO_CHANGE)
-    if bool(before.get("actors")) == bool(options.asynchronous.actors):
-        free.add("actors")
+    for name in ("actors", "scorers"):  # how many there are is free, but not whether
+        if bool(before.get(name)) == bool(getattr(options.asynchronous, name)):
+            free.add(name)
     if options.data.lanes is None:
         free.add("lanes")
     if options.records.selections_every is None:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,7 +31,8 @@ CONNECTION = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|
 
 @dataclass(frozen=True)
 class Group:
-    """`size` processes (ranks) that work on one run together; this one is number `rank`.
+    """`size` processes (ranks) that work on one run together; this one is number `rank`. `handle` is torch.distributed's of a
+    part of them, None of all.
 
     Every method but `is_first` is a collective: all ranks call it in the same order, or it times out. A group of one
     process needs no torch.distributed: its methods return what they are given.
@@ -40,6 +41,7 @@ class Group:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    handle: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_env(cls, environment: dict[str, str] | None = None) -> Group:
@@ -80,6 +82,16 @@ class Group:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
+    def part(self, members: Sequence[int]) -> Group:
+        """The group of these ranks of all, in this order; a group of one on a rank that is none of them. A collective of all."""
+        handle = None
+        if len(members) > 1:
+            with self._talking():
+                handle = dist.new_group(list(members), timeout=time_out_of(dict(os.environ)))
+        if self.rank not in members:
+            return Group(local_rank=self.local_rank)
+        return Group(list(members).index(self.rank), len(members), self.local_rank, handle)
+
     def gather(self, rows: torch.Tensor, lengths: Sequence[int] | None = None) -> list[torch.Tensor]:
         """Every rank's `rows`, tensors [n_r, ...] of one type and width, in the order of ranks; n_r may differ. Ranks that know
         all `lengths` n_r need not be told them."""
@@ -88,12 +100,12 @@ class Group:
         with self._talking():
             if lengths is None:
                 counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
-                dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+                dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device), group=self.handle)
                 lengths = [int(n) for n in counts]
             padded = rows.new_zeros(max(lengths), *rows.shape[1:])
             padded[: len(rows)] = rows
             parts = [torch.empty_like(padded) for _ in lengths]
-            dist.all_gather(parts, padded)
+            dist.all_gather(parts, padded, group=self.handle)
         return [part[:n] for part, n in zip(parts, lengths, strict=True)]
 
     def exchange(self, parts: Sequence[torch.Tensor], counts: Sequence[int] | None = None) -> list[torch.Tensor]:
@@ -107,11 +119,12 @@ class Group:
             if counts is None:
                 sent = torch.tensor([len(part) for part in parts], device=row.device)
                 received = torch.empty_like(sent)
-                dist.all_to_all_single(received, sent)
+                dist.all_to_all_single(received, sent, group=self.handle)
                 counts = received.tolist()
             buffer = torch.empty(sum(counts) * width, dtype=torch.uint8, device=row.device)
             content = torch.cat([_bytes_of(part) for part in parts])
-            dist.all_to_all_single(buffer, content, [n * width for n in counts], [len(part) * width for part in parts])
+            widths = [n * width for n in counts], [len(part) * width for part in parts]
+            dist.all_to_all_single(buffer, content, *widths, group=self.handle)
         shape = row.shape[1:]
         return [
             part.view(row.dtype).view(n, *shape) if n else row.new_empty(0, *shape)
@@ -170,13 +183,13 @@ class Group:
             return list(numbers)
         with self._talking():
             met = torch.tensor([self.size if error is None else self.rank, *(-number for number in numbers)])
-            dist.all_reduce(met, dist.ReduceOp.MIN)
+            dist.all_reduce(met, dist.ReduceOp.MIN, group=self.handle)
         first, *greatest = met.tolist()
         if first == self.size:
             return [-number for number in greatest]
         told = self.share(_told(error))
         if error is not None:
-            raise error if first == self.rank else _reported_by(first, error)
+            raise _reported_by(None if first == self.rank else first, error)
         kind, name, text, signal = told[first] or ("", "", "", 0)
         raise _like(kind, name, text, signal, first)
 
@@ -189,11 +202,11 @@ class Group:
         total = values.clone()
         if self.size > 1:
             with self._talking():
-                dist.all_reduce(total)
+                dist.all_reduce(total, group=self.handle)
         return total
 
-    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Overwrite the tensors with those of rank 0."""
+    def broadcast(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
+        """Overwrite the tensors with those of rank `source`."""
         if self.size == 1:
             return
         alike: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
@@ -202,7 +215,7 @@ class Group:
         with self._talking(), torch.no_grad():
             for some in alike.values():
                 together = torch.cat([tensor.reshape(-1) for tensor in some])
-                dist.broadcast(together, src=0)
+                dist.broadcast(together, group=self.handle, group_src=source)
                 for tensor, values in zip(some, together.split([t.numel() for t in some]), strict=True):
                     tensor.copy_(values.view_as(tensor))
 
@@ -245,7 +258,11 @@ class Group:
         settings: dict[str, Any] = {still: False}
         with self._talking():
             return DistributedDataParallel(
-                module, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **settings
+                module,
+                process_group=self.handle,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=some_unused,
+                **settings,
             )
 
 
@@ -350,7 +367,7 @@ def _like(module: str, name: str, text: str, signal: int, rank: int) -> BaseExce
     return _reported_by(rank, error)
 
 
-def _reported_by(rank: int, error: BaseException) -> BaseException:
+def _reported_by(rank: int | None, error: BaseException) -> BaseException:
     if isinstance(error, CurateError | StoppedError):
         error.reported_by = rank
     return error

@@ -10,7 +10,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..datasets.landed import check_lands, landed_files, landed_shards, shards_of_file
+from ..datasets.batches import map_in_threads
+from ..datasets.landed import LandedFile, check_lands, landed_files, landed_shards, shards_of_file
+from ..datasets.readers import Example, read_shard
 from ..datasets.shards import Shard, file_of, path_of
 from ..datasets.spec import DatasetSpec
 from ..datasets.writing import write_whole
@@ -20,6 +22,7 @@ from ..scoring.tables.lookup import ScoreTable
 from ..scoring.tables.read import shard_counts
 from ..units import Report
 from .epochs import Arrival, Arrivals, GrowingEpochs
+from .loading import READERS
 from .records import read_document
 
 FILE = "shards.json"
@@ -34,11 +37,12 @@ def refuse_follow(dataset: DatasetSpec, ranks: int) -> None:
 
 class Landing:
     """Looks for shards that are complete: those whose scores are in `table` or, without one, whose files are as they were at
-    the look before."""
+    the look before and can be read."""
 
     def __init__(self, dataset: DatasetSpec, table: ScoreTable | None, report: Report) -> None:
         self.dataset, self.table, self._report = dataset, table, report
         self._versions: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}  # the version of each file that could not be read
         self._told: set[str] = set()
 
     def first(self, shards: Sequence[Shard]) -> list[tuple[Shard, int | None]]:
@@ -80,13 +84,24 @@ class Landing:
             return self._scored([file.shard for file in new])
         settled = [file for file in new if self._versions.get(file.shard.name) == file.version]
         self._versions = {file.shard.name: file.version for file in files}
-        found: list[tuple[Shard, int | None]] = []
-        for file in settled:
-            try:
-                found += [(shard, shard.rows) for shard in shards_of_file(self.dataset, file.shard)]
-            except (ShardError, StorageError) as e:
-                self._tell(file.shard.name, str(e))
-        return found
+        waiting = [file for file in settled if self._unreadable.get(file.shard.name) != file.version]
+        return [(s, s.rows) for shards in map_in_threads(self._readable, waiting, READERS) for s in shards]
+
+    def _readable(self, file: LandedFile) -> list[Shard]:
+        """The shards of a file, each read once as a whole: a shard that enters an epoch can never leave it."""
+        try:
+            shards = shards_of_file(self.dataset, file.shard)
+            for shard in shards:
+                examples = [isinstance(one, Example) for one in read_shard(self.dataset, shard)]
+                if not any(examples):
+                    raise ShardError(f"{shard.url}: none of its {len(examples):,} examples can be used")
+            return shards
+        except StorageError as e:
+            self._tell(file.shard.name, str(e))
+        except ShardError as e:
+            self._unreadable[file.shard.name] = file.version
+            self._tell(file.shard.name, str(e))
+        return []
 
     def _scored(self, files: Sequence[Shard]) -> list[tuple[Shard, int | None]]:
         """Those of the files' shards whose scores are there and can be used."""

@@ -5,6 +5,7 @@ A lease that is lost is handed out again; what comes back of a lease that was lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -68,9 +69,9 @@ class Plan:
         """How many rows are being scored."""
         return sum(map(len, self._open.values()))
 
-    def lease(self, scorer: str) -> Lease:
-        """The next rows: those of a lost lease, else of the round. A scorer is given its own lanes where it can be, since
-        it has their shards in memory."""
+    def lease(self, scorer: str, most: float = math.inf) -> Lease:
+        """The next rows, at most so many: those of a lost lease, else of the round. A scorer is given its own lanes where it
+        can be, since it has their shards in memory."""
         if self._again:
             epoch, chunk = self._again.pop(0)
         else:
@@ -81,8 +82,12 @@ class Plan:
             lane, chunk = self._left.pop(place)
             self._holder[lane] = scorer
             epoch = self.epoch
+        shard, first, last = chunk
+        if last - first > most:
+            self._again.insert(0, (epoch, (shard, first + int(most), last)))
+            last = first + int(most)
         self._number += 1
-        made = self._open[self._number] = Lease(self._number, epoch, *chunk)
+        made = self._open[self._number] = Lease(self._number, epoch, shard, first, last)
         return made
 
     def rows_of(self, lease: Lease) -> np.ndarray:

@@ -87,7 +87,7 @@ class TrainingJob:
 
     @property
     def group(self) -> Group:
-        return self.learner.group
+        return self.subs.group
 
 
 def train_loop(job: TrainingJob, after_step: Callable[[int], None] | None = None) -> int:
@@ -121,22 +121,13 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 break
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
-            with job.timing("train"):
-                share = learning_rate(step, job.steps, 1.0, job.warmup)
-                if job.auto is not None and job.auto.watching:
-                    job.ledger.add_step(job.auto.watch(sub, share))
-                places = job.subs.selector.b, sub.positions
-                views = augment_views(sub.views, job.stepping, job.augment, job.augmenting, places)
-                losses = {
-                    name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
-                    for name, trainee in job.stepping.items()
-                }
-                for trainee in job.stepping.values():
-                    trainee.align()
-                if job.past is not None and job.learner.weighed is not None:
-                    job.past.learned(sub, job.learner.weighed.of_batch())
-                if job.reference is not None:
-                    losses[NAME] = job.reference.learn(sub.drawn, step + 1, share)
+            share = learning_rate(step, job.steps, 1.0, job.warmup)
+            if job.subs.trains:
+                with job.timing("train"):
+                    losses = _train(job, sub, step, share)
+            else:  # this rank scores the next super-batch meanwhile
+                losses = dict.fromkeys(job.stepping, torch.zeros(()))
+                job.subs.meanwhile()
             step += 1
             at_step = job.subs.own_state()
             job.ledger.add_step(job.cost)
@@ -160,7 +151,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                     _save(job, step, at_step)
                 job.pace.saved()
                 saved = step
-            job.pace.show(step, losses["learner"], job.ledger)
+            job.pace.show(step, losses["learner"], job.ledger, job.subs.told)
             if after_step:
                 after_step(step)
             if signal:
@@ -182,16 +173,35 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
     return step
 
 
+def _train(job: TrainingJob, sub: SubBatch, step: int, share: float) -> dict[str, torch.Tensor]:
+    """Steps 4 and 5, at this share of the peak rate. Returns the losses."""
+    if job.auto is not None and job.auto.watching:
+        job.ledger.add_step(job.auto.watch(sub, share))
+    places = job.subs.selector.b, sub.positions
+    views = augment_views(sub.views, job.stepping, job.augment, job.augmenting, places)
+    losses = {
+        name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
+        for name, trainee in job.stepping.items()
+    }
+    for trainee in job.stepping.values():
+        trainee.align()
+    if job.past is not None and job.learner.weighed is not None:
+        job.past.learned(sub, job.learner.weighed.of_batch())
+    if job.reference is not None:
+        losses[NAME] = job.reference.learn(sub.drawn, step + 1, share)
+    return losses
+
+
 def _resume(job: TrainingJob) -> int:
     """The step to begin with: 0, or the one after the newest checkpoint, with everything as it was then."""
-    found = checkpoint.load(job.run, job.all_trainees, _generators(job), job.records.log, job.group)
+    trainees = job.all_trainees if job.subs.trains else {}
+    found = checkpoint.load(job.run, trainees, _generators(job), job.records.log, job.group)
     if found is None:
         with job.group.together():
             job.records.cut_after(0)
         job.keeping.resume()
         return 0
-    job.subs.batches.load_state_dict(found.state["batches"])
-    job.subs.restore(found.scored)
+    job.subs.resume(found.state["batches"], found.scored)
     if job.past is not None:
         job.past.restore(found.past)
     job.timing.load_state_dict(found.state["seconds"])
@@ -210,7 +220,7 @@ def _resume(job: TrainingJob) -> int:
 def _save(job: TrainingJob, step: int, own: dict[str, Any]) -> None:
     """A checkpoint, with `own` the loader's state after this step. No file of selections spans one. A collective."""
     group = job.group
-    batches, scored = job.subs.batches.whole_state(own), job.subs.scored()
+    batches, scored = job.subs.whole_state(own), job.subs.scored()
     ranks = group.share(checkpoint.random_state(alone=False)) if group.size > 1 else []
     trainees = {name: trainee.state() for name, trainee in job.all_trainees.items()}
     past = job.past.state() if job.past else None
@@ -253,7 +263,7 @@ def _record(job: TrainingJob, step: int, sub: SubBatch, line: dict[str, Any] | N
 
 def _say_skipped(job: TrainingJob, said: set[str]) -> None:
     """Log the shards that any rank skips, but those that were said. A collective."""
-    for name, reason in skipped_of(job.subs.batches.state_dict()).items():
+    for name, reason in skipped_of(job.subs.drawn_state()).items():
         if name not in said:
             said.add(name)
             job.records.log(f"shard '{name}' cannot be read and is skipped: {reason}")
@@ -270,14 +280,9 @@ def _draw(subs: Any, job: TrainingJob, step: int) -> SubBatch | None:
     try:
         sub: SubBatch = next(subs)
         return sub
-    except BudgetSpentError:
+    except BudgetSpentError as e:
         if not step:
-            raise job.group.alike(
-                BudgetError(
-                    f"{job.run}: the budget is smaller than one step with the losses that the score table lacks; raise it, "
-                    "or run score-reference first"
-                )
-            ) from None
+            raise job.group.alike(BudgetError(f"{job.run}: {e}")) from None
         return None
     except DivergedError as e:
         raise _diverged(job, step + 1, "a score") from e
@@ -304,7 +309,7 @@ def _line(
     group, b = job.group, job.subs.selector.b
     loss = {name: float(value) for name, value in losses.items()}
     if group.size > 1:
-        means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / group.size
+        means = group.sum(torch.tensor(list(loss.values()), dtype=torch.float64)) / job.subs.training
         loss = dict(zip(loss, means.tolist(), strict=True))
     speed = rates.since(step, job.timing.so_far(), job.ledger.spent, b)
     return {

@@ -265,6 +265,7 @@ class RunOptions(Options):
             raise SpecError("--actors end the run at a shard that cannot be read; leave --max-bad-shards out")
         b, distill = self.optimization.batch_size, self.optimization.distill
         self.asynchronous.refuse(asked, distill, self.data.follow, b, self.super_batch_size)
+        self.asynchronous.refuse_scorers(asked, self.sharing, distill, b, self.super_batch_size)
         self._refuse_probe()
         self._refuse_mixture()
         if not self.optimization.distill:
@@ -284,7 +285,8 @@ class RunOptions(Options):
                 f"policy '{asked.policy}' shares out a budget; give --budget-flops, not --steps or --examples"
             )
         tried = {"--score-ahead": asked.score_ahead, "--actors": self.asynchronous.actors}
-        for option, value in {**tried, "--reference-online": asked.reference_online}.items():
+        more = {"--reference-online": asked.reference_online, "--scorers": self.asynchronous.scorers}
+        for option, value in {**tried, **more}.items():
             if value:
                 raise SpecError(f"policy '{asked.policy}' was not tried with {option}; leave it out")
 
@@ -293,11 +295,15 @@ class RunOptions(Options):
         mixture = self.data.mixture
         if mixture is None:
             return
-        if self.data.follow or self.asynchronous.actors:
-            option = "--follow" if self.data.follow else "--actors"
-            raise SpecError(f"--mix was not tried with {option}; leave one of them out")
-        if self.sharing.local:
-            raise SpecError("--mix was not tried with --selection local; leave one of them out")
+        untried = {
+            "--follow": self.data.follow,
+            "--actors": self.asynchronous.actors,
+            "--scorers": self.asynchronous.scorers,
+            "--selection local": self.sharing.local,
+        }
+        for option, value in untried.items():
+            if value:
+                raise SpecError(f"--mix was not tried with {option}; leave one of them out")
         policy = self.selection.chosen_policy
         moving = self.selection.reference_online is not None
         if moving and self.data.mix_scores is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -27,9 +28,13 @@ class Pace:
 
     def start(self, step: int, what: str) -> None:
         """Measure from here, after `step` steps of a run that is called `what`."""
-        self._first_step = step
-        self._progress = Progress(self._report, what, self.steps, first=step)
+        self._what, self._began = what, step
+        self._measure_from(step)
         self._next_save = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def _measure_from(self, step: int) -> None:
+        self._first_step = step
+        self._progress = Progress(self._report, self._what, self.steps, first=step)
 
     def end_at(self, steps: int) -> None:
         """The run ends after so many steps."""
@@ -56,8 +61,11 @@ class Pace:
         now = time.perf_counter()
         self._next_save = now + max(CHECKPOINT_SECONDS, (now - self._save_began) / CHECKPOINT_SHARE)
 
-    def show(self, step: int, loss: torch.Tensor, ledger: Ledger) -> None:
-        """Show people how far the run is, now and then."""
+    def show(self, step: int, loss: torch.Tensor, ledger: Ledger, more: Callable[[], str] = lambda: "") -> None:
+        """Show people how far the run is, now and then. `more` adds words."""
+        if step == self._began + 1:  # it also waits for what starts: actors, first reads, a compiler
+            self._measure_from(step)
+            return
         progress = self._progress
         assert progress is not None
 
@@ -65,7 +73,7 @@ class Pace:
             rate = (step - self._first_step) * self.batch_size / progress.seconds
             return (
                 f"step {step:,}/{self.steps:,}, {rate:,.0f} examples/s trained, loss {float(loss):.3f}, "
-                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget"
+                f"{format_flops(ledger.spent)} spent, {percent(step / self.steps)} of the budget{more()}"
             )
 
         progress.update(step, words)

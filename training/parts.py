@@ -24,7 +24,6 @@ from .finish import quality_of
 from .hardware import device_peak
 from .keeping import Keeping
 from .loop import TrainingJob
-from .memory import Needs
 from .mixture import MIXED_FROM
 from .moving_reference import MovingReference
 from .pace import Pace
@@ -34,6 +33,7 @@ from .replay import ReplayScorer
 from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
+from .scorers import ScorersSubBatches
 from .setup import Setup
 from .sub import SubBatches, refuse_misfits
 from .superbatch import SuperBatches
@@ -182,12 +182,12 @@ def batches_of(setup: Setup, models: RunModels, cost: RunCost) -> SuperBatches:
         lanes=setup.lanes,
         max_failures=options.data.max_failures,
         max_bad_shards=options.data.max_bad_shards,
-        host_bytes=options.data.host_bytes,
+        host_bytes=options.data.host_bytes if setup.roles.scores else 1,  # else it would read what it does not need
         cache_bytes=options.data.cache_bytes,
         decode_processes=default_processes(views.values()) if processes is None else processes,
         shards=setup.growing or setup.shards,
         verify=False,  # open_reference did
-        group=setup.group,
+        group=setup.roles.scorers,
         waiting=setup.stop.released,
     )
 
@@ -237,7 +237,7 @@ def selector_of(setup: Setup, resolved: Resolved) -> Selector:
 
 
 def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, timing: Stages) -> SubBatches:
-    """The stream of sub-batches: chosen here, or of what actors scored."""
+    """The stream of sub-batches: chosen here, of what actors scored, or on the ranks that score."""
     options, scorer = setup.options, scorer_of(setup, models, cost)
     batches, selector = batches_of(setup, models, cost), selector_of(setup, resolved)
     checked = [model for model in (*models.trained.values(), cost.made_in_run) if model]
@@ -246,6 +246,19 @@ def subs_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved, 
         assert isinstance(scorer, RunScorer)
         counted: Any = {"cost": cost.step, "steps": cost.steps, "charged": cost.charged, "ledger": cost.ledger}
         return pooled_subs(setup, models, batches, selector, scorer, **counted, timing=timing, check=check)
+    if options.asynchronous.scorers:
+        assert isinstance(scorer, RunScorer)
+        return ScorersSubBatches(
+            batches,
+            selector,
+            roles=setup.roles,
+            refresh=options.asynchronous.refresh,
+            scorer=scorer,
+            last=cost.steps,
+            device=setup.device,
+            timing=timing,
+            check=check,
+        )
     by_name = setup.recorded is not None and bool(setup.recorded.config.get("actors"))
     kind: Any = ReplayedRows if by_name else SubBatches
     made: SubBatches = kind(
@@ -345,6 +358,7 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     known: Any = (setup.device, setup.precision, setup.group, flops)
 
     def measure() -> dict[str, float]:
+        setup.roles.send(learner.result.module)  # all ranks evaluate
         return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, *known)
 
     return Keeping(
@@ -357,33 +371,4 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
         evaluate_every=options.records.evaluate_every if setup.dataset.test else None,
         keep_every=options.records.keep_every,
         group=setup.group,
-    )
-
-
-def needs_of(setup: Setup, models: RunModels, cost: RunCost, subs: SubBatches) -> Needs:
-    """What the run computes at a step on one rank, for the estimate of its memory."""
-    options, ranks, batches = setup.options, setup.group.size, subs.batches
-
-    def largest_part(size: int) -> int:
-        """The rows of the rank that has most lanes."""
-        return -(-size * -(-batches.lanes // ranks) // batches.lanes)
-
-    b = options.optimization.batch_size
-    return Needs(
-        learner=models.learner,
-        online=models.online,
-        scoring=[model for model in (models.scorer, cost.made_in_run) if model],
-        views=batches.views.values(),
-        ahead=subs.views_ahead,
-        sub_batch=largest_part(b) if subs.local else -(-b // ranks),
-        super_batch=largest_part(batches.size),
-        micro_batch=options.optimization.micro_batch,
-        accumulate=options.optimization.accumulate,
-        grad_checkpointing=options.optimization.grad_checkpointing,
-        score_precision=setup.score_precision,
-        device=setup.device,
-        joint=options.selection.joint,
-        wait=options.selection.score_ahead,
-        reference=models.moving,
-        twin=models.twin,
     )

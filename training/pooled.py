@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from ..ledger import Ledger
 from ..scoring.losses import Losses
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
+from ..units import format_flops, percent
 from .batch import SuperBatch
 from .by_place import PlaceReader
 from .drawing import refuse_too_many
@@ -77,6 +79,9 @@ class PooledSubBatches(SubBatches):
         self._given: Entries | None = None
         self._ages = np.zeros(1)
         self._overlap: float | None = None
+        self._since: tuple[float, float] | None = (
+            None  # when the first sub-batch was drawn, and how long that had waited
+        )
 
     def __iter__(self) -> Iterator[SubBatch]:
         self.crew.start(self.exchange)
@@ -90,6 +95,7 @@ class PooledSubBatches(SubBatches):
                 self._overlap = self._compared()
             with self.timing("data"):
                 sub, entries = self._drawn()
+            self._since = self._since or (time.perf_counter(), self.exchange.waited["learner"])
             self._step += 1
             if self._step == self.steps:
                 self.exchange.close()
@@ -98,7 +104,7 @@ class PooledSubBatches(SubBatches):
             yield sub
 
     def _confirm(self) -> None:
-        """The learner has trained on what it was given: the loop asks for more, or saves."""
+        """The learner has trained on what it was given: the loop asks for more, for the state, or ends."""
         if self._given is not None:
             self.exchange.trained(self._given, self._step)
             self._given = None
@@ -110,7 +116,11 @@ class PooledSubBatches(SubBatches):
             with self._released():
                 found = self._take(self.selector.b - len(entries))
             if found is None:
-                raise BudgetSpentError
+                lost = self.exchange.counted().get("leases_lost", 0)
+                raise BudgetSpentError(
+                    f"the budget is smaller than one step and what was scored for it: {self.exchange.leased:,} examples for "
+                    f"{format_flops(self.exchange.flops)}, with {lost:,} leases whose answers were lost; raise it"
+                )
             entries, score = joined(entries, found[0]), torch.cat([score, found[1]])
             read = self._read(entries)
             if isinstance(read, SuperBatch):
@@ -188,10 +198,22 @@ class PooledSubBatches(SubBatches):
             **({} if self._overlap is None else {"overlap": self._overlap}),
         }
 
+    def told(self) -> str:
+        if self._since is None:
+            return ""
+        began, before = self._since
+        waited = (self.exchange.waited["learner"] - before) / max(1e-9, time.perf_counter() - began)
+        scorers = len(self.exchange.scorers)
+        return (
+            f"; {scorers:,} {'actor' if scorers == 1 else 'actors'}, losses {self._ages.mean():.0f} steps old, waited for them "
+            f"{percent(waited)} of the time"
+        )
+
     def examples_scored(self, steps: int) -> int:
         return self.exchange.leased
 
     def own_state(self) -> dict[str, Any]:
+        self._confirm()
         return {**self.batches.own_state(), "counts": self.exchange.counted()}
 
     def scored(self) -> list[dict[str, Any]]:

@@ -132,8 +132,8 @@ class RunRecords:
         metrics = self.run / "metrics.jsonl"
         if metrics.exists():
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line, at in ((line, _step_of(line)) for line in lines) if 0 < at <= step]
-            if kept and _step_of(kept[-1]) == step and "quality" in json.loads(kept[-1]):
+            kept = [line for line, at in ((line, step_of(line)) for line in lines) if 0 < at <= step]
+            if kept and step_of(kept[-1]) == step and "quality" in json.loads(kept[-1]):
                 kept.pop()
             write_whole(metrics, "".join(f"{line}\n" for line in kept).encode())
         self._selections.cut_after(step)
@@ -203,7 +203,7 @@ def _silent(line: str) -> None:
     """The report of a rank that writes nothing."""
 
 
-def _step_of(line: str) -> int:
+def step_of(line: str) -> int:
     """The step of a line of metrics; 0 where a kill cut the line."""
     try:
         return int(json.loads(line)["step"])

@@ -21,16 +21,26 @@ import torch
 from ..errors import RunError, SpecError
 from ..options import flag, options_of
 from ..scoring.losses import Losses
+from ..scoring.policies import POLICIES
 from ..scoring.settings import REWEIGHT
 from . import frozen
 from .batch import SuperBatch
 from .mixture import MIXED_FROM
 from .options import RunOptions
-from .records import SELECTION_SCHEMA, read_document
+from .records import SELECTION_SCHEMA, read_document, step_of
 
 # What the order of examples follows from beside the seed, which has no default to tell it from.
 STREAM = (
-    *("batch_size", "filter_ratio", "on_missing", "reference_scores", "lanes", "host_bytes", "follow"),
+    *(
+        "batch_size",
+        "filter_ratio",
+        "on_missing",
+        "reference_scores",
+        "refresh_scores",
+        "lanes",
+        "host_bytes",
+        "follow",
+    ),
     *("mix", "mix_last", "mix_scores"),
 )
 
@@ -167,11 +177,34 @@ class RecordedRun:
     @property
     def flops_per_step(self) -> float:
         """What choosing cost it: its online model or, where its learner scored, scoring with and training the learner; and
-        a reference that trained during it."""
+        a reference that scored or trained during it."""
         step: dict[str, float] = self.manifest["flops_per_step"]
         learner = step["learner_train"] if step["online_score"] and not step["online_train"] else 0.0
-        more = sum(step.get(name, 0.0) for name in ("reference_score", "reference_train", "choices"))
-        return step["online_score"] + step["online_train"] + learner + more
+        found = self._spent_per_step() if self._varies else None
+        if found is None:
+            lines = ("online_score", "online_train", "reference_score", "reference_train", "choices")
+            found = sum(step.get(name, 0.0) for name in lines)
+        return found + learner
+
+    @property
+    def _varies(self) -> bool:
+        """Whether its steps did not all cost what was planned: the plan knows neither what actors score, nor how many losses
+        a table lacks, nor whether choosing pays."""
+        policy = POLICIES.get(str(self.config.get("policy")))
+        return bool(self.config.get("actors") or self.config.get("on_missing") == "score" or (policy and policy.probes))
+
+    def _spent_per_step(self) -> float | None:
+        """FLOPs of choosing, without those of training the learner, on average until its newest line of metrics."""
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+        newest = next((line for line in reversed(lines) if 0 < step_of(line) <= self.steps), None)
+        if newest is None:
+            return None
+        line = json.loads(newest)
+        spent = (
+            line["flops"]["online_score"] + line["flops"]["online_train"] + sum(line.get("flops_in_run", {}).values())
+        )
+        return float(spent / line["step"])
 
     def frozen(self) -> dict[str, Any]:
         """What a resume compares."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..datasets.shards import list_shards
+from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
 from ..errors import CurateError
 from ..scoring.flops import unusual
@@ -29,9 +29,12 @@ from .landing import growing_epochs, refuse_follow
 from .loop import TrainingJob, train_loop
 from .memory import check_memory
 from .moving_reference import NAME
+from .needs import needs_of
 from .options import RunOptions
 from .records import RunRecords, write_json
+from .refreshing import refreshed_table, refuse_refresh
 from .replay import RecordedRun
+from .roles import Roles
 from .run_models import RunModels, build_models
 from .setup import Setup
 from .signals import Stop, handled_by
@@ -56,7 +59,8 @@ def train(
     recorded = None
     with group.together():
         startup.refuse_shards(options, group.size)
-        options.asynchronous.check_here(group.size)
+        options.asynchronous.check_here(group.size, options.optimization.batch_size)
+        refuse_refresh(options, group.size)
         config = config if config is not None else load_config()
         recorded = RecordedRun(options.selection.replay) if options.selection.replay is not None else None
         if recorded is not None:
@@ -126,16 +130,18 @@ def _train(
             folder.settled_precisions(run, options, device),
         )
     )
+    roles = Roles.of(group, options.asynchronous.scorers)
     with group.together():
-        growing, followed = _followed(options, dataset, run, records, bool(began), recorded)
+        growing, opened = _followed(options, dataset, run, records, bool(began), recorded)
         shards = growing.began if growing else list_shards(dataset)
+        opened = opened or _refreshed(options, shards, run, records, bool(began), recorded)
         setup = Setup(
             options=options,
             config=config,
             dataset=dataset,
             shards=shards,
             growing=growing,
-            followed=followed,
+            opened=opened,
             run=run,
             records=records,
             device=device,
@@ -144,6 +150,7 @@ def _train(
             stop=stop,
             recorded=recorded,
             group=group,
+            roles=roles,
             began=began,
             lanes=lanes,
             mix=startup.mix_of(options, dataset, config, recorded),
@@ -181,6 +188,22 @@ def _followed(
     return growing_epochs(run, dataset, table, records.log, began=began, recorded=folder), table
 
 
+def _refreshed(
+    options: RunOptions,
+    shards: Sequence[Shard],
+    run: Path,
+    records: RunRecords,
+    began: bool,
+    recorded: RecordedRun | None,
+) -> ScoreTable | None:
+    """The score table, where newer losses take the place of its own while the run trains."""
+    scores, newer = options.selection.reference_scores, options.selection.refresh_scores
+    if scores is None or newer is None:
+        return None
+    folder = recorded.folder if recorded else None
+    return refreshed_table(run, open_scores(scores), newer, shards, records.log, began=began, recorded=folder)
+
+
 @contextmanager
 def _kernels(setup: Setup) -> Iterator[None]:
     """Within, a GPU rounds float32 as the run's precision has it, and gives the same bits every time where that is asked for."""
@@ -208,7 +231,7 @@ def _prepared(setup: Setup) -> tuple[RunModels, parts.RunCost, TrainingJob, int]
 
     job = parts.job_of(setup, models, cost, resolved)
     batches = job.subs.batches
-    check_memory(parts.needs_of(setup, models, cost, job.subs), records.log)
+    check_memory(needs_of(setup, models, cost, job.subs), records.log)
     if not first:
         return models, cost, job, 1
     every = folder.settled_selections(run, options, cost.steps)
@@ -242,7 +265,7 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
             f"{moving.every:,} super-batches, on {moving.every * batches.size:,} examples, with a peak rate of "
             f"{moving.trainee.lr:g}"
         )
-    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.group.size)
+    count = setup.options.optimization.accumulate * (1 if setup.options.sharing.sync_bn else setup.roles.training)
     named = {"learner": "the learner", "online": "the online model", NAME: "the reference"}
     normalising = [named[name] for name, model in models.trained.items() if batch_norms(model.module)]
     if count > 1 and normalising:
@@ -258,5 +281,6 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
 
 
 def _devices(setup: Setup) -> str:
-    ranks = setup.group.size
-    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}"
+    ranks, scoring = setup.group.size, setup.roles.scoring
+    of_them = f", the last {scoring} of which score," if scoring else ""
+    return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}{of_them}"

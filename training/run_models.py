@@ -79,11 +79,11 @@ def build_models(setup: Setup) -> RunModels:
     opened = open_reference(
         *(options, setup.config, setup.dataset, setup.shards, device, log, setup.score_precision),
         verify=setup.group.is_first,
-        opened=setup.followed,
+        opened=setup.opened,
     )
     scores = options.selection.reference_scores
     if setup.recorded is not None and setup.recorded.reads_table and scores:
-        opened = Reference(setup.followed or open_scores(scores), None, 0)
+        opened = Reference(setup.opened or open_scores(scores), None, 0)
     startup.check_policy(options, learner, opened.table)
     startup.refuse_other_reference(opened.table, setup.mix)
     compiled, fsdp = options.optimization.compile, options.sharing.fsdp
@@ -93,7 +93,7 @@ def build_models(setup: Setup) -> RunModels:
         "compiled": compiled if compiled is not None else device.type == "cuda" and not fsdp,
         "device": device,
         "precision": setup.precision,
-        "group": setup.group,
+        "group": setup.roles.trainers,
         "sync_bn": options.sharing.sync_bn,
     }
     lr = options.optimization.lr if options.optimization.lr is not None else learner.task.lr

@@ -95,13 +95,14 @@ class Copy:
         self.module = copy.deepcopy(module).requires_grad_(False)
 
     def update(self) -> None:
-        pairs = zip(_tensors(self.module), _tensors(self._original), strict=True)
+        pairs = zip(tensors_of(self.module), tensors_of(self._original), strict=True)
         with torch.no_grad():
             for mine, now in pairs:
                 mine.copy_(now, non_blocking=True)
 
 
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
+def tensors_of(module: nn.Module) -> list[torch.Tensor]:
+    """Its weights and buffers."""
     return [*module.parameters(), *module.buffers()]
 
 

@@ -25,7 +25,7 @@ ONLINE, REFERENCE = "scorer", "reference scorer"
 
 
 class BudgetSpentError(Exception):
-    """The budget does not pay for the step whose super-batch was drawn last."""
+    """The budget does not pay for the step whose super-batch was drawn last. It says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,22 @@ class RunScorer:
             missing = batch.division.group.sum(missing)
         flops = self.reference_cost * int(missing)
         if flops and self.budget is not None and self.ledger.spent + flops + self.step_flops > self.budget:
-            raise BudgetSpentError
+            raise BudgetSpentError(
+                "the budget is smaller than one step with the losses that the score table lacks; raise it, or run "
+                "score-reference first"
+            )
         self.ledger.add_scored_in_run(flops)
 
     def snapshot(self) -> RunScorer:
         """A scorer with the weights of the models that train as they are now; the next call brings it up to date."""
-        copies, scorer = self._copied
+        copies, scorer = self.copied
         for copied in copies:
             copied.update()
         return scorer
 
     @cached_property
-    def _copied(self) -> tuple[list[Copy], RunScorer]:
+    def copied(self) -> tuple[list[Copy], RunScorer]:
+        """Copies of the models that train, and the scorer that scores by these."""
         copies: list[Copy] = []
 
         def copy_of(model: Model | None, forward: Any) -> tuple[Model | None, Any]:

@@ -37,6 +37,9 @@ class SelectionOptions(Concern):
     """Read the reference's losses from this score table, a folder or URL that score-reference wrote."""
     prior_scores: str | None = None
     """Read the losses of a second reference, trained on the bulk, from this score table, for a policy that subtracts both."""
+    refresh_scores: str | None = None
+    """Take newer losses from this score table, of a newer reference that still scores: those of a shard from the next epoch on
+    once it is complete there. The others stay those of --reference-scores."""
     reference: str | None = None
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
@@ -105,6 +108,7 @@ class SelectionOptions(Concern):
         if self.sampler == REWEIGHT and self.filter_ratio:
             raise SpecError(f"--sampler {REWEIGHT} drops nothing; give --filter-ratio 0 too")
         self._check_moving(policy)
+        self._check_refresh(policy)
         if not 0 <= self.filter_ratio < 1:
             raise SpecError(f"--filter-ratio is {self.filter_ratio:g}, expected the share dropped, from 0 to below 1")
         check_keep(self.keep, self.keep_by)
@@ -155,6 +159,18 @@ class SelectionOptions(Concern):
             raise SpecError(
                 f"policy '{policy}' {what}, which --reference-online cannot give; give --reference-scores TABLE instead"
             )
+
+    def _check_refresh(self, policy: Policy) -> None:
+        """Raises SpecError where the run reads no losses that could be renewed. A replay has those of its run."""
+        if self.refresh_scores is None or self.replay is not None:
+            return
+        if policy.reference != "loss" or policy.joint or policy.filters or self.reference_online:
+            what = "--reference-online" if self.reference_online else f"policy '{policy}'"
+            raise SpecError(
+                f"--refresh-scores renews a table's losses while a run chooses by them, which {what} does not; leave it out"
+            )
+        if self.on_missing != "error":
+            raise SpecError(f"--refresh-scores cannot be with --on-missing {self.on_missing}; leave one of them out")
 
     @property
     def chosen_policy(self) -> Policy:

@@ -19,6 +19,7 @@ from .mixture import Mix
 from .options import RunOptions
 from .records import RunRecords
 from .replay import RecordedRun
+from .roles import Roles
 from .signals import Stop
 
 
@@ -28,8 +29,8 @@ class Setup:
 
     `recorded` is the run that is replayed. `began` is the manifest of a run that is resumed, empty for others; `lanes` how
     many it began with, or the user's. Where the data set is followed, `shards` are those of the first epoch, `growing` has
-    those of all, and `followed` is its score table, if one is read. `mix` is what is mixed in, `prior` the table of a second
-    reference.
+    those of all. `opened` is the score table, where it was opened for that or has newer losses on the way. `mix` is what is
+    mixed in, `prior` the table of a second reference. `roles` says which ranks of the `group` train, and which score.
     """
 
     options: RunOptions
@@ -44,9 +45,10 @@ class Setup:
     stop: Stop
     recorded: RecordedRun | None = None
     group: Group
+    roles: Roles
     began: Mapping[str, Any]
     lanes: int | None
     mix: Mix | None = None
     prior: ScoreTable | None = None
     growing: GrowingEpochs | None = None
-    followed: ScoreTable | None = None
+    opened: ScoreTable | None = None

@@ -32,6 +32,7 @@ from .folder import SELECTION_BYTES, SELECTIONS_BUDGET
 from .keeping import BEST_KEPT
 from .mixture import Mix, refuse_unlike
 from .options import RunOptions
+from .refreshed import RefreshedTable
 from .replay import RecordedRun
 from .selection_options import SelectionOptions
 
@@ -167,14 +168,15 @@ def reference_ledger(
     table: ScoreTable | None, mix: Mix | None = None, prior: ScoreTable | None = None, *, grows: bool = False
 ) -> Ledger:
     """A ledger that begins with what the reference cost: its training once, its scores of both data sets; and the same of a
-    second reference. The table `grows` where the data set is followed."""
+    second reference, or of a newer one. The table `grows` where the data set is followed."""
     if table is None:
         return Ledger()
-    tables = [table, *([prior] if prior else [])]
+    newer = [table.newer] if isinstance(table, RefreshedTable) else []
+    tables = [table, *([prior] if prior else []), *newer]
     scored = [*tables, *([mix.scores] if mix is not None and isinstance(mix.scores, ScoreTable) else [])]
     trained = [one.manifest["flops"]["reference_train"] for one in tables]
     return Ledger(
-        reference_score=sum(scored_flops(one, grows) for one in scored),
+        reference_score=sum(scored_flops(one, grows or one in newer) for one in scored),
         reference_train=None if None in trained else sum(trained),
     )
 

@@ -108,6 +108,7 @@ class SubBatches:
                 f"b is {selector.b}, fewer than {batches.group.size} ranks; each trains on at least one example"
             )
         self.batches, self.selector = batches, selector
+        self.group, self.training, self.trains = batches.group, batches.group.size, True
         self.online, self.scorer = online, online or scorer
         self.device, self.timing = device, timing
         self.check, self.charge = check, charge
@@ -129,14 +130,20 @@ class SubBatches:
 
     def __iter__(self) -> Iterator[SubBatch]:
         """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
+        self._refuse_differences()
+        while True:  # until it chooses otherwise
+            yield from self._chosen_by(self.selector.policy)
+
+    def _refuse_differences(self) -> None:
         selector = self.selector
         state = hashlib.sha256(selector.generator.get_state().numpy().tobytes()).hexdigest()[:16]
         how = "local" if self.local else "global"
-        self.batches.group.refuse_differences(
+        self.group.refuse_differences(
             {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
         )
-        while True:  # until it chooses otherwise
-            yield from self._chosen_by(selector.policy)
+
+    def meanwhile(self) -> None:
+        """On a rank that does not train: its work while the others take a step."""
 
     def draw_uniformly(self) -> None:
         """Choose nothing and score nothing, from the next super-batch on."""
@@ -206,8 +213,12 @@ class SubBatches:
 
     def _everybodys(self, known: Losses, batch: SuperBatch) -> Losses:
         """What all ranks know of a super-batch, with the age that it has in its turn. A collective."""
-        known = aged(known, min(self.score_ahead, batch.number - 1), len(batch))
+        known = aged(known, self._age(batch.number), len(batch))
         return known if batch.division is None or self.local else whole_losses(known, batch.division)
+
+    def _age(self, number: int) -> int:
+        """How many steps old the losses of this super-batch are in its turn."""
+        return min(self.score_ahead, number - 1)
 
     def _here(self, batch: SuperBatch) -> SuperBatch:
         return batch if self.device is None else batch.to(self.device)
@@ -303,7 +314,11 @@ class SubBatches:
 
     def metrics(self, step: int) -> dict[str, Any]:
         """What a line of metrics has of how this step was chosen."""
-        return {"score_age": min(self.score_ahead, step - 1)} if self.score_ahead else {}
+        return {"score_age": self._age(step)} if self.score_ahead else {}
+
+    def told(self) -> str:
+        """What a line of progress has of it."""
+        return ""
 
     def examples_scored(self, steps: int) -> int:
         """How many were scored in so many steps."""
@@ -314,6 +329,14 @@ class SubBatches:
         now = self.batches.own_state()
         return {**self._turn, "bad_chosen": now["bad_chosen"]} if self._waiting else now
 
+    def whole_state(self, own: dict[str, Any]) -> dict[str, Any]:
+        """The state of the stream of super-batches when each rank's part was `own`. A collective."""
+        return self.batches.whole_state(own)
+
+    def drawn_state(self) -> dict[str, Any]:
+        """The same behind what was drawn last. A collective."""
+        return self.whole_state(self.batches.own_state())
+
     def scored(self) -> list[dict[str, Any]]:
         """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
         return [losses_to_dict(one.losses()) for one in self._waiting]
@@ -323,14 +346,18 @@ class SubBatches:
         self._waiting.clear()
         self._stored = deque(losses_from_dict(one, self.device) for one in scored)
 
+    def resume(self, batches: Mapping[str, Any], scored: Iterable[dict[str, Any]]) -> None:
+        """Continue from this state of the stream of super-batches, with what waits for its turn. Raises RunError."""
+        self.batches.load_state_dict(batches)
+        self.restore(scored)
+
     def state_dict(self) -> dict[str, Any]:
-        state = {"batches": self.batches.whole_state(self.own_state()), "selector": self.selector.state_dict()}
+        state = {"batches": self.whole_state(self.own_state()), "selector": self.selector.state_dict()}
         return {**state, "scored": self.scored()} if self.score_ahead else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.batches.load_state_dict(state["batches"])
+        self.resume(state["batches"], state.get("scored", ()))
         self.selector.load_state_dict(state["selector"])
-        self.restore(state.get("scored", ()))
 
 
 def refuse_unscored(policy: Policy, batches: SuperBatches) -> None:
@@ -360,7 +387,7 @@ def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
         return SubBatch(**_fields(taken), selection=selection, drawn=batch, positions=torch.arange(b))
     deal = batch.division.deal(selection.index)
     taken = batch.dealt(deal)
-    weight = len(taken) * batch.division.group.size / b
+    weight = len(taken) * batch.division.training / b
     return SubBatch(
         **_fields(taken), selection=selection, drawn=batch, positions=deal.positions, weight=weight, moved=deal.moved
     )

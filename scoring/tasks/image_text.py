@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from ...datasets.batches import batched
 from ...datasets.readers import Example
 from ...datasets.spec import DatasetSpec
 from ...datasets.targets import CAPTION, LABEL
 from ...errors import ModelError, SpecError
 from ..captions import CaptionEncoder
-from ..evaluation import counts, nothing_read, recall, split_batches
-from ..forward import autocast, embed, embeddings_of, evaluating, score_batch, score_embeddings
+from ..evaluation import counts, nothing_read, recalls, split_batches
+from ..forward import autocast, embed, embed_captions, embeddings_of, evaluating, score_batch, score_embeddings
 from ..losses import identical_captions
 from ..models import Model, ModelSpec, Scored
 from ..open_clip_models import (
@@ -190,34 +192,53 @@ def _vocabulary(module: Any) -> int:
 def _retrieval(
     model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int, ranks: Ranks
 ) -> dict[str, float]:
+    """Recall among the split's images and all of their captions. Image files that are identical are one image."""
     nothing = torch.empty(0, model.outputs, device=device)
     images, texts = [nothing], [nothing]
-    captions: list[str] = []
+    files: list[bytes] = []
+    captions: list[tuple[bytes, str]] = []  # with the file that each is of
     failures = 0
+
+    def add_texts(text_BD: torch.Tensor, of_files: Sequence[bytes], found: Sequence[str]) -> None:
+        texts.append(text_BD)
+        captions.extend(zip(of_files, found, strict=True))
+
     with ranks.together():
         for batch in split_batches(model, dataset, batch_size, ranks):
             failures += len(batch.failures)
-            batch_captions = [str(e.target) for e in batch.examples]
-            if not batch_captions:
+            if not batch.examples:
                 continue
-            tokens = model.tokenize(batch_captions).to(device)
+            here = [blake2b(e.image, digest_size=16).digest() for e in batch.examples]
+            first = [str(e.target) for e in batch.examples]
+            tokens = model.tokenize(first).to(device)
             scored = score_batch(model, torch.from_numpy(batch.pixels).to(device), tokens, precision=precision)
             assert scored.image_embedding is not None and scored.text_embedding is not None
             images.append(scored.image_embedding)
-            texts.append(scored.text_embedding)
-            captions += batch_captions
-    image_ND, text_ND = (torch.cat(ranks.gather(torch.cat(parts))) for parts in (images, texts))
-    captions = [caption for part in ranks.share(captions) for caption in part]
+            files += here
+            add_texts(scored.text_embedding, here, first)
+            more = [(file, text) for file, e in zip(here, batch.examples, strict=True) for text in e.more_captions]
+            for part in batched(more, batch_size):
+                found = [text for _, text in part]
+                tokens = model.tokenize(found).to(device)
+                add_texts(embed_captions(model, tokens, precision), [file for file, _ in part], found)
+    image_ND, text_MD = (torch.cat(ranks.gather(torch.cat(parts))) for parts in (images, texts))
+    files = [one for part in ranks.share(files) for one in part]
+    captions = [one for part in ranks.share(captions) for one in part]
     failures = sum(ranks.share(failures))
-    if not captions:
+    if not files:
         raise nothing_read(dataset)
-    ids = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    caption_N = torch.tensor([ids[caption] for caption in captions], device=device)
-    quality = recall(image_ND, text_ND, caption_N, "image_to_text") | recall(
-        text_ND, image_ND, caption_N, "text_to_image"
-    )
+    number = {file: i for i, file in enumerate(dict.fromkeys(files))}
+    words = {text: i for i, text in enumerate(dict.fromkeys(text for _, text in captions))}
+    place = {file: row for row, file in reversed(list(enumerate(files)))}  # where each file comes first
+    image_ND = image_ND[torch.tensor([place[file] for file in number], device=device)]
+    image_of_M = torch.tensor([number[file] for file, _ in captions], device=device)
+    caption_M = torch.tensor([words[text] for _, text in captions], device=device)
+    quality = recalls(image_ND, text_MD, image_of_M, caption_M)
     # The mean is less noisy than a single recall: a test split has some hundred queries.
-    return {"mean_recall": sum(quality.values()) / len(quality), **quality, **counts(len(captions), failures)}
+    mean = sum(quality.values()) / len(quality)
+    several = {"test_images": len(number), "test_captions": len(captions)}
+    more_counts = {name: count for name, count in several.items() if count != len(files)}
+    return {"mean_recall": mean, **quality, **counts(len(files), failures), **more_counts}
 
 
 def _zero_shot(

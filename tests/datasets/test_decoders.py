@@ -106,6 +106,7 @@ def test_the_processes_of_a_parent_that_was_killed_end(tmp_path):
 def test_processes_only_where_they_pay(monkeypatch):
     monkeypatch.setattr("curate.datasets.decoders.cores", lambda: 16)
     assert default_processes([Geometry(size=224)]) == 15
+    assert default_processes([Geometry(size=224)], 8) == 7 and default_processes([Geometry(size=224)], 2) == 0
     assert default_processes([Geometry(size=32), len]) == 0
     monkeypatch.setattr("curate.datasets.decoders.cores", lambda: 4)
     assert default_processes([Geometry(size=224)]) == 0

@@ -1,12 +1,14 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from curate.datasets.fields import MAX_JSON_BYTES, json_field, split_field
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_table
 from curate.datasets.targets import hash_target
-from curate.errors import ExampleError
+from curate.errors import ExampleError, SpecError
 from support.tars import write_tar
 
 
@@ -89,3 +91,42 @@ def test_captions_come_out_of_json_files_beside_images(tmp_path):
     (tmp_path / "a.json").write_text('{"caption": "a dog"}')
     spec = spec_from_table("d", {"train": str(tmp_path), "text": "json:caption"})
     assert [r.target for s in list_shards(spec) for r in read_shard(spec, s)] == ["a dog"]
+
+
+def test_the_captions_after_the_first_are_kept_for_evaluation_alone(tmp_path):
+    (one, two) = read(tmp_path, {"said": [" a dog ", "a cat", 3, None, " "]}, {"said": ["alone"]}, text="json:said")
+    assert (one.target, one.target_hash, one.more_captions) == ("a dog", hash_target(b" a dog "), ("a cat",))
+    assert (two.target, two.more_captions) == ("alone", ())
+    column = pa.array([["a dog", "a cat"], None, []], pa.list_(pa.string()))
+    pq.write_table(pa.table({"image": [b"1"] * 3, "text": column}), tmp_path / "0.parquet")
+    spec = spec_from_table("d", {"train": str(tmp_path / "0.parquet"), "text": "text"})
+    (one, *none) = (r for s in list_shards(spec) for r in read_shard(spec, s))
+    assert (one.target, one.more_captions) == ("a dog", ("a cat",))
+    assert {failure.reason for failure in none} == {"no caption (text)"}
+
+
+def test_a_text_may_have_a_caption_on_each_line(tmp_path):
+    texts = (b"a dog\n\n a cat \r\nboth\n", b"alone", b"\n \n")
+    path = write_tar(
+        tmp_path / "0.tar", [m for i, t in enumerate(texts) for m in ((f"{i}.png", b"1"), (f"{i}.txt", t))]
+    )
+    known = {"train": str(path), "text": "txt"}
+    spec = spec_from_table("d", {**known, "captions": "lines"})
+    (one, two, none) = (r for s in list_shards(spec) for r in read_shard(spec, s))
+    assert (one.target, one.target_hash, one.more_captions) == ("a dog", hash_target(b"a dog"), ("a cat", "both"))
+    assert (two.target, two.more_captions, none.reason) == ("alone", (), "txt is empty")
+    plain = spec_from_table("d", known)
+    (whole, *_) = (r for s in list_shards(plain) for r in read_shard(plain, s))
+    assert whole.target == "a dog\n\n a cat \r\nboth" and not whole.more_captions
+    # An example is another one then, and its score table too. What is not set is in no manifest and no fingerprint.
+    assert spec.fingerprint != plain.fingerprint and "captions" not in plain.to_dict()
+    assert type(spec).from_dict(spec.to_dict()) == spec
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [({"text": "txt", "captions": "rows"}, "expected 'lines'"), ({"captions": "lines"}, "is not read")],
+)
+def test_what_captions_cannot_be_is_refused(entry, told):
+    with pytest.raises(SpecError, match=told):
+        spec_from_table("d", {"train": "0.tar", **entry})

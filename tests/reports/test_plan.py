@@ -5,7 +5,7 @@ import re
 import pytest
 from curate.ledger import StepCost
 from curate.reports.plan import write_plan
-from curate.studies.plan import Plan
+from curate.studies.planned import Plan
 from support.commands import curate
 
 

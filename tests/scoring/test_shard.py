@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from curate.datasets import list_shards
+from curate.datasets.decoders import Decoders
 from curate.datasets.readers import to_bytes
 from curate.errors import ShardError
 from curate.scoring import load_model
@@ -68,6 +69,17 @@ def test_threads_that_share_a_model_give_the_same_scores(case):
     after = model.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "running statistics are read alone"
     assert not any(module.training for module in model.module.modules())
+
+
+def test_shards_that_are_decoded_by_processes_give_the_same_scores(scoring):
+    """Three at a time, as a worker with a GPU starts them."""
+    dataset, model, settings = scoring
+    shards = list_shards(dataset)[:3]
+    alone = [told(score_shard(dataset, shard, model, **settings)) for shard in shards]
+    decoders = Decoders(1, [model.geometry])
+    started = [StartedShard(dataset, shard, model, **settings, look_at=decoders.look) for shard in shards]
+    assert [told(shard.finish()) for shard in started] == alone
+    assert decoders._pool is not None
 
 
 def test_a_started_shard_is_read_ahead_and_closing_it_ends_its_threads(scoring, tmp_path):

@@ -6,7 +6,8 @@ from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
 from curate.scoring.tables.lookup import open_scores
 from curate.studies.options import PlanOptions
-from curate.studies.plan import make_plan, sizes_down
+from curate.studies.plan import make_plan
+from curate.studies.planned import sizes_down
 from curate.units import parse_ratio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +26,8 @@ SCORER_TRAIN = 3 * SCORER - SCORER_STEM
 LINES = ("learner_train", "online_score", "online_train", "reference_score", "reference_train")
 
 
-def bare(ratio, **changes):
-    return make_plan(PlanOptions.of(ratio=ratio, **changes), NOBODY)
+def bare(ratio, watches=False, **changes):
+    return make_plan(PlanOptions.of(ratio=ratio, **changes), NOBODY, watches=watches)
 
 
 def real(digits, config=None, **changes):
@@ -167,6 +168,19 @@ def test_runs_share_what_is_paid_once(digits, regime):
     assert four.ledger().spent == one.ledger().spent
     assert four.break_even("foundation") == one.break_even("foundation") < four.break_even(regime)
     assert four.break_even(regime) < one.break_even(regime)
+
+
+def test_a_run_that_watches_pays_for_its_twin_in_half_of_its_steps():
+    """By hand, at a ratio of 1/12 and f = 0.5: a step costs 1 + 1/18 + 1/12 = 41/36, watching one 1/18 + 41/36/12."""
+    step, watching = Fraction(41, 36), Fraction(1, 18) + Fraction(41, 36 * 12)
+    plan = bare(1 / 12, watches=True)
+    watched = Fraction(1, 2) / step
+    assert plan.steps == pytest.approx(float((1 - watched * watching) / step))
+    assert plan.ledger().spent == pytest.approx(1)
+    updates = (1 - watched * watching) / step
+    assert plan.break_even("foundation") == pytest.approx(float(1 - updates))
+    assert plan.break_even("fully_amortised") == 0
+    assert bare(1 / 12).break_even("foundation") == pytest.approx(float(1 - 1 / step))
 
 
 def test_no_saving_pays_for_a_scorer_as_large_as_the_learner():

@@ -7,16 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 from curate.datasets.spec import load_config
-from curate.errors import WriteError
+from curate.errors import ShardError, WriteError
 from curate.scoring import ModelSpec, load_model
+from curate.scoring.policies import Policy
 from curate.training import RunOptions, checkpoint, run, train
 from curate.training.evaluate import evaluate
 from curate.training.group import Group
 from curate.training.loop import train_loop
+from curate.training.scorer import RunScorer
 from curate.training.trainee import Trainee
 
 from support.prepared import TINY_CLIP
 from support.tiny import CutError, options_of, shard, write_toml
+
+
+def online_loss(known):
+    return known.online_B
+
+
+LEARNERS_LOSS = Policy("learners-loss", online_loss, online="learner")
 
 
 def five_shards(folder, models, changes):
@@ -74,6 +83,19 @@ def measured(group, models_and_datasets):
 def terminates_1(group):
     if group.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kills_1(group):
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_in_scoring_on_1(group):
+    def score(*_):
+        raise ShardError("shard '1.tar' is cut")
+
+    if group.rank == 1:
+        RunScorer.score = score
 
 
 def breaks_disk(group):

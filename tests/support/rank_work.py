@@ -31,6 +31,9 @@ def everything(group):
     received = group.exchange(parts)
     tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
     group.broadcast(tensors)
+    last = torch.tensor([group.rank])
+    group.broadcast([last], source=group.size - 1)
+    part = group.part(range(1, group.size))
     return {
         "gathered": [part.numpy() for part in gathered],
         "received": [part.numpy() for part in received],
@@ -38,6 +41,8 @@ def everything(group):
         "first": group.first(lambda: f"made by {group.rank}"),
         "sum": group.sum(torch.tensor([1.0, group.rank])).tolist(),
         "broadcast": [tensor.tolist() for tensor in tensors],
+        "of the last": last.tolist(),
+        "part": (part.rank, part.size, int(part.sum(torch.tensor(group.rank)))),
     }
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from curate.errors import SpecError
 from curate.ledger import StepCost
+from curate.studies.options import PlanOptions
+from curate.studies.plan import make_plan
 from curate.training import RunOptions, startup, train
 from curate.training.autopilot import Autopilot, Verdict
 from support.commands import silent
@@ -21,6 +23,12 @@ def options(digits, out, **changes):
         batch_size=16, budget_flops=4e9, precision="fp32", log_every=1, checkpoint_every=4, out=str(out), name="run"
     )
     return RunOptions.of(**{**known, **more, "filter_ratio": 0.75, "evaluate": False, **changes})
+
+
+def planned(digits):
+    """The same run, as `curate plan` takes it."""
+    known = dict(dataset="digits", learner="learner", online="scorer", reference_scores=digits.scores)
+    return PlanOptions.of(**known, batch_size=16, budget_flops=4e9, filter_ratio=0.75)
 
 
 def pilot(differences, budget=1000.0):
@@ -122,6 +130,12 @@ def test_a_run_follows_the_verdict_within_its_budget_and_resumes_exactly(digits,
     assert lines[-1]["lr"] < 0.01 * max(line["lr"] for line in lines)
     twin = summary["ledger"]["online_train"] / cost["online_train"] - scored
     assert found["steps"] <= twin <= 1 + found["steps"] * sum(cost.values()) / cost["learner_train"]
+    if pays:
+        plan = make_plan(planned(digits), digits.config, watches=True)
+        assert steps - 1 <= plan.steps <= steps
+        for line, within in (("online_score", 0.0), ("online_train", cost["online_train"])):
+            of_watching = summary["ledger"][line] - steps * cost[line]
+            assert getattr(plan.watching, line) == pytest.approx(of_watching, rel=1e-9, abs=within), line
 
     again = options(digits, tmp_path / "cut")
     for step in (found["steps"] - 1, found["steps"] + 6):

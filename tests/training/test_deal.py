@@ -29,6 +29,15 @@ def test_every_rank_trains_on_its_share_and_only_the_surplus_moves(drawn):
         assert not (gives and takes)
 
 
+@given(ranks_and_holders, st.integers(1, 5))
+def test_ranks_that_only_score_are_dealt_nothing_and_the_others_equal_shares(drawn, training):
+    scoring, holders = drawn
+    holder_b = np.array(holders, dtype=np.int64) + training
+    trained = np.bincount(deal(holder_b, training + scoring, training), minlength=training + scoring)
+    assert trained.sum() == len(holders) and not trained[training:].any()
+    assert trained[:training].max() - trained[:training].min() <= 1
+
+
 @given(st.integers(1, 6), st.integers(1, 32), st.integers(0, 300), st.integers(0, 50))
 @settings(max_examples=60)
 def test_every_row_of_a_super_batch_has_one_holder_and_lanes_are_shared_evenly(ranks, lanes, more, step):

@@ -3,46 +3,121 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
+from curate.datasets import decode, list_shards, read_shard
+from curate.datasets.spec import spec_from_table
 from curate.errors import CurateError, FailuresError, ShardError, SpecError
 from curate.scoring import load_model
-from curate.scoring.evaluation import recall
+from curate.scoring.evaluation import recalls
 from curate.scoring.ranks import ALONE
 from curate.training.evaluate import evaluate
 from support.rank_runs import measured
 from support.ranks import run_ranks
-from support.tars import replace_member, write_tar
+from support.tars import read_tar, replace_member, write_tar
 from support.tiny import go, shard, write_toml
 
 
-def slow_recall(query, answer, group, k):
+def slow_recall(query, answer, right, k):
+    """`right` holds the pairs (query, answer) that are."""
+    similarity = query.double().numpy() @ answer.double().numpy().T
     hits = 0
-    for i in range(len(query)):
-        similarities = [float(np.dot(query[i].double().numpy(), a.double().numpy())) for a in answer]
-        nearest = sorted(range(len(answer)), key=lambda j: -similarities[j])[:k]
-        hits += any(group[j] == group[i] for j in nearest)
+    for i, row in enumerate(similarity.tolist()):
+        nearest = sorted(range(len(row)), key=lambda j: -row[j])[:k]
+        hits += any((i, j) in right for j in nearest)
     return hits / len(query)
 
 
 def test_recall_equals_a_slow_computation():
+    """50 images of one to three captions, some of which are the same words."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(50, 8, generator=generator)
-    text = image + torch.randn(50, 8, generator=generator)
-    group = torch.arange(50) // 2
-    got = recall(image, text, group, "i2t")
-    assert got == {f"i2t_r{k}": pytest.approx(slow_recall(image, text, group.tolist(), k)) for k in (1, 5, 10)}
-    assert got["i2t_r1"] < got["i2t_r10"]
+    of = torch.tensor([i for i in range(50) for _ in range(1 + i % 3)])
+    text = image[of] + torch.randn(len(of), 8, generator=generator)
+    words = torch.arange(len(of)) // 2
+    told = {(int(i), int(w)) for i, w in zip(of, words, strict=True)}
+    found = [(i, j) for i in range(50) for j in range(len(of)) if (i, int(words[j])) in told]
+    got = recalls(image, text, of, words)
+    for k in (1, 5, 10):
+        assert got[f"image_to_text_r{k}"] == pytest.approx(slow_recall(image, text, set(found), k))
+        assert got[f"text_to_image_r{k}"] == pytest.approx(slow_recall(text, image, {(j, i) for i, j in found}, k))
+    assert got["text_to_image_r1"] < got["text_to_image_r10"] < 1
+
+
+def test_recall_of_three_images_with_two_captions_each_by_hand():
+    image = torch.eye(3)
+    text = torch.tensor(
+        [
+            *([1.0, 0, 0], [0.1, 1, 0]),  # nearest to images 0 and 1
+            *([0, 0.9, 0], [0.5, 0.2, 0]),  # 1 and 0
+            *([0, 0.95, 0.3], [0, 0, 0.2]),  # 1 and 2
+        ]
+    )
+    of = torch.tensor([0, 0, 1, 1, 2, 2])
+    # The first captions of images 0, 1 and 2 are the nearest to image 0; to image 1 one of image 0; to image 2 its own.
+    got = recalls(image, text, of, torch.arange(6))
+    assert got["text_to_image_r1"] == pytest.approx(3 / 6) and got["image_to_text_r1"] == pytest.approx(2 / 3)
+    assert got["text_to_image_r5"] == got["image_to_text_r5"] == 1
+    # Image 1 has a caption of the words that are nearest to it and were written for image 0.
+    same = recalls(image, text, of, torch.tensor([0, 1, 1, 3, 4, 5]))
+    assert same["text_to_image_r1"] == pytest.approx(4 / 6) and same["image_to_text_r1"] == 1
 
 
 def test_fewer_answers_than_k():
-    assert recall(torch.eye(3), torch.eye(3), torch.arange(3), "x") == {"x_r1": 1.0, "x_r5": 1.0, "x_r10": 1.0}
+    assert set(recalls(torch.eye(3), torch.eye(3), torch.arange(3), torch.arange(3)).values()) == {1.0}
+
+
+def captioned(pairs, folder, how):
+    """A test split of 20 images with three captions each, written in one of the ways in which data sets have them."""
+    source = [member for member in read_tar(pairs.root / "data/00000.tar") if member[0].endswith(".png")]
+    words = ("a digit", "the number", "seven or one", "small and grey")
+    members = []
+    for i, (name, png) in enumerate(source):
+        told = [f"{words[(i + j) % 4]} {i // 2 * 3 + j}" for j in range(3)]
+        if how == "list":
+            members += [(name, png), (name.replace("png", "json"), json.dumps({"captions": told}).encode())]
+        elif how == "lines":
+            members += [(name, png), (name.replace("png", "txt"), "\n".join(told).encode())]
+        else:
+            for j, one in enumerate(told):
+                members += [(f"{i}-{j}.png", png), (f"{i}-{j}.txt", one.encode())]
+    path = str(write_tar(folder / f"{how}.tar", members))
+    more = {"list": {"text": "json:captions"}, "lines": {"text": "txt", "captions": "lines"}, "rows": {"text": "txt"}}
+    return spec_from_table("captioned", {"train": path, "test": path, **more[how]})
+
+
+def test_several_captions_an_image_are_measured_however_they_are_written(pairs, tmp_path):
+    model = load_model(pairs.options("unused").reference)
+    found = {}
+    for how in ("list", "lines", "rows"):
+        found[how] = evaluate(
+            model, captioned(pairs, tmp_path, how), device=torch.device("cpu"), precision="fp32", batch_size=7
+        )
+    sizes = {
+        name: [found[name].pop(n, None) for n in ("test_examples", "test_images", "test_captions")] for name in found
+    }
+    assert sizes == {"list": [20, None, 60], "lines": [20, None, 60], "rows": [60, 20, None]}
+    assert found["list"] == found["lines"] == pytest.approx(found["rows"])
+    # The same by a loop over what the model's own towers say.
+    images, texts, right = [], [], set()
+    with torch.no_grad():
+        for shard in list_shards(captioned(pairs, tmp_path, "list"), "test"):
+            for example in read_shard(captioned(pairs, tmp_path, "list"), shard):
+                pixels = torch.from_numpy(decode(example.image, model.geometry).copy())[None]
+                images.append(model.module.encode_image(model.normalize(pixels), normalize=True)[0])
+                for caption in (example.target, *example.more_captions):
+                    right.add((len(images) - 1, len(texts)))
+                    texts.append(model.module.encode_text(model.tokenize([caption]), normalize=True)[0])
+    assert len(right) == 60
+    assert found["list"]["text_to_image_r5"] == pytest.approx(
+        slow_recall(torch.stack(texts), torch.stack(images), {(j, i) for i, j in right}, 5)
+    )
+    assert found["list"]["image_to_text_r5"] == pytest.approx(
+        slow_recall(torch.stack(images), torch.stack(texts), right, 5)
+    )
 
 
 def test_top1_equals_a_plain_loop(digits):
-    from curate.datasets import decode, list_shards, read_shard
-
     model = load_model(digits.options("unused").reference)
     spec = digits.dataset()
     right = total = 0
@@ -57,12 +132,15 @@ def test_top1_equals_a_plain_loop(digits):
     assert quality["top1"] == pytest.approx(right / total)
 
 
-def test_ranks_share_the_batches_and_measure_the_same(digits, pairs):
+def test_ranks_share_the_batches_and_measure_the_same(digits, pairs, tmp_path):
     pairs_options = pairs.options("unused")
-    captioned = replace(pairs_options.dataset, test=pairs_options.dataset.train)
-    both = [(digits.options("unused").reference, digits.dataset()), (pairs_options.reference, captioned)]
-    for found in run_ranks(3, measured, both):
-        for quality, alone in zip(found, measured(ALONE, both), strict=True):
+    sets = [
+        (digits.options("unused").reference, digits.dataset()),
+        (pairs_options.reference, replace(pairs_options.dataset, test=pairs_options.dataset.train)),
+        *((pairs_options.reference, captioned(pairs, tmp_path, how)) for how in ("list", "rows")),
+    ]
+    for found in run_ranks(3, measured, sets):
+        for quality, alone in zip(found, measured(ALONE, sets), strict=True):
             assert quality == pytest.approx(alone)
 
 

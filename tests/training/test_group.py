@@ -25,6 +25,8 @@ def test_every_rank_gets_what_was_sent_to_it(size):
         assert got["first"] == "made by 0"
         assert got["sum"] == [size, sum(range(size))]
         assert got["broadcast"] == [[0.0, 0.0, 0.0], 0]
+        assert got["of the last"] == [size - 1]
+        assert got["part"] == ((rank - 1, size - 1, sum(range(size))) if rank else (0, 1, 0))
 
 
 def test_one_ranks_error_is_raised_on_all_as_what_it_is():

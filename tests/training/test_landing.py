@@ -20,6 +20,7 @@ from curate.training.landing import Landing, read_arrivals, refuse_follow
 from curate.training.loop import train_loop
 from support.commands import curate, silent
 from support.runs import left_by
+from support.tars import write_tar
 from support.tiny import CutError, shard, write_toml
 
 # Shards of 150 examples. Two are there at the start, in two lanes; a super-batch has 32. So epoch 1 is the steps 1 to 9 of two
@@ -204,6 +205,25 @@ def test_without_a_table_a_file_enters_when_it_no_longer_changes(tmp_path):
     shard(tmp_path / "more/a.tar", range(4))
     with pytest.raises(ShardError, match="another folder has a file of this name too, so 'a' is now another shard"):
         Landing(again, None, silent).look({"a", "b"})
+
+
+def test_a_file_that_is_no_shard_never_enters(tmp_path):
+    """An epoch keeps what it has, so a shard that nobody can read would end the run, and each that resumes it."""
+    shard(tmp_path / "a.tar", range(4))
+    spec, said = spec_from_table("d", {"train": "*.tar", "classes": 10}, base=tmp_path), []
+    landing = Landing(spec, None, said.append)
+    landing.first(landed_shards(spec))
+    (tmp_path / "b.tar").write_bytes(b"<html>404</html>" * 99)
+    (tmp_path / "c.tar").write_bytes(shard(tmp_path / "whole", range(4, 8)).read_bytes()[:900])
+    write_tar(tmp_path / "d.tar", [(f"{key}.cls", b"3") for key in range(4)])
+    shard(tmp_path / "e.tar", range(12, 16))
+    assert landing.look({"a"}) == []
+    assert [[s.name for s, _ in landing.look({"a"})] for _ in range(2)] == [["e"], ["e"]]
+    assert len(said) == 3 and all("landed and cannot be used" in line for line in said)  # once each
+    assert any("none of its 4 examples can be used" in line for line in said)
+    shard(tmp_path / "b.tar", range(16, 20))
+    looks = [[s.name for s, _ in landing.look({"a", "e"})] for _ in range(2)]
+    assert looks == [[], ["b"]]
 
 
 def test_a_run_without_a_table_grows_too(tmp_path):

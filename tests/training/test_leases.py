@@ -22,8 +22,9 @@ def test_every_row_once_an_epoch(seed):
     while min(plan.epoch, 4) < 4:
         choice = rng.integers(5)
         if choice <= 1:
-            lease = plan.lease(f"scorer {rng.integers(3)}")
-            assert 0 < len(lease) <= plan.size and lease.last <= ROWS[lease.shard]
+            most = int(rng.integers(1, 2 * plan.size))
+            lease = plan.lease(f"scorer {rng.integers(3)}", most)
+            assert 0 < len(lease) <= min(most, plan.size) and lease.last <= ROWS[lease.shard]
             open_leases.append(lease)
         elif choice == 2 and open_leases:
             lease = open_leases.pop(int(rng.integers(len(open_leases))))

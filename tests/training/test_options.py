@@ -28,7 +28,7 @@ SINCE = """
 keep keep_by replay distill distill_temperature layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate
 score_ahead selection sync_bn fsdp grad_checkpointing keep_every evaluate_every score_precision report_to
 mix mix_last mix_scores gce prior_scores decode_processes follow reference_online reference_every reference_lr
-actors refresh max_age samples_per_insert pool_size deterministic
+actors scorers refresh refresh_scores max_age samples_per_insert pool_size deterministic
 """.split()
 NOW = dict(dataset="digits", learner="learner", online="scorer", reference_scores="scores", steps=3, batch_size=16)
 

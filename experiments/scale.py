@@ -1,0 +1,157 @@
+"""Larger learners with one scorer, and references from chance to clean, on CIFAR-10N.
+
+    python experiments/scale.py FOLDER RESULTS.jsonl     # half a minute to minutes a run on one AVX2 core
+    python experiments/scale.py --table RESULTS.jsonl
+
+The data, models and rates are those of `curated_map.py`, whose FOLDER it may share. The learners are trained at equal updates,
+with a reference made of 1,000 curated examples; the references on 10,000 curated examples, for as many drawn as the table says,
+each for the same learner at the map's budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from curate.datasets.spec import add_model, find_dataset, load_config
+from curate.scoring.flops import forward_flops
+from curate.scoring.loading import find_model, load_model
+from curate.training.evaluate import evaluate_by_name
+from curated_map import (
+    CHOOSING,
+    RATES_AT,
+    REFERENCE_EXAMPLES,
+    add_results,
+    argument_parser,
+    begin,
+    learn,
+    read_results,
+    reference_name,
+    score_table,
+)
+from findings_settings import conv
+from seeds import cell, difference
+
+STEPS, SEEDS, CURATED = 150, 3, 10_000
+LEARNERS = {
+    "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),
+    "learner4": conv(16, 32, 64, 128, layers=(0, 1, 1)),
+    "learner16": conv(32, 64, 128, 256, layers=(0, 1, 1)),
+}
+# Examples drawn for the reference: from one step to what the map's references got.
+DRAWN = (128, 512, 2_048, 8_192, 32_768, REFERENCE_EXAMPLES)
+POLICIES: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "learnability": {"policy": "learnability", **CHOOSING},
+    "filter 50 %": {"policy": "filter", "keep": 0.5},
+}
+
+
+# Uniform for twice the updates.
+TWICE = "uniform, twice"
+
+
+def of_learner(folder: Path, learner: str, policy: str, seed: int) -> dict[str, Any]:
+    """Train a learner for the updates that all learners get, or twice as many of them for "uniform, twice"."""
+    base, _, twice = policy.partition(", ")
+    changes = dict(POLICIES[base])
+    if changes:
+        changes["reference_scores"] = score_table(folder, RATES_AT, "bulk")
+    steps = 2 * STEPS if twice else STEPS
+    name = f"{learner}-{policy.replace(',', '').replace(' %', '').replace(' ', '-')}-seed{seed}"
+    summary = learn(folder, "scale", name, seed, learner=learner, budget_flops=None, steps=steps, **changes)
+    config = load_config(folder / "curate.toml")
+    task = find_dataset("bulk", config).task
+    flops = {
+        model: forward_flops(load_model(find_model(model, task=task, num_classes=10, config=config))).per_example
+        for model in (learner, "online")
+    }
+    ratio = flops[learner] / flops["online"]
+    return {"learner": learner, "ratio": ratio, "policy": policy, "seed": seed, **measured(summary)}
+
+
+def of_reference(folder: Path, drawn: int, policy: str, seed: int) -> dict[str, Any]:
+    """Train the map's learner by what a reference says that saw so many examples."""
+    changes = dict(POLICIES[policy])
+    changes["reference_scores"] = score_table(folder, CURATED, "bulk", drawn)
+    about = str(folder / "references" / reference_name(CURATED, drawn))
+    quality = evaluate_by_name(about, "bulk", load_config(folder / "curate.toml"))["top1"]
+    name = f"reference-{drawn}-{policy.replace(' %', '').replace(' ', '-')}-seed{seed}"
+    summary = learn(folder, "scale", name, seed, **changes)
+    return {"drawn": drawn, "reference_top1": quality, "policy": policy, "seed": seed, **measured(summary)}
+
+
+def measured(summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "top1": summary["quality"]["top1"],
+        "steps": summary["steps"],
+        "regimes": summary["regimes"],
+        "seconds": summary["took"],
+    }
+
+
+def planned() -> dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]]:
+    """All runs, by (learner or examples drawn, policy, seed), in their order."""
+    found: dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]] = {}
+    for seed in range(SEEDS):
+        for policy in ("learnability", "filter 50 %"):
+            for drawn in DRAWN:
+                found[drawn, policy, seed] = partial(of_reference, drawn=drawn, policy=policy, seed=seed)
+            for learner in LEARNERS:
+                for one in ("uniform", policy):
+                    found[learner, one, seed] = partial(of_learner, learner=learner, policy=one, seed=seed)
+        for learner in LEARNERS:
+            found[learner, TWICE, seed] = partial(of_learner, learner=learner, policy=TWICE, seed=seed)
+    return found
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line.get("learner", line.get("drawn")), line["policy"], line["seed"]
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Top-1 by learner, and by reference."""
+
+    def by_seed(what: Any, policy: str) -> dict[int, float]:
+        return {line["seed"]: line["top1"] for line in results if key_of(line)[:2] == (what, policy)}
+
+    lines = [
+        "| learner / online model | updates | policy | top-1 | minus uniform at as many updates |",
+        "|---" * 5 + "|",
+    ]
+    for learner in LEARNERS:
+        for policy in (*POLICIES, TWICE):
+            found = [line for line in results if key_of(line)[:2] == (learner, policy)]
+            if found:
+                top1 = by_seed(learner, policy)
+                more = "" if policy == "uniform" else difference(top1, by_seed(learner, "uniform"))
+                lines.append(
+                    f"| {found[0]['ratio']:.0f} | {found[0]['steps']} | {policy} | {cell([*top1.values()])} | {more} |"
+                )
+    lines += ["", "| examples drawn for the reference | its top-1 | learnability | filter 50 % |", "|---" * 4 + "|"]
+    for drawn in DRAWN:
+        found = [line for line in results if line.get("drawn") == drawn]
+        if found:
+            cells = [cell([*by_seed(drawn, policy).values()]) for policy in ("learnability", "filter 50 %")]
+            lines.append(f"| {drawn:,} | {found[0]['reference_top1']:.1%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argument_parser(__doc__).parse_args()
+    if arguments.table:
+        print(tables(read_results(arguments.paths[-1])))
+        return
+    folder, results = begin(arguments.paths)
+    for name, entry in LEARNERS.items():
+        add_model(folder / "curate.toml", name, entry)
+    done = {key_of(line) for line in read_results(results)}
+    missing = {key: run for key, run in planned().items() if key not in done}
+    runs = ((", ".join(map(str, key)), partial(run, folder)) for key, run in missing.items())
+    add_results(results, runs, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
