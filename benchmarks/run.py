@@ -33,6 +33,7 @@ NAMES = (
     "precision",
     "data_path",
     "ranks",
+    "actors",
 )
 # Only when asked for by name: they install a rival, write gigabytes, or take long.
 MORE_NAMES = (

@@ -29,6 +29,8 @@ NAMESPACE = "curate"
 # A scorer that was killed, or killed since it hung, begins anew so many times.
 RESTARTS = 3
 CONNECT_SECONDS, SECONDS_TO_CLOSE = 10, 10
+# The least time for a first answer: before it a process starts, imports torch and reads its first shard.
+FIRST_SECONDS = 120
 DOOR = "door of "
 
 
@@ -168,18 +170,22 @@ class RayCrew:
 
 def _asking(scorer: Any, job: list[Any], seconds: float) -> Callable[[Work], Found]:
     """Asks a scorer and waits for its answer. Raises LostScorerError where there is none in time."""
+    began = False
 
     def ask(asked: Work) -> Found:
-        ray = _ray()
+        nonlocal began
+        ray, limit = _ray(), seconds if began else max(seconds, FIRST_SECONDS)
+        began = False
         errors = ray.exceptions
         try:
             answer = scorer.score.remote(job, asked.lease.shard, asked.rows, asked.version, asked.weights)
-            found: Found = ray.get(answer, timeout=seconds)
+            found: Found = ray.get(answer, timeout=limit)
+            began = True
             return found
         except errors.GetTimeoutError:
             with suppress(Exception):
                 ray.kill(scorer, no_restart=False)
-            raise LostScorerError(f"no answer in {seconds:g} seconds", gone=False) from None
+            raise LostScorerError(f"no answer in {limit:g} seconds", gone=False) from None
         except errors.RayTaskError as e:
             if isinstance(e.cause, CurateError):
                 raise e.cause from None

@@ -28,9 +28,13 @@ class Pace:
 
     def start(self, step: int, what: str) -> None:
         """Measure from here, after `step` steps of a run that is called `what`."""
-        self._first_step = step
-        self._progress = Progress(self._report, what, self.steps, first=step)
+        self._what, self._began = what, step
+        self._measure_from(step)
         self._next_save = time.perf_counter() + CHECKPOINT_SECONDS
+
+    def _measure_from(self, step: int) -> None:
+        self._first_step = step
+        self._progress = Progress(self._report, self._what, self.steps, first=step)
 
     def end_at(self, steps: int) -> None:
         """The run ends after so many steps."""
@@ -59,6 +63,9 @@ class Pace:
 
     def show(self, step: int, loss: torch.Tensor, ledger: Ledger, more: Callable[[], str] = lambda: "") -> None:
         """Show people how far the run is, now and then. `more` adds words."""
+        if step == self._began + 1:  # it also waits for what starts: actors, first reads, a compiler
+            self._measure_from(step)
+            return
         progress = self._progress
         assert progress is not None
 

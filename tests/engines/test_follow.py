@@ -1,5 +1,6 @@
 """`score-reference --follow` on engines that run without an end: shards land while it runs, is killed, and runs again."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 from curate.datasets.spec import add_dataset
 from engines.support import COMMAND_SECONDS, ENGINES, Work
 from faults.support import wait_until
+from support.commands import start_curate
 from support.tables import assert_same_table, score_files
 from support.tars import reshard
 
@@ -134,3 +136,58 @@ def test_a_shard_that_is_written_to_after_it_was_scored_ends_the_job_with_what_t
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("curate: ")]
     assert "shard '00001' was scored at size" in line
     assert "delete 00001.parquet there to score it again" in line
+
+
+def test_a_run_trains_on_what_a_follower_scores_meanwhile(landing, tmp_path):
+    """The run is killed once. While it is away, more lands."""
+    work, run = landing.folder, landing.folder / "runs/run"
+    models = ("--policy", "learnability", "--learner", "small_resnet_w8", "--online", "small_resnet_w8_plain")
+    about = ("--steps", 1000, "--batch-size", 16, "--precision", "fp32", "--checkpoint-every", 10, "--log-every", 1)
+    given = (
+        *models,
+        *about,
+        "--reference-scores",
+        "followed",
+        "--name",
+        "run",
+        "--no-evaluate",
+        "--follow",
+        "--resume",
+    )
+
+    def taken() -> int:
+        records = run / "shards.json"
+        return sum(len(epoch["new"]) for epoch in json.loads(records.read_text())["epochs"]) if records.exists() else 0
+
+    def train() -> subprocess.Popen:
+        with (work / "train.log").open("a") as file:
+            return start_curate("train", "--dataset", "landing", *map(str, given), cwd=work, stderr=file)
+
+    with ExitStack() as stack:
+        options = ENGINES["prism"](stack, tmp_path)
+        land(work, *range(4))
+        follower = landing.start(options, "--follow", "--every", str(SECONDS), out="followed", log=work / "log")
+
+        def wait_for_scores(count: int) -> None:
+            pattern = "followed/*/*/[0-9]*.parquet"
+            wait_until(lambda: len([*work.glob(pattern)]) == count, follower, f"{count} shards", COMMAND_SECONDS)
+
+        wait_for_scores(4)
+        learner = train()
+        wait_until(lambda: (run / "metrics.jsonl").exists(), learner, "the first step", COMMAND_SECONDS)
+        land(work, *range(4, 13))
+        wait_until(lambda: taken() == 13, learner, "that 13 shards are taken", COMMAND_SECONDS)
+        learner.kill()
+        learner.wait()
+        land(work, *range(13, SHARDS))
+        wait_for_scores(SHARDS)
+        learner = train()
+        wait_until(lambda: taken() == SHARDS, learner, "that all shards are taken", COMMAND_SECONDS)
+        assert learner.wait(COMMAND_SECONDS) == 0, (work / "train.log").read_text()
+        assert stop(follower, signal.SIGINT) == 0, (work / "log").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["shards_by_epoch"][0] == 4 and summary["shards_by_epoch"][-1] == SHARDS
+    assert summary["counts"]["examples"] == 900
+    (manifest,) = work.glob("followed/*/*/_manifest.json")
+    scored = json.loads(manifest.read_text())["flops"]["reference_score"]
+    assert summary["ledger"]["reference_score"] == pytest.approx(scored)

@@ -93,6 +93,7 @@ def check_whole(run):
 def test_a_scorer_is_killed_and_another_hangs(digits, tmp_path):
     run = Run(digits, tmp_path).start(CURATE_TIMEOUT_MINUTES="0.1")
     run.until(20)
+    wait_until(lambda: len(run.scorers()) == 2, run.process, "both scorers")
     first, second = run.scorers()
     first.kill()
     run.until(60)
