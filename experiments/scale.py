@@ -117,26 +117,27 @@ def tables(results: list[dict[str, Any]]) -> str:
     def by_seed(what: Any, policy: str) -> dict[int, float]:
         return {line["seed"]: line["top1"] for line in results if key_of(line)[:2] == (what, policy)}
 
-    lines = [
-        "| learner / online model | updates | policy | top-1 | minus uniform at as many updates |",
-        "|---" * 5 + "|",
-    ]
+    learners, references = [], []
     for learner in LEARNERS:
         for policy in (*POLICIES, TWICE):
             found = [line for line in results if key_of(line)[:2] == (learner, policy)]
             if found:
                 top1 = by_seed(learner, policy)
                 more = "" if policy == "uniform" else difference(top1, by_seed(learner, "uniform"))
-                lines.append(
-                    f"| {found[0]['ratio']:.0f} | {found[0]['steps']} | {policy} | {cell([*top1.values()])} | {more} |"
-                )
-    lines += ["", "| examples drawn for the reference | its top-1 | learnability | filter 50 % |", "|---" * 4 + "|"]
+                ratio, steps = found[0]["ratio"], found[0]["steps"]
+                learners.append(f"| {ratio:.0f} | {steps} | {policy} | {cell([*top1.values()])} | {more} |")
     for drawn in DRAWN:
         found = [line for line in results if line.get("drawn") == drawn]
         if found:
             cells = [cell([*by_seed(drawn, policy).values()]) for policy in ("learnability", "filter 50 %")]
-            lines.append(f"| {drawn:,} | {found[0]['reference_top1']:.1%} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            references.append(f"| {drawn:,} | {found[0]['reference_top1']:.1%} | {' | '.join(cells)} |")
+    heads = {
+        "learner / online model | updates | policy | top-1 | minus uniform at as many updates": learners,
+        "examples drawn for the reference | its top-1 | learnability | filter 50 %": references,
+    }
+    return "\n\n".join(
+        "\n".join([f"| {head} |", "|---" * (head.count("|") + 1) + "|", *rows]) for head, rows in heads.items() if rows
+    )
 
 
 def main() -> None:
