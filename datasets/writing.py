@@ -186,7 +186,7 @@ def _write_error(url: str | Path, error: Exception, what: str = "written") -> Wr
 def _os_error(error: Exception) -> OSError | None:
     """The system's error behind an error: torch raises another one on top, safetensors gives its number alone."""
     found = error.__context__ if isinstance(error, RuntimeError) else error
-    told = re.search(r"\(os error (\d+)\)", str(error))
+    told = re.search(r"(?:\(os error |\bOs \{ code: )(\d+)", str(error))  # as Rust spells it, in short and in full
     # Pillow calls a damaged image an OSError; it has no number.
     number = found.errno if isinstance(found, OSError) else told and int(told[1])
     return OSError(number, os.strerror(number)) if number else None

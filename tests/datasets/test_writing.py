@@ -14,7 +14,15 @@ import pytest
 import torch
 from curate.datasets import writing
 from curate.datasets.storage import list_names
-from curate.datasets.writing import make_folder, remove, remove_partials, whole_file, whole_folder, write_whole
+from curate.datasets.writing import (
+    make_folder,
+    remove,
+    remove_partials,
+    whole_file,
+    whole_folder,
+    write_errors,
+    write_whole,
+)
 from curate.errors import SpecError, StoppedError, TableError, WriteError
 from safetensors.torch import save_file
 from support.disk import files_up_to
@@ -243,3 +251,11 @@ def test_a_lock_is_held_by_one_and_missing_locks_are_a_reason(tmp_path, monkeypa
         monkeypatch.setattr(writing.fcntl, "flock", fails(errno.EIO))
         with pytest.raises(OSError, match="Input/output error"):
             writing.lock(file)
+
+
+@pytest.mark.parametrize(
+    "told", ["I/O error: No space left on device (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"]
+)
+def test_a_full_disk_is_known_by_what_rust_says_of_it(told):
+    with pytest.raises(WriteError, match=r"a/b: cannot be written \(No space left on device\)"), write_errors("a/b"):
+        raise ValueError(told)
