@@ -72,7 +72,7 @@ def parse_share(text: str, option: str) -> float:
 def percent(share: float) -> str:
     """A difference: whole percents, one digit more below 10 %: `64 %`, `−9.1 %`."""
     text = f"{share:.0%}" if abs(share) >= 0.0995 else f"{share:.1%}"
-    return text.replace("%", " %").replace("-", "\N{MINUS SIGN}")
+    return text.replace("-0.0%", "0.0%").replace("%", " %").replace("-", "\N{MINUS SIGN}")
 
 
 def accuracy(share: float) -> str:

@@ -15,6 +15,7 @@ from ..datasets.writing import whole_file, write_whole
 from ..errors import RunError, WriteError
 from ..units import Report
 from .analysis import analyse
+from .arms import read_arms
 from .contact_sheet import contact_sheets, sheets_html
 from .content import Comparison, Made, Point
 from .page import page
@@ -89,7 +90,8 @@ def write_folder(
         write_points(found, root / "points.parquet")
         write_comparison(comparison, root / "comparison.json")
         sheets = contact_sheets(root, found, compared.budget_flops, dataset)
-        text = page(comparison, draw(comparison, found, root / "plots"), sheets_html(sheets))
+        arms = read_arms(root, found, compared.budget_flops)
+        text = page(comparison, draw(comparison, found, root / "plots"), sheets_html(sheets), arms)
         write_whole(index, text.encode())
     except WriteError as e:
         raise RunError(f"{e}, or choose another --out") from e

@@ -54,7 +54,7 @@ def density(
     """How many examples have each pair of values; `counts` is [x, y]."""
     if not counts.sum():
         return None
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.8), layout="constrained")
     axes = figure.add_subplot()
     (x0, *_, x1), (y0, *_, y1) = edges
     shown = axes.imshow(

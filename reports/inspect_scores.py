@@ -157,7 +157,7 @@ def _wrong_labels(rows: Rows, options: InspectOptions, tiles: list[Tile]) -> Sec
             "Label; and the class that the reference predicts",
             cells(rows, "ORDER BY loss DESC", options.images, disagree),
         ),
-        Table("Most frequent pairs", ("label", "predicted", "examples", "share of the label's"), confused),
+        Table("Most frequent pairs", ("label", "predicted", "examples", "share of the label"), confused),
     ]
     parts += _precision(rows)
     return Section(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ..ledger import BASELINE, REGIMES
 from ..units import accuracy, format_flops, percent
+from .arms import Arm, arms_table
 from .content import COSTS, Analysis, Comparison
 from .page_style import document, inline_svg
 from .tables import equal_table, ledger_table, savings_table, search_table
@@ -28,14 +29,17 @@ REGIME_WORDS = {
 }
 
 
-def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "") -> str:
-    """The HTML of a comparison. `plots` are the SVG texts by name, `sheets` is HTML."""
+def page(comparison: Comparison, plots: Mapping[str, str], sheets: str = "", arms: Sequence[Arm] = ()) -> str:
+    """The HTML of a comparison. `plots` are the SVG texts by name, `sheets` is HTML, `arms` are those of `read_arms`."""
     analysis = comparison.analysis
     title = f"curate compare: {', '.join(analysis.policies)} on {comparison.dataset}"
+    first, _, more = comparison.verdict.partition(". ")
     return document(
         title,
-        f"""<p class="verdict" id="verdict">{escape(comparison.verdict)}</p>
+        f"""<div id="verdict"><p class="verdict">{escape(first.removesuffix("."))}.</p>
+<p>{escape(more)}</p></div>
 {_tiles(analysis)}
+{arms_table(arms, comparison) if arms else ""}
 <h2>Savings at equal quality</h2>
 <p class="note">Share of {BASELINE}'s cost that a policy saves at the same quality. It is interpolated between {BASELINE}'s
 complete runs and never extrapolated: &gt; (more than) where the quality is above that of {BASELINE}'s budgets, ≤ (at most)

@@ -7,9 +7,10 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --paper: #ffffff; --tint: #f4f6f8;
+  --shade: #1b1f2440;
   --gain: #0b6e4f; --loss: #a4351b; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #3a424c; --paper: #15191e; --tint: #1f252c;
+  :root { --ink: #e6e9ec; --soft: #9aa5b1; --line: #3a424c; --paper: #15191e; --tint: #1f252c; --shade: #000000a0;
     --gain: #5fd3a6; --loss: #ff9a7a; }
 }
 * { box-sizing: border-box; }
@@ -28,8 +29,15 @@ p, li { max-width: 50em; }
 .tile b { display: block; font-size: 1.55rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .88rem; }
 .tile small { color: var(--soft); font-size: .8rem; }
-.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; margin: 0 0 8px; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+/* A shadow at a side says that there is more beyond it; what scrolls with the content covers the shadow at the end. */
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; margin: 0 0 8px; background-repeat: no-repeat;
+  background-image: linear-gradient(to right, var(--paper) 30%, transparent),
+    linear-gradient(to left, var(--paper) 30%, transparent),
+    linear-gradient(to right, var(--shade), transparent), linear-gradient(to left, var(--shade), transparent);
+  background-position: 0 0, 100% 0, 0 0, 100% 0; background-size: 40px 100%, 40px 100%, 14px 100%, 14px 100%;
+  background-attachment: local, local, scroll, scroll; }
+.sheet + .scroll { margin-top: 20px; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: min(100%, 44rem); }
 caption { text-align: left; font-weight: 600; padding: 10px 0 6px; }
 th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap;
   vertical-align: top; }
@@ -44,9 +52,11 @@ td.ours { background: var(--tint); }
 .loss { color: var(--loss); }
 .best { font-weight: 700; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .5em; }
-figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
+figure { --paper: #ffffff; --shade: #1b1f2440; margin: 0;
+  background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
 figure figcaption { color: #1b1f24; font-weight: 600; margin: 2px 4px 6px; }
 figure svg { display: block; width: 100%; height: auto; }
+figure svg g[id*="patch_"] path[style*="fill: #ffffff"] { fill: none !important; }
 figure svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
   sans-serif !important; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(330px, 100%), 1fr)); gap: 14px; }

@@ -31,7 +31,7 @@ def savings_table(analysis: Analysis) -> str:
         f'<th colspan={len(REGIMES)} class="group" scope=colgroup>total compute saved, by regime</th></tr>'
         f"<tr>{regimes}</tr></thead>"
     )
-    return _table("savings", "Saved at equal quality", head, "".join(bodies))
+    return html_table("savings", "Saved at equal quality", head, "".join(bodies))
 
 
 def _savings_row(row: SavingsRow, analysis: Analysis) -> str:
@@ -58,7 +58,13 @@ def equal_table(analysis: Analysis, cost: str) -> str:
     rows = []
     for row in analysis.equal[cost]:
         means = [quality.mean for quality in row.quality.values()]
-        at = format_flops(row.at) if cost == "total_flops" else f"{row.at:,.4g}" if row.at < 1e3 else f"{row.at:,.0f}"
+        at = (
+            format_flops(row.at)
+            if cost == "total_flops"
+            else _seconds(row.at)
+            if cost == "seconds"
+            else f"{row.at:,.0f}"
+        )
         cells = "".join(
             _quality_cell(row.quality[p], best=len(means) > 1 and row.quality[p].mean == max(means))
             if p in row.quality
@@ -67,7 +73,7 @@ def equal_table(analysis: Analysis, cost: str) -> str:
         )
         rows.append(f"<tr><td>{analysis.multiple(row.budget_flops)}</td><td>{at}</td>{cells}</tr>")
     caption = f"{quality_name(analysis.quality).capitalize()} at equal {COSTS[cost]}"
-    return _table(f"equal_{cost}", caption, head, f"<tbody>{''.join(rows)}</tbody>")
+    return html_table(f"equal_{cost}", caption, head, f"<tbody>{''.join(rows)}</tbody>")
 
 
 def ledger_table(analysis: Analysis) -> str:
@@ -81,10 +87,10 @@ def ledger_table(analysis: Analysis) -> str:
             cells = "".join(f"<td>{format_flops(line.mean) if line else 'not known'}</td>" for line in lines)
             updates, seconds = rung.costs["learner_updates"].mean, rung.costs["seconds"].mean
             rows.append(
-                f"<tr><td>{policy_name(policy, analysis)}</td>{cells}<td>{updates:,.0f}</td><td>{seconds:,.4g}</td></tr>"
+                f"<tr><td>{policy_name(policy, analysis)}</td>{cells}<td>{updates:,.0f}</td><td>{_seconds(seconds)}</td></tr>"
             )
     head = f"<thead><tr><th scope=col>policy</th>{heads}<th scope=col>learner updates</th><th scope=col>seconds</th></tr></thead>"
-    return _table("ledger_table", "A run at 1x, mean over seeds", head, f"<tbody>{''.join(rows)}</tbody>")
+    return html_table("ledger_table", "A run at 1x, mean over seeds", head, f"<tbody>{''.join(rows)}</tbody>")
 
 
 def search_table(comparison: Comparison) -> str:
@@ -103,7 +109,7 @@ def search_table(comparison: Comparison) -> str:
         )
         whose = f"all runs at {multiple:g}x" if len(comparison.search) > 1 else "all runs"
         caption = f"Learning-rate search: {BASELINE} at {multiple:g}x, seed 0; {whose} use the best"
-        tables.append(_table(f"search-{multiple:g}x", caption, head, f"<tbody>{rows}</tbody>"))
+        tables.append(html_table(f"search-{multiple:g}x", caption, head, f"<tbody>{rows}</tbody>"))
     edges = "".join(f"<p>{escape(said.capitalize())}.</p>" for said in comparison.edges)
     return f"{''.join(tables)}<p class=note>Measured on {escape(comparison.searched_on)}.</p>{edges}"
 
@@ -119,5 +125,10 @@ def _quality_cell(quality: Spread, best: bool = False) -> str:
     return f"<td><span{' class=best' * best}>{about}{accuracy(quality.mean)}</span>{low_high}</td>"
 
 
-def _table(name: str, caption: str, head: str, body: str) -> str:
+def html_table(name: str, caption: str, head: str, body: str) -> str:
     return f'<div class="scroll" tabindex="0"><table id="{name}"><caption>{escape(caption)}</caption>{head}{body}</table></div>'
+
+
+def _seconds(seconds: float) -> str:
+    """Three digits, and never fewer than the whole seconds."""
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"

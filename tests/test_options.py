@@ -11,7 +11,7 @@ from curate.options import Bytes, Concern, Flops, Options, Share, Values, check_
 from curate.pipelines.options import ScoreOptions
 from curate.studies.options import CompareOptions, PlanOptions, ProbeOptions
 from curate.training.options import RunOptions
-from curate.units import format_bytes, parse_bytes
+from curate.units import format_bytes, parse_bytes, percent
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +116,11 @@ def test_a_comparison_has_finite_budgets():
     for budgets in ({"budgets": (1.0, float("inf"))}, {"ladder": (float("nan"),)}, {"ladder": (0.0,)}):
         with pytest.raises(SpecError, match="--budgets and --ladder are multiples of --budget-flops above 0"):
             CompareOptions(base=base, policies=("uniform",), **budgets)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.64, "64 %"), (-0.091, "-9.1 %"), (-0.0001, "0.0 %"), (0.0, "0.0 %"), (-0.1, "-10 %"), (-0.0996, "-10 %")],
+)
+def test_a_difference_has_a_sign_where_it_is_one(share, text):
+    assert percent(share) == text.replace("-", "\N{MINUS SIGN}")

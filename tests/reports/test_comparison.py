@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,11 +121,38 @@ def test_the_page_holds_its_plots_tables_and_verdict(compared):
     assert drawn == {path.stem for path in (compared / "plots").glob("*.png")}
     assert set(PLOTS) - {"wrong_labels"} <= drawn
     assert seen.svgs >= len(drawn)
+    first, _, more = json.loads((compared / "comparison.json").read_text())["verdict"].partition(". ")
+    plain = unescape(html).replace("\N{NO-BREAK SPACE}", " ")
+    assert f'<p class="verdict">{first}.</p>\n<p>{more}</p>' in plain
     for what in ("learner updates", "total FLOPs", "seconds"):
         assert any(caption.lower().endswith(f"at equal {what}".lower()) for caption in seen.captions), seen.captions
     points = pq.read_table(compared / "points.parquet")
     assert points.num_rows == 2 * (3 + 2 + 2)
     assert len(set(points["run"].to_pylist())) == points.num_rows
+
+
+def test_the_page_says_first_what_each_arm_is(compared):
+    html = (compared / "index.html").read_text()
+    table = html[html.index('id="arms"') : html.index("Savings at equal quality")]
+    rows = [re.findall(r"<td>(?:<span.*?</span>)?(.*?)</td>", row) for row in re.findall("<tr><td>.*?</tr>", table)]
+    expected = []
+    for policy, B in (("uniform", 16), ("learnability", 32), ("easy-reference", 32)):
+        steps = json.loads((compared / f"runs/{policy}-1x-seed0/summary.json").read_text())["steps"]
+        epochs = [f"{steps * n / 900:.3g}" for n in (16, B)]
+        expected.append([policy, str(steps), "16", "all drawn" if B == 16 else "32", *epochs, "0.002", "0, 1"])
+    assert rows == expected
+    assert "The learning rate was set for all arms, without a search." in table
+
+
+def test_of_a_search_the_page_says_rates_and_where_they_were_measured(tmp_path, digits, monkeypatch):
+    old = lay_out(tmp_path)
+    new = {"headline_budget": 1.0, "headline_policy": None, "searched_on": "a tenth"}
+    rates, search = {1.0: old.pop("learning_rate")}, {1.0: old.pop("search")}
+    monkeypatch.chdir(tmp_path)
+    compared = SimpleNamespace(**old, **new, learning_rates=rates, search=search)
+    write_folder(str(tmp_path), compared, digits.dataset(), {}, report=silent)
+    said = "The learning rate is the best of 0.001, 0.003 for uniform, seed 0, measured on a tenth; no other arm was"
+    assert said in (tmp_path / "index.html").read_text()
 
 
 def test_the_contact_sheet_shows_what_was_kept_and_dropped(compared, digits):
