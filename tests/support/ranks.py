@@ -11,7 +11,8 @@ from support.commands import free_port
 
 # The server imports these once and is forked for every rank: safe, and a hundred times faster than spawning.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["curate.training.run", "torch.distributed", "support.ranks"])
+# An optimizer imports torch._dynamo, which takes seconds.
+CONTEXT.set_forkserver_preload(["curate.training.run", "torch.distributed", "torch._dynamo", "support.ranks"])
 SECONDS = 120
 
 
