@@ -220,7 +220,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(digits, tmp_path):
     for changes, ranks, said in (
         (dict(follow=True), 1, "--follow"),
         (dict(actors=1), 1, "--actors"),
-        (dict(charge_reference=True), 1, "--charge-reference, which pays before step 1"),
+        (dict(charge_reference=True, steps=None, budget_flops=1e15), 1, "--charge-reference, which pays before step 1"),
         (dict(), 2, "torchrun or srun"),
     ):
         options: RunOptions = digits.run_options(tmp_path, refresh_scores="newer", **changes)
