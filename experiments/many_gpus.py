@@ -93,7 +93,7 @@ def simulated(machine: Machine, work: Work, seed: int = 0) -> dict[str, float]:
     hops = math.log2(W)
     found: list[dict[str, float]] = []
     for step in range(STEPS):
-        division = Division.of_step(Group(0, W), step, B, lanes)
+        division = Division.of_step(Group(0, W), step, (B, lanes))
         index_b = select(torch.from_numpy(chance.gumbel(size=B)), b, sampler="topk", generator=generator)
         holder_b = division.holder_B[index_b.numpy()]
         trainer_b = deal(holder_b, W)
