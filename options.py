@@ -202,6 +202,13 @@ def check_least(options: Any, least: float, *names: str) -> None:
             raise SpecError(f"{flag(name)} is {value}, expected at least {least}")
 
 
+def refuse_with(name: str, reasons: Mapping[str, bool]) -> None:
+    """Raises SpecError for the first of `reasons` that is so: what the option called `name` cannot be with."""
+    for what, is_so in reasons.items():
+        if is_so:
+            raise SpecError(f"{flag(name)} cannot be with {what}; leave one of them out")
+
+
 def check_local(options: Any, name: str) -> None:
     """Raises SpecError where an option that names a folder of this machine is a URL."""
     refuse_url(getattr(options, name), flag(name))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 
 from ..errors import ActorError, SpecError
-from ..options import Concern, Share, check_least, flag
+from ..options import Concern, Share, check_least, flag, refuse_with
 from ..scoring.policies import NO_SCORER
 from ..scoring.settings import REWEIGHT
 from .selection_options import SelectionOptions
@@ -76,9 +76,7 @@ class AsynchronousOptions(Concern):
             "--reference-online, which learns from whole super-batches": selection.reference_online is not None,
             "--follow: their plan has the rows of the beginning": follow,
         }
-        for what, is_so in reasons.items():
-            if is_so:
-                raise SpecError(f"--actors cannot be with {what}; leave one of them out")
+        refuse_with("actors", reasons)
         if self.samples_per_insert is None and b == B:
             raise SpecError(
                 "--actors score what is chosen from, and --filter-ratio 0 trains on all; leave --actors out"
@@ -111,9 +109,7 @@ class AsynchronousOptions(Concern):
             "--fsdp": sharing.fsdp,
             "--sync-bn": sharing.sync_bn,
         }
-        for what, is_so in untried.items():
-            if is_so:
-                raise SpecError(f"--scorers cannot be with {what}; leave one of them out")
+        refuse_with("scorers", untried)
 
     def check_here(self, ranks: int, b: int) -> None:
         """Raises where those who score cannot be: SpecError where actors meet torchrun, or scorers do not or leave too few

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..datasets.shards import Shard
 from ..datasets.writing import write_whole
-from ..errors import RunError, SpecError, TableError
+from ..errors import RunError, TableError
+from ..options import refuse_with
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..units import Report
 from .options import RunOptions
@@ -36,9 +37,7 @@ def refuse_refresh(options: RunOptions, ranks: int) -> None:
         "--distill, which reads stored logits": options.optimization.distill > 0,
         "--charge-reference, which pays before step 1": options.budget.charge_reference,
     }
-    for what, is_so in reasons.items():
-        if is_so:
-            raise SpecError(f"--refresh-scores cannot be with {what}; leave one of them out")
+    refuse_with("refresh_scores", reasons)
 
 
 def refreshed_table(
