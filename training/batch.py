@@ -10,11 +10,14 @@ import torch
 
 from ..datasets.targets import hash_target
 from ..errors import SpecError
+from .copies import to_device
 from .division import Deal, Division
 from .loading import Row
-from .views import LateViews, to_device
+from .views import LateViews
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
+MakeTokens = Callable[[list[str], Tokenizer], np.ndarray]
+"""int32 [n, L] of n captions by a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def batch_of(
     rows: Sequence[Row],
     views: Mapping[str, torch.Tensor],
     tokenize: Mapping[str, Tokenizer],
+    make_tokens: MakeTokens,
     has_classes: bool,
     has_scores: bool,
     embedding_width: int,
@@ -164,7 +168,7 @@ def batch_of(
     tokens: dict[int, torch.Tensor] = {}
     for tokenizer in tokenize.values():
         if id(tokenizer) not in tokens:
-            tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+            tokens[id(tokenizer)] = token_rows(rows, tokenizer, make_tokens)
     targets = [row.example.target for row in rows]
     losses = [row.reference_loss for row in rows]
     return SuperBatch(
@@ -186,14 +190,14 @@ def numbers_of(names: Iterable[bytes]) -> torch.Tensor:
     return torch.from_numpy(np.array([hash_target(name) for name in names], dtype=np.uint64).view(np.int64))
 
 
-def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
+def token_rows(rows: Sequence[Row], tokenizer: Tokenizer, make_tokens: MakeTokens) -> torch.Tensor:
     """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
     if not rows:
         return tokenizer([""])[:0].long()
     kind = id(tokenizer)
     new = [row for row in rows if kind not in row.tokens]
     if new:
-        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
+        made = make_tokens([str(row.example.target) for row in new], tokenizer)
         for row, tokens_L in zip(new, made, strict=True):
             row.tokens[kind] = tokens_L.copy()
     return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()
