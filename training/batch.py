@@ -84,6 +84,13 @@ class SuperBatch:
 
         return self._with(move, self.views.to(where, move) if isinstance(self.views, LateViews) else None)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that are there, each once."""
+        views = self.views.made if isinstance(self.views, LateViews) else self.views.values()
+        stored = self.targets, self.reference_loss, self.reference_logits, *(self.reference_pairs or ())
+        found = {id(one): one for one in (*views, *self.tokens.values(), *stored) if isinstance(one, torch.Tensor)}
+        return list(found.values())
+
     def take(self, index: torch.Tensor) -> SuperBatch:
         """The examples at `index`, int64 [b], in its order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -61,3 +61,37 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     moved = tensor.to(device, non_blocking=True)
     hold(tensor, torch.cuda.current_stream(device).record_event())
     return moved
+
+
+class Batch(Protocol):
+    """A super-batch or what was chosen of one."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def tensors(self) -> list[torch.Tensor]: ...
+
+
+class Copies:
+    """Copies batches to a GPU on a stream of its own: the next one while the device works on the present one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._begun: tuple[Batch, Batch, torch.cuda.Event] | None = None
+
+    def begin(self, batch: Batch) -> None:
+        """Begin to copy what will be asked for next. It is copied when the copies before it are done, whatever else the
+        device has to do."""
+        if self._begun is None or self._begun[0] is not batch:
+            with torch.cuda.stream(self._stream):
+                self._begun = batch, batch.to(self._device), self._stream.record_event()
+
+    def arrived(self, batch: Batch) -> Any:
+        """The same batch on the device. What the present stream is given from now on waits for it, not the caller."""
+        self.begin(batch)
+        assert self._begun is not None
+        (_, moved, done), self._begun = self._begun, None
+        present = torch.cuda.current_stream(self._device)
+        present.wait_event(done)
+        for tensor in moved.tensors():  # else its memory would be used again when the copies, not the work, are done
+            tensor.record_stream(present)
+        return moved

@@ -29,13 +29,14 @@ from .moving_reference import MovingReference
 from .pace import Pace
 from .past import LAST_PRUNED, PastLosses
 from .pooling import pooled_subs
+from .refusals import refuse_misfits
 from .replay import ReplayScorer
 from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .scorers import ScorersSubBatches
 from .setup import Setup
-from .sub import SubBatches, refuse_misfits
+from .sub import SubBatches
 from .superbatch import SuperBatches
 from .timing import Stages
 

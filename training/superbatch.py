@@ -236,6 +236,11 @@ class SuperBatches:
             made, self._state = item
             yield made
 
+    def next_if_made(self) -> Any:
+        """What `stream` will give next, if it is made already; None else. Nothing changes by asking."""
+        item = self._running.next_if_made() if self._running is not None else None
+        return None if item is None else item[0]
+
     def close(self) -> None:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
         if self._running is not None:

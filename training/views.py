@@ -60,6 +60,11 @@ class LateViews(Mapping[str, torch.Tensor]):
             self._made[view] = self._of(view, range(len(self._rows)))
         return self._made[view]
 
+    @property
+    def made(self) -> list[torch.Tensor]:
+        """The views of all rows that are there."""
+        return list(self._made.values())
+
     def to(self, device: torch.device, move: Callable[[torch.Tensor], torch.Tensor]) -> LateViews:
         """What is made, moved; what is made later goes there too."""
         moved = {view: move(tensor) for view, tensor in self._made.items()}
