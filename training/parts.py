@@ -15,7 +15,7 @@ from ..datasets.shards import Shard
 from ..errors import SpecError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
-from ..scoring.models import Model
+from ..scoring.models import EvaluationFlops, Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
 from . import frozen, moving_reference, startup
@@ -355,7 +355,8 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     """What is measured and kept on the way."""
     options, learner = setup.options, models.learner
     evaluates = options.records.evaluate and setup.dataset.test
-    flops = forward_flops(learner.model).per_example if evaluates else 0.0  # shards could not be measured later
+    # Shards of a model could not be measured later.
+    flops = learner.model.task.evaluation_flops(learner.model) if evaluates else EvaluationFlops(0.0)
     known: Any = (setup.device, setup.precision, setup.group, flops)
 
     def measure() -> dict[str, float]:
