@@ -26,7 +26,8 @@ class Pinning(Protocol):
     def pin(self, address: int, size: int) -> bool:
         """Whether it is pinned from now on."""
 
-    def unpin(self, address: int) -> None: ...
+    def unpin(self, address: int) -> None:
+        """When nothing copies from it any more."""
 
     def mark(self) -> Any:
         """Of what the GPU was asked for so far: its `query()` says whether all of it is done."""
@@ -40,31 +41,37 @@ class Slab:
     """`size` bytes; `name` is how another process opens them."""
 
     def __init__(self, size: int, pinning: Pinning | None) -> None:
-        self.size, self._pinning = size, pinning
-        self._file, self._path = _open(size)
-        self.name = (next(_NUMBERS), self._path or f"/proc/{os.getpid()}/fd/{self._file}", size)
-        self.memory = Memory(self._file, size)
+        self.size = size
+        file, path = _open(size)
+        self.name = (next(_NUMBERS), path or f"/proc/{os.getpid()}/fd/{file}", size)
+        self.memory = Memory(file, size)
         self.address = _address(np.ndarray(size, np.uint8, self.memory))
-        self._pinned = pinning is not None and pinning.pin(self.address, size)
+        self._pinning = pinning if pinning is not None and pinning.pin(self.address, size) else None
         self.mark: Any = None
+        self._released = weakref.finalize(self, _release, file, path, self.address, self._pinning)
+        self._released.atexit = bool(path)  # all else ends with the process
 
     @property
     def is_free(self) -> bool:
         """Whether a GPU has copied all that it was to copy out of it."""
-        return self.mark is None or self.mark.query()
+        return self.mark is None or bool(self.mark.query())
 
     def let_go(self) -> None:
         """No array holds it any more."""
-        self.mark = self._pinning.mark() if self._pinned and self._pinning is not None else None
+        self.mark = None if self._pinning is None else self._pinning.mark()
 
     def close(self) -> None:
         """Give the memory back, also where another process has it open."""
-        if self._pinned and self._pinning is not None:
-            self._pinning.unpin(self.address)
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
-        if self._path:
-            os.unlink(self._path)
+        self._released()
+
+
+def _release(file: int, path: str, address: int, pinning: Pinning | None) -> None:
+    if pinning is not None:
+        pinning.unpin(address)
+    os.ftruncate(file, 0)
+    os.close(file)
+    if path:
+        os.unlink(path)
 
 
 class Slabs:

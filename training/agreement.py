@@ -31,7 +31,7 @@ class Agreement:
 
     def first_apart(self, then_K: np.ndarray, now_K: np.ndarray) -> int | None:
         """The first example whose losses are not the same; None where all are."""
-        apart = np.abs(now_K - then_K) > self.tolerance * _sizes(then_K)
+        apart = ~(np.abs(now_K - then_K) <= self.tolerance * _sizes(then_K))  # NaN is no loss
         return int(apart.argmax()) if apart.any() else None
 
     def rank_correlation(self, then_K: np.ndarray, now_K: np.ndarray) -> float | None:

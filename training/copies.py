@@ -34,6 +34,7 @@ class Pinned:
 
     def unpin(self, address: int) -> None:
         with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
             torch.cuda.cudart().cudaHostUnregister(address)
 
     def mark(self) -> Any:

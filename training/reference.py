@@ -120,10 +120,9 @@ def check_rescored(
     targets = reference.targets([examples[i].target for i in kept]).to(device)
     precision: Precision = table.manifest["precision"]
     # What a table's format changes is measured on these examples, by scoring them in float32 too.
-    needed = {precision, own_precision or precision} | ({"fp32"} if precision != "fp32" else set())
-    found = {
-        one: score_batch(reference, pixels, targets, precision=one).loss.float().cpu().numpy() for one in sorted(needed)
-    }
+    own: Precision = own_precision or precision
+    needed: list[Precision] = ["fp32", "bf16"] if precision != "fp32" else [*dict.fromkeys([precision, own])]
+    found = {one: score_batch(reference, pixels, targets, precision=one).loss.float().cpu().numpy() for one in needed}
     now_K, then_K = found[precision], np.array([then[i] for i in kept])
     agree = Agreement.of(now_K, found["fp32"], reference.task.bf16_tolerance) if precision != "fp32" else Agreement()
     wrong = agree.first_apart(then_K, now_K)
@@ -140,10 +139,10 @@ def check_rescored(
             f"{correlation:.2f}, expected {LEAST_CORRELATION} or more), though no loss differs by more than "
             f"{np.abs(then_K - now_K).max():.2g}; pictures or preprocessing changed: score again into a new --out"
         )
-    if own_precision not in (None, precision):
-        apart_K = np.abs(now_K - found[own_precision])
+    if own != precision:
+        apart_K = np.abs(now_K - found[own])
         log(
-            f"the table's losses were computed in {precision}, this run scores in {own_precision}: of {len(kept)} examples "
+            f"the table's losses were computed in {precision}, this run scores in {own}: of {len(kept)} examples "
             f"the reference's loss differs by {apart_K.mean():.2g} on average, {apart_K.max():.2g} at most"
         )
     return len(needed) * len(kept)

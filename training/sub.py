@@ -120,8 +120,8 @@ class SubBatches:
         self.group, self.training, self.trains = batches.group, batches.group.size, True
         self.online, self.scorer = online, online or scorer
         self.device, self.timing = device, timing
-        on_gpu = device is not None and torch.device(device).type == "cuda"
-        self._copies = Copies(torch.device(device)) if on_gpu else None
+        where = torch.device("cpu" if device is None else device)
+        self._copies = Copies(where) if where.type == "cuda" else None
         self.check, self.charge = check, charge
         if score_ahead and self._seen_before_the_choice() == ():
             raise SpecError(f"score_ahead is {score_ahead} and no model scores; leave it out")
@@ -233,14 +233,16 @@ class SubBatches:
 
     def _here(self, batch: Some) -> Some:
         """The batch on the device. The next one's copy begins, if that one is made."""
+        here: Any = batch
         if self._copies is None:
-            here: Any = batch if self.device is None else batch.to(self.device)
-            return here
-        here = self._copies.arrived(batch)
-        upcoming = self.batches.next_if_made()
-        if upcoming is not None:
-            self._copies.begin(upcoming[0] if isinstance(upcoming, tuple) else upcoming)
-        return here
+            here = batch if self.device is None else batch.to(self.device)
+        else:
+            here = self._copies.arrived(batch)
+            upcoming = self.batches.next_if_made()
+            if upcoming is not None:
+                self._copies.begin(upcoming[0] if isinstance(upcoming, tuple) else upcoming)
+        found: Some = here
+        return found
 
     @property
     def views_ahead(self) -> list[View]:

@@ -1,5 +1,8 @@
 """Memory that processes share: used again when nobody holds it, never before; rows put in order where they lie."""
 
+import gc
+import os
+
 import numpy as np
 import pytest
 from curate.datasets import slabs as module
@@ -44,6 +47,29 @@ def test_memory_that_is_not_asked_for_again_is_given_back():
     held, _ = slabs.take((1, 1024))
     held[:] = 1  # as before: closing what was free took nothing from what is in use
     assert held.sum() == 1024
+
+
+def test_memory_ends_with_the_last_that_holds_it():
+    def files():
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        return sum("curate images" in os.readlink(link) for link in links if os.path.islink(link))
+
+    gc.collect()
+    before = files()
+    slabs = Slabs()
+    array, name = slabs.take((2, 5000))
+    slabs.take((2, 50_000))
+    assert files() > before
+    file = os.open(name[1], os.O_RDWR)  # as another process has it open
+    del slabs
+    gc.collect()
+    array[:] = 5
+    assert array.sum() == 50_000
+    del array
+    gc.collect()
+    assert os.fstat(file).st_size == 0
+    os.close(file)
+    assert files() == before
 
 
 def test_without_memory_files_there_are_files_that_are_removed(monkeypatch, tmp_path):

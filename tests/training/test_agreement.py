@@ -63,6 +63,8 @@ def test_the_tolerance_is_five_times_the_measured_error_within_its_bounds():
         then = exact.copy()
         then[3] += apart
         assert agree.first_apart(then, exact) == place
+    assert agree.first_apart(np.where(np.arange(40) == 5, np.nan, exact), exact) == 5
+    assert agree.first_apart(exact, np.where(np.arange(40) == 5, np.nan, exact)) == 5
     then[39] += 0.0039  # of a loss of 4
     assert agree.first_apart(np.r_[exact[:39], then[39]], exact) is None
     assert agree.rank_correlation(exact[::-1], exact) == pytest.approx(-1)
