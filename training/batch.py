@@ -10,7 +10,7 @@ import torch
 
 from ..datasets.targets import hash_target
 from ..errors import SpecError
-from .division import Deal, Division
+from .division import Deal, Division, Name, dealt_rows, widths_of
 from .loading import Row
 from .views import LateViews, to_device
 
@@ -107,22 +107,24 @@ class SuperBatch:
 
     def dealt(self, deal: Deal) -> SuperBatch:
         """The examples that this rank trains on. A collective."""
-        taken: dict[int, torch.Tensor] = {}
+        late = self.views.dealt(deal) if isinstance(self.views, LateViews) else None
+        views = {name: rows for name, (_, rows) in late.items()} if late else None
+        among = {id(rows): (of, rows) for of, rows in late.values()} if late else {}
 
-        def pick(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in taken:
-                taken[id(tensor)] = deal.take(tensor)
-            return taken[id(tensor)]
+        def ask(tensor: torch.Tensor) -> torch.Tensor:
+            among.setdefault(id(tensor), (deal, tensor))
+            return tensor
 
-        views = self.views.dealt(deal, pick) if isinstance(self.views, LateViews) else None
-        found = self._with(pick, views)
-        captions = self.targets if isinstance(self.targets, list) else [""] * len(self)
-        names = deal.take_list(list(zip(self.shards, self.keys, captions, strict=True)))
+        self._with(ask, views)
+        captions = self.targets if isinstance(self.targets, list) else None
+        rows, names, dealt_captions = dealt_rows(deal, [*among.values()], self._names(), captions)
+        taken = dict(zip(among, rows, strict=True))
+        found = self._with(lambda tensor: taken[id(tensor)], views and {n: taken[id(v)] for n, v in views.items()})
         return replace(
             found,
-            shards=[shard for shard, _, _ in names],
-            keys=[key for _, key, _ in names],
-            targets=[caption for _, _, caption in names] if isinstance(self.targets, list) else found.targets,
+            shards=[shard for shard, _ in names],
+            keys=[key for _, key in names],
+            targets=found.targets if dealt_captions is None else dealt_captions,
             division=None,
         )
 
@@ -130,8 +132,22 @@ class SuperBatch:
         """Shards and keys of the whole super-batch. A collective where a group divides it."""
         if self.division is None:
             return self.shards, self.keys
-        names = self.division.whole_list(list(zip(self.shards, self.keys, strict=True)))
+        names = self.division.whole_names(self._names())
         return [shard for shard, _ in names], [key for _, key in names]
+
+    def widths(self) -> tuple[int, int]:
+        """`widths_of` its names and captions where a group divides it, else zeros."""
+        if self.division is None:
+            return 0, 0
+        return widths_of(self._names(), self.targets if isinstance(self.targets, list) else None)
+
+    def agreed(self, widths: tuple[int, int]) -> SuperBatch:
+        """With the greatest of all ranks' `widths`."""
+        division = self.division
+        return self if division is None else replace(self, division=replace(division, widths=widths))
+
+    def _names(self) -> list[Name]:
+        return list(zip(self.shards, self.keys, strict=True))
 
     def _with(
         self, change: Callable[[torch.Tensor], torch.Tensor], views: Mapping[str, torch.Tensor] | None
