@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ def received_rows(
     found = [rows[:0] for _, rows in columns]
     if not deal.moved:
         return found, [], []
-    texts = [names] if captions is None else [names, captions]
+    texts: list[Sequence[Any]] = [names] if captions is None else [names, captions]
     widths = agreed_widths(deal.group, deal.widths, names, captions)
     cpu = torch.device("cpu")
     for device in dict.fromkeys([cpu, *(rows.device for _, rows in columns)]):
@@ -204,7 +204,7 @@ def received_rows(
         for i, rows in zip(places, received, strict=False):
             found[i] = rows
         if device == cpu:
-            texts = [unpacked_values(rows) for rows in received[len(places) :]]
+            texts = [*map(unpacked_values, received[len(places) :])]
     more_names, *captioned = texts
     return found, list(more_names), list(captioned[0]) if captioned else []
 

@@ -221,7 +221,7 @@ class SuperBatches:
             finally:
                 drawing.close()
 
-        def waited() -> tuple[T, dict[str, Any], tuple[int, int]] | None:
+        def waited() -> tuple[Any, dict[str, Any], tuple[int, int]] | None:
             with self._waiting():
                 return next(running, None)
 
