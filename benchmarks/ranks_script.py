@@ -218,11 +218,11 @@ def messages(group: Group) -> dict[str, float]:
 def large_step(group: Group, step: int) -> dict[str, float]:
     """Seconds of each part of the choice among 20,480 examples with made-up scores. Rows of 224 pixels are real bytes."""
     division = Division.of_step(group, step, (LARGE, LARGE_LANES))
-    division = replace(division, widths=(64, 0))  # as every super-batch that is drawn
+    division = replace(division, widths=(10, 10, 0))  # as every super-batch that is drawn
     chance = torch.Generator().manual_seed(1000 * step + group.rank)
     own = int((division.holder_B == group.rank).sum())
     losses = [torch.rand(own, generator=chance) for _ in range(2)]
-    names = [("00000.tar", f"{i:09d}") for i in range(own)]
+    names = [["00000.tar"] * own, [f"{i:09d}" for i in range(own)]]
     selector = Selector("learnability", CHOSEN, seed=step)
     seconds: dict[str, float] = {}
 
@@ -241,7 +241,7 @@ def large_step(group: Group, step: int) -> dict[str, float]:
 
     def exchange() -> None:
         division.deal(selection.index)
-        received_rows(deal, [(among, rows)], names, None)
+        received_rows(deal, [(among, rows)], names)
 
     timed("exchange", exchange)
     timed("copying", lambda: rows[among.keep])

@@ -10,11 +10,13 @@ import torch
 
 from ..datasets.targets import hash_target
 from ..errors import SpecError
-from .division import Deal, Division, Name, dealt_rows, widths_of
+from .division import Deal, Division, dealt_rows
 from .loading import Row
+from .packing import width_of
 from .views import LateViews, to_device
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
+NO_WIDTHS = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,14 @@ class SuperBatch:
             return tensor
 
         self._with(ask, views)
-        captions = self.targets if isinstance(self.targets, list) else None
-        rows, names, dealt_captions = dealt_rows(deal, [*among.values()], self._names(), captions)
+        rows, (shards, keys, *captions) = dealt_rows(deal, [*among.values()], self._texts())
         taken = dict(zip(among, rows, strict=True))
         found = self._with(lambda tensor: taken[id(tensor)], views and {n: taken[id(v)] for n, v in views.items()})
         return replace(
             found,
-            shards=[shard for shard, _ in names],
-            keys=[key for _, key in names],
-            targets=found.targets if dealt_captions is None else dealt_captions,
+            shards=shards,
+            keys=keys,
+            targets=captions[0] if captions else found.targets,
             division=None,
         )
 
@@ -132,22 +133,23 @@ class SuperBatch:
         """Shards and keys of the whole super-batch. A collective where a group divides it."""
         if self.division is None:
             return self.shards, self.keys
-        names = self.division.whole_names(self._names())
-        return [shard for shard, _ in names], [key for _, key in names]
+        shards, keys = self.division.whole_texts([self.shards, self.keys])
+        return shards, keys
 
-    def widths(self) -> tuple[int, int]:
-        """`widths_of` its names and captions where a group divides it, else zeros."""
+    def widths(self) -> tuple[int, int, int]:
+        """The width of its shards, keys and captions in a message, where a group divides it."""
         if self.division is None:
-            return 0, 0
-        return widths_of(self._names(), self.targets if isinstance(self.targets, list) else None)
+            return NO_WIDTHS
+        shard, key, caption, *_ = *map(width_of, self._texts()), 0
+        return shard, key, caption
 
-    def agreed(self, widths: tuple[int, int]) -> SuperBatch:
+    def agreed(self, widths: Iterable[int]) -> SuperBatch:
         """With the greatest of all ranks' `widths`."""
         division = self.division
-        return self if division is None else replace(self, division=replace(division, widths=widths))
+        return self if division is None else replace(self, division=replace(division, widths=tuple(widths)))
 
-    def _names(self) -> list[Name]:
-        return list(zip(self.shards, self.keys, strict=True))
+    def _texts(self) -> list[list[str]]:
+        return [self.shards, self.keys, *([self.targets] if isinstance(self.targets, list) else [])]
 
     def _with(
         self, change: Callable[[torch.Tensor], torch.Tensor], views: Mapping[str, torch.Tensor] | None

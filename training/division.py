@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +13,8 @@ from ..datasets.order import quotas
 from ..scoring.losses import Losses, Pairs
 from .deal import deal
 from .group import Group
-from .packing import bytes_of_row, packed, packed_values, unpacked, unpacked_values, width_of
+from .packing import bytes_of_row, packed, packed_texts, unpacked, unpacked_texts, width_of
 
-T = TypeVar("T")
-Name = tuple[str, str]
-"""An example's shard and key."""
 # Rows of more bytes are gathered by themselves: packing them would take longer than a message.
 NARROW = 64
 
@@ -27,12 +23,12 @@ NARROW = 64
 class Division:
     """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order.
     Of those that are chosen, only the first ranks are dealt some, `some_train` in number; all where it is None. `widths` are
-    those of `widths_of` the rows of all ranks, None where they were not agreed on."""
+    the greatest `width_of` all ranks' shards, keys and captions, none where they were not agreed on."""
 
     group: Group
     holder_B: np.ndarray
     some_train: int | None = None
-    widths: tuple[int, int] | None = None
+    widths: tuple[int, ...] = ()
 
     @classmethod
     def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
@@ -79,11 +75,11 @@ class Division:
             found |= zip(together, unpacked(self.whole(packed(some)), some), strict=True)
         return [found[i] for i in range(len(columns))]
 
-    def whole_names(self, names: Sequence[Name]) -> list[Name]:
-        """The names of all B examples in the order of the super-batch, given each rank's own. A collective."""
-        width, _ = agreed_widths(self.group, self.widths, names, None)
-        found: list[Name] = unpacked_values(self.whole(packed_values(names, width)))
-        return found
+    def whole_texts(self, texts: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Lists of all B texts in the order of the super-batch, given each rank's own. A collective."""
+        widths = agreed_widths(self.group, self.widths, texts)
+        rows = [packed_texts(some, width) for some, width in zip(texts, widths, strict=False)]
+        return [unpacked_texts(column) for column in unpacked(self.whole(packed(rows)), rows)]
 
     def held(self, index: Sequence[int]) -> dict[int, int]:
         """Of the rows at `index`, those that this rank holds: which of its own each is."""
@@ -138,7 +134,7 @@ class Deal:
     order: torch.Tensor
     positions: torch.Tensor
     moved: int
-    widths: tuple[int, int] | None = None
+    widths: tuple[int, ...] = ()
 
     def sent(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Of the rows [n, ...] that this rank holds, those for each rank."""
@@ -165,63 +161,50 @@ class Deal:
 
         return places.tolist(), replace(self, keep=among(self.keep), send=[among(part) for part in self.send])
 
-    def placed_list(self, values: Sequence[T], received: Sequence[T]) -> list[T]:
-        """The same of values that are no tensors."""
-        found = [*(values[i] for i in self.keep.tolist()), *received]
+    def placed_texts(self, texts: Sequence[str], received: Sequence[str]) -> list[str]:
+        """The same of texts."""
+        found = [*(texts[i] for i in self.keep.tolist()), *received]
         return [found[i] for i in self.order.tolist()]
 
 
 def dealt_rows(
-    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], names: Sequence[Name], captions: Sequence[str] | None
-) -> tuple[list[torch.Tensor], list[Name], list[str] | None]:
-    """What this rank trains on: rows of each tensor [n, ...], names and captions, given those that it holds. The deal beside a
-    tensor is the same one among the rows that the tensor has. A collective.
+    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], texts: Sequence[Sequence[str]]
+) -> tuple[list[torch.Tensor], list[list[str]]]:
+    """What this rank trains on: rows of each tensor [n, ...] and of each list of texts, given those that it holds. The deal
+    beside a tensor is the same one among the rows that the tensor has. A collective.
     """
-    rows, more_names, more_captions = received_rows(deal, columns, names, captions)
-    taken = [of.placed(held, more) for (of, held), more in zip(columns, rows, strict=True)]
-    own_captions = None if captions is None else deal.placed_list(captions, more_captions)
-    return taken, deal.placed_list(names, more_names), own_captions
+    received, more_texts = received_rows(deal, columns, texts)
+    rows = [of.placed(held, more) for (of, held), more in zip(columns, received, strict=True)]
+    return rows, [deal.placed_texts(held, more) for held, more in zip(texts, more_texts, strict=True)]
 
 
 def received_rows(
-    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], names: Sequence[Name], captions: Sequence[str] | None
-) -> tuple[list[torch.Tensor], list[Name], list[str]]:
+    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], texts: Sequence[Sequence[str]]
+) -> tuple[list[torch.Tensor], list[list[str]]]:
     """Of the same, what other ranks send to this one: in one message, or one more for what lies on a GPU. A collective."""
-    found = [rows[:0] for _, rows in columns]
+    found, found_texts = [rows[:0] for _, rows in columns], [list[str]() for _ in texts]
     if not deal.moved:
-        return found, [], []
-    texts: list[Sequence[Any]] = [names] if captions is None else [names, captions]
-    widths = agreed_widths(deal.group, deal.widths, names, captions)
+        return found, found_texts
+    widths = agreed_widths(deal.group, deal.widths, texts)
     cpu = torch.device("cpu")
     for device in dict.fromkeys([cpu, *(rows.device for _, rows in columns)]):
         places = [i for i, (_, rows) in enumerate(columns) if rows.device == device]
         parts = [columns[i][0].sent(columns[i][1]) for i in places]
         if device == cpu:
-            for text, width in zip(texts, widths, strict=False):
-                parts.append([packed_values([text[i] for i in to.tolist()], width) for to in deal.send])
+            for some, width in zip(texts, widths, strict=False):
+                parts.append([packed_texts([some[i] for i in to.tolist()], width) for to in deal.send])
         content = deal.group.exchange([packed(to_one) for to_one in zip(*parts, strict=True)], deal.receive)
         received = unpacked(torch.cat(content), [part[0] for part in parts])
         for i, rows in zip(places, received, strict=False):
             found[i] = rows
         if device == cpu:
-            texts = [*map(unpacked_values, received[len(places) :])]
-    more_names, *captioned = texts
-    return found, list(more_names), list(captioned[0]) if captioned else []
+            found_texts = [unpacked_texts(rows) for rows in received[len(places) :]]
+    return found, found_texts
 
 
-def widths_of(names: Sequence[Name], captions: Sequence[str] | None) -> tuple[int, int]:
-    """How many bytes the longest name takes in a message, and the longest caption."""
-    return width_of(names), width_of(captions or ())
-
-
-def agreed_widths(
-    group: Group, widths: tuple[int, int] | None, names: Sequence[Name], captions: Sequence[str] | None
-) -> tuple[int, int]:
+def agreed_widths(group: Group, widths: tuple[int, ...], texts: Sequence[Sequence[str]]) -> tuple[int, ...]:
     """The widths, or those of all ranks where they were not agreed on before. A collective then."""
-    if widths is not None:
-        return widths
-    name, caption = group.agree(None, *widths_of(names, captions))
-    return name, caption
+    return widths or tuple(group.agree(None, *(width_of(some) for some in texts)))
 
 
 def whole_losses(known: Losses, division: Division) -> Losses:
