@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 BATCH_SIZE, FILTER_RATIO, LANES = 128, 0.8, 2
 # Images are decoded in the first epochs, whose shards lie with the ranks otherwise in each.
-WARM_UP, STEPS = 8, 16
+WARM_UP, STEPS = 8, 24
 LARGE, CHOSEN, SIDE, LARGE_LANES, REPEATS = 20_480, 4096, 224, 32, 7
 # Bytes of a message that takes its time by its size.
 BUFFER = 1 << 24
