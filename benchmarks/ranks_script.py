@@ -218,7 +218,7 @@ def messages(group: Group) -> dict[str, float]:
 def large_step(group: Group, step: int) -> dict[str, float]:
     """Seconds of each part of the choice among 20,480 examples with made-up scores. Rows of 224 pixels are real bytes."""
     division = Division.of_step(group, step, (LARGE, LARGE_LANES))
-    division = replace(division, widths=(10, 10, 0))  # as every super-batch that is drawn
+    division = replace(division, widths=[10, 10, 0])  # as every super-batch that is drawn
     chance = torch.Generator().manual_seed(1000 * step + group.rank)
     own = int((division.holder_B == group.rank).sum())
     losses = [torch.rand(own, generator=chance) for _ in range(2)]

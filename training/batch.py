@@ -10,12 +10,15 @@ import torch
 
 from ..datasets.targets import hash_target
 from ..errors import SpecError
+from .copies import to_device
 from .division import Deal, Division, dealt_rows
 from .loading import Row
 from .packing import width_of
-from .views import LateViews, to_device
+from .views import LateViews
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
+MakeTokens = Callable[[list[str], Tokenizer], np.ndarray]
+"""int32 [n, L] of n captions by a tokenizer."""
 NO_WIDTHS = (0, 0, 0)
 
 
@@ -83,6 +86,13 @@ class SuperBatch:
 
         return self._with(move, self.views.to(where, move) if isinstance(self.views, LateViews) else None)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that are there, each once."""
+        views = self.views.made if isinstance(self.views, LateViews) else self.views.values()
+        stored = self.targets, self.reference_loss, self.reference_logits, *(self.reference_pairs or ())
+        found = {id(one): one for one in (*views, *self.tokens.values(), *stored) if isinstance(one, torch.Tensor)}
+        return list(found.values())
+
     def take(self, index: torch.Tensor) -> SuperBatch:
         """The examples at `index`, int64 [b], in its order.
 
@@ -143,10 +153,10 @@ class SuperBatch:
         shard, key, caption, *_ = *map(width_of, self._texts()), 0
         return shard, key, caption
 
-    def agreed(self, widths: Iterable[int]) -> SuperBatch:
-        """With the greatest of all ranks' `widths`."""
-        division = self.division
-        return self if division is None else replace(self, division=replace(division, widths=tuple(widths)))
+    def agree(self, widths: Iterable[int]) -> None:
+        """Note the greatest of all ranks' `widths`, here and in copies of this super-batch."""
+        if self.division is not None:
+            self.division.widths[:] = widths
 
     def _texts(self) -> list[list[str]]:
         return [self.shards, self.keys, *([self.targets] if isinstance(self.targets, list) else [])]
@@ -171,6 +181,7 @@ def batch_of(
     rows: Sequence[Row],
     views: Mapping[str, torch.Tensor],
     tokenize: Mapping[str, Tokenizer],
+    make_tokens: MakeTokens,
     has_classes: bool,
     has_scores: bool,
     embedding_width: int,
@@ -182,7 +193,7 @@ def batch_of(
     tokens: dict[int, torch.Tensor] = {}
     for tokenizer in tokenize.values():
         if id(tokenizer) not in tokens:
-            tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+            tokens[id(tokenizer)] = token_rows(rows, tokenizer, make_tokens)
     targets = [row.example.target for row in rows]
     losses = [row.reference_loss for row in rows]
     return SuperBatch(
@@ -204,14 +215,14 @@ def numbers_of(names: Iterable[bytes]) -> torch.Tensor:
     return torch.from_numpy(np.array([hash_target(name) for name in names], dtype=np.uint64).view(np.int64))
 
 
-def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
+def token_rows(rows: Sequence[Row], tokenizer: Tokenizer, make_tokens: MakeTokens) -> torch.Tensor:
     """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
     if not rows:
         return tokenizer([""])[:0].long()
     kind = id(tokenizer)
     new = [row for row in rows if kind not in row.tokens]
     if new:
-        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
+        made = make_tokens([str(row.example.target) for row in new], tokenizer)
         for row, tokens_L in zip(new, made, strict=True):
             row.tokens[kind] = tokens_L.copy()
     return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,12 +23,12 @@ NARROW = 64
 class Division:
     """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order.
     Of those that are chosen, only the first ranks are dealt some, `some_train` in number; all where it is None. `widths` are
-    the greatest `width_of` all ranks' shards, keys and captions, none where they were not agreed on."""
+    the greatest `width_of` all ranks' shards, keys and captions; none until they are agreed on."""
 
     group: Group
     holder_B: np.ndarray
     some_train: int | None = None
-    widths: tuple[int, ...] = ()
+    widths: list[int] = field(default_factory=list)
 
     @classmethod
     def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
@@ -134,7 +134,7 @@ class Deal:
     order: torch.Tensor
     positions: torch.Tensor
     moved: int
-    widths: tuple[int, ...] = ()
+    widths: Sequence[int] = ()
 
     def sent(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Of the rows [n, ...] that this rank holds, those for each rank."""
@@ -202,9 +202,9 @@ def received_rows(
     return found, found_texts
 
 
-def agreed_widths(group: Group, widths: tuple[int, ...], texts: Sequence[Sequence[str]]) -> tuple[int, ...]:
+def agreed_widths(group: Group, widths: Sequence[int], texts: Sequence[Sequence[str]]) -> Sequence[int]:
     """The widths, or those of all ranks where they were not agreed on before. A collective then."""
-    return widths or tuple(group.agree(None, *(width_of(some) for some in texts)))
+    return widths or group.agree(None, *map(width_of, texts))
 
 
 def whole_losses(known: Losses, division: Division) -> Losses:
