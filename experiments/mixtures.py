@@ -28,9 +28,9 @@ from curate.training.trainee import make_optimizer
 ALONE, LEAST, EMOJI, OTHER = 4000, 1000, "emoji", "other icons"
 BATCH, PROXY_LR, WEIGHT_DECAY, MAX_LOGIT_SCALE = 128, 2e-3, 0.05, 4.6052
 # The steps are ours, of the reference and of the proxy each (theirs: 200,000).
-DOREMI_STEPS, DOREMI_RATE, DOREMI_SMOOTHING = 300, 1.0, 1e-3
+DOREMI_STEPS, DOREMI_RATE, DOREMI_SMOOTHING = 200, 1.0, 1e-3
 # The number of proxies (theirs: 512) and their steps are ours, and ridge regression is in place of LightGBM.
-PROXIES, PROXY_STEPS, VALIDATED = 24, 150, 1024
+PROXIES, PROXY_STEPS, VALIDATED = 16, 100, 1024
 PRIOR_POWER, STRENGTHS, MOST, SIMULATED, BEST = 0.5, (0.1, 5.0), 15.0, 100_000, 100
 
 Weights = np.ndarray  # float64 [K], of the sources; they add up to 1

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,12 @@ from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from curated_map import NEVER, argument_parser, commit_here, quiet, read_results
 from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources
-from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
+from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, REFERENCE_LR, score_table, set_up
 from seeds import cell, difference
 
-BUDGET, LR, SEEDS, BULK = 2e12, 1e-3, 5, "sources"
+BUDGET, SEEDS, BULK = 1e12, 3, "sources"
+# A third of the learner of pairs.py, so that a run takes a minute, with the rate of the reference, which is the same model.
+LEARNER, LR = "reference", REFERENCE_LR
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BASE, CHOOSING, MIXED_ONLY = "uniform", "learnability", "learnability's mixture, drawn at random"
 LEARNABILITY = {"policy": "learnability", "online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
@@ -56,13 +59,14 @@ FILTER = {"policy": "filter", "keep": 0.5}
 ARMS: dict[str, tuple[dict[str, Any], str]] = {
     BASE: ({}, ""),
     CHOOSING: ({**LEARNABILITY, "selections_every": 1}, ""),
-    "filter 50 %": (FILTER, ""),
     MIXED_ONLY: ({}, "learnability"),
     "learnability within each source": ({"replay": CHOOSING}, ""),
+    "filter 50 %": (FILTER, ""),
     "filter 50 % of each source": ({**FILTER, "keep_by": "shard"}, ""),
-    "DoReMi's mixture": ({}, "doremi"),
     "RegMix's mixture": ({}, "regmix"),
+    "DoReMi's mixture": ({}, "doremi"),
 }
+FIRST = [*ARMS][:4]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ class Mixture:
 
     weights: dict[str, float]
     flops: float
+
+
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) in the order in which they are run: every arm once, then the first four with all seeds, then the others."""
+    first = [(arm, 0) for arm in ARMS]
+    return [*dict.fromkeys([*first, *((a, s) for part in (FIRST, ARMS) for s in range(SEEDS) for a in part)])]
 
 
 def main() -> None:
@@ -83,7 +93,9 @@ def main() -> None:
     write_bulk(folder)
     commit, started = commit_here(), time.perf_counter()
     done = {(line["arm"], line["seed"]) for line in read_results(results)}
-    for arm, seed in ((arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done):
+    for arm, seed in planned():
+        if (arm, seed) in done:
+            continue
         if time.perf_counter() - started > arguments.seconds:
             return
         line = {**run(folder, arm, seed), "commit": commit}
@@ -137,8 +149,8 @@ def sizes_of(folder: Path) -> dict[str, int]:
 
 
 def source_number(shard: str) -> int:
-    """Of a shard's name in the bulk, such as 03/00001."""
-    return int(shard.split("/")[-2])
+    """Of a shard's name in the bulk, such as 03--00001."""
+    return int(shard.split("--")[0])
 
 
 def dataset_of(folder: Path, name: str, mixture: Mixture) -> str:
@@ -240,6 +252,12 @@ def redrawn(folder: Path, seed: int) -> str:
     return str(made)
 
 
+@cache
+def scores_of(folder: Path) -> str:
+    """The bulk's score table, by the reference that was trained on emoji."""
+    return score_table(folder, "reference", BULK, IN_THIS_PROCESS)
+
+
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Train the learner in one arm, and measure it on emoji and stamps."""
     changes, mixture_name = ARMS[arm]
@@ -253,10 +271,10 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         replayed = json.loads((folder / "runs" / name_of(CHOOSING, seed) / "summary.json").read_text())
         changes |= {"replay": redrawn(folder, seed), "steps": replayed["steps"]}
     elif "policy" in changes:
-        changes["reference_scores"] = score_table(folder, "reference", BULK, IN_THIS_PROCESS)
+        changes["reference_scores"] = scores_of(folder)
     budget = {} if replayed else {"budget_flops": BUDGET}
     options = RunOptions.of(
-        **{"dataset": dataset, "learner": "learner", "selections_every": NEVER, **budget, **changes},
+        **{"dataset": dataset, "learner": LEARNER, "selections_every": NEVER, **budget, **changes},
         seed=seed,
         lr=LR,
         checkpoint_every=NEVER,
