@@ -45,12 +45,10 @@ from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from curated_map import NEVER, argument_parser, commit_here, quiet, read_results
 from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources
-from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, REFERENCE_LR, score_table, set_up
+from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 
-BUDGET, SEEDS, BULK = 1e12, 3, "sources"
-# A third of the learner of pairs.py, so that a run takes a minute, with the rate of the reference, which is the same model.
-LEARNER, LR = "reference", REFERENCE_LR
+BUDGET, LR, SEEDS, BULK = 1.5e12, 1e-3, 3, "sources"
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BASE, CHOOSING, MIXED_ONLY = "uniform", "learnability", "learnability's mixture, drawn at random"
 LEARNABILITY = {"policy": "learnability", "online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
@@ -274,7 +272,7 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         changes["reference_scores"] = scores_of(folder)
     budget = {} if replayed else {"budget_flops": BUDGET}
     options = RunOptions.of(
-        **{"dataset": dataset, "learner": LEARNER, "selections_every": NEVER, **budget, **changes},
+        **{"dataset": dataset, "learner": "learner", "selections_every": NEVER, **budget, **changes},
         seed=seed,
         lr=LR,
         checkpoint_every=NEVER,
