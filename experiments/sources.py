@@ -36,7 +36,7 @@ import torch
 from curate.datasets.batches import decode_all
 from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import list_shards
+from curate.datasets.shards import Split, list_shards
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.models import Model
@@ -44,11 +44,11 @@ from curate.scoring.tasks.image_text import ImageText
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from curated_map import NEVER, argument_parser, commit_here, quiet, read_results
-from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources
+from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, pair_losses, regmix, within_sources
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 
-BUDGET, LR, SEEDS, BULK = 1.5e12, 1e-3, 3, "sources"
+BUDGET, LR, SEEDS, BULK, AMONG = 1.5e12, 1e-3, 3, "sources", 140
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BASE, CHOOSING, MIXED_ONLY = "uniform", "learnability", "learnability's mixture, drawn at random"
 LEARNABILITY = {"policy": "learnability", "online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
@@ -77,8 +77,8 @@ class Mixture:
 
 def planned() -> list[tuple[str, int]]:
     """(arm, seed) in the order in which they are run: every arm once, then the first four with all seeds, then the others."""
-    first = [(arm, 0) for arm in ARMS]
-    return [*dict.fromkeys([*first, *((a, s) for part in (FIRST, ARMS) for s in range(SEEDS) for a in part)])]
+    seeds = [(arms, seed) for arms, n in ((FIRST, 1), (ARMS, 1), (FIRST, SEEDS), (ARMS, SEEDS)) for seed in range(n)]
+    return [*dict.fromkeys((arm, seed) for arms, seed in seeds for arm in arms)]
 
 
 def main() -> None:
@@ -174,13 +174,12 @@ def new_proxy(folder: Path, seed: int) -> Model:
     return load_model(find_model("online", task=ImageText.name, config=config), seed=seed)
 
 
-def pairs_of(folder: Path, dataset: str) -> Pairs:
-    """A data set's train split as the online model sees it, in memory."""
-    config = load_config(folder / "curate.toml")
-    spec, model = find_dataset(dataset, config), new_proxy(folder, 0)
+def pairs_of(folder: Path, dataset: str, model: Model, split: Split = "train") -> Pairs:
+    """A data set's split as a model sees it, in memory."""
+    spec = find_dataset(dataset, load_config(folder / "curate.toml"))
     pixels, tokens, source = [], [], []
     with ThreadPoolExecutor(1) as pool:
-        for shard in list_shards(spec):
+        for shard in list_shards(spec, split):
             examples: list[Any] = [*read_shard(spec, shard)]
             pixels += decode_all(examples, model.geometry, pool)
             tokens.append(model.tokenize([str(e.target) for e in examples]))
@@ -211,9 +210,9 @@ def mixture_of(folder: Path, name: str) -> Mixture:
         if name == "learnability":
             weights, flops = chosen_mixture(folder)
         elif name == "doremi":
-            weights, flops = doremi(make, pairs_of(folder, BULK))
+            weights, flops = doremi(make, pairs_of(folder, BULK, make(0)))
         else:
-            weights, flops = regmix(make, pairs_of(folder, BULK), pairs_of(folder, "emoji"))
+            weights, flops = regmix(make, *(pairs_of(folder, dataset, make(0)) for dataset in (BULK, "emoji")))
         by_source = dict(zip(sizes_of(folder), weights.tolist(), strict=True))
         path.write_text(json.dumps({"weights": by_source, "flops": flops}))
     return Mixture(**json.loads(path.read_text()))
@@ -288,6 +287,7 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         "arm": arm,
         "seed": seed,
         "emoji": summary["quality"][QUALITY],
+        "emoji_loss": test_loss(folder, folder / "runs" / options.records.name),
         "stamps": stamps[QUALITY],
         "steps": summary["steps"],
         "run_flops": regimes["foundation"],
@@ -298,6 +298,16 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
+def test_loss(folder: Path, run_folder: Path) -> float:
+    """The mean contrastive loss of the test's pairs, each among 140: less noisy than recall where both are near chance."""
+    config = load_config(folder / "curate.toml")
+    model = load_model(find_model(str(run_folder), task=ImageText.name, config=config), trained=True)
+    pairs = pairs_of(folder, "emoji", model, "test")
+    with torch.no_grad():
+        rows = np.array_split(np.arange(len(pairs.source)), len(pairs.source) // AMONG)
+        return float(torch.cat([pair_losses(model, pairs, some) for some in rows]).mean())
+
+
 def tables(results: list[dict[str, Any]]) -> str:
     """Quality by arm, and what it is more than uniform's and than learnability's with the same seed; then the mixtures."""
 
@@ -305,27 +315,19 @@ def tables(results: list[dict[str, Any]]) -> str:
         return {line["seed"]: line[test] for line in results if line["arm"] == arm}
 
     heads = (
-        "emoji | beside uniform | beside learnability | stamps | updates | FLOPs of the run | with all that it needs"
+        "emoji: loss (0.01 nats) | beside uniform | beside learnability | emoji: recall | stamps: recall | updates | "
+        "FLOPs of the run | with all that it needs"
     )
-    lines = [f"| arm | {heads} |", "|---" * 8 + "|"]
+    lines = [f"| arm | {heads} |", "|---" * 9 + "|"]
     for arm in ARMS:
         found = [line for line in results if line["arm"] == arm]
         if not found:
             continue
-        emoji, run_TF, all_TF = (
-            by_seed(arm, "emoji"),
-            *(statistics.fmean(line[what] for line in found) / 1e12 for what in ("run_flops", "all_flops")),
-        )
-        beside = ["" if other == arm else difference(emoji, by_seed(other, "emoji")) for other in (BASE, CHOOSING)]
-        stamps = cell([*by_seed(arm, "stamps").values()])
-        cells = (
-            cell([*emoji.values()]),
-            *beside,
-            stamps,
-            f"{found[0]['steps']}",
-            f"{run_TF:.2f} TF",
-            f"{all_TF:.2f} TF",
-        )
+        loss = by_seed(arm, "emoji_loss")
+        beside = ["" if other == arm else difference(loss, by_seed(other, "emoji_loss")) for other in (BASE, CHOOSING)]
+        measured = [cell([*by_seed(arm, test).values()]) for test in ("emoji_loss", "emoji", "stamps")]
+        flops = [f"{statistics.fmean(x[what] for x in found) / 1e12:.2f} TF" for what in ("run_flops", "all_flops")]
+        cells = (measured[0], *beside, *measured[1:], str(found[0]["steps"]), *flops)
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *mixtures_table(results)])
 
