@@ -60,10 +60,10 @@ ARMS: dict[str, tuple[dict[str, Any], str]] = {
     CHOOSING: ({**LEARNABILITY, "selections_every": 1}, ""),
     MIXED_ONLY: ({}, "learnability"),
     "learnability within each source": ({"replay": CHOOSING}, ""),
+    "DoReMi's mixture": ({}, "doremi"),
+    "RegMix's mixture": ({}, "regmix"),
     "filter 50 %": (FILTER, ""),
     "filter 50 % of each source": ({**FILTER, "keep_by": "shard"}, ""),
-    "RegMix's mixture": ({}, "regmix"),
-    "DoReMi's mixture": ({}, "doremi"),
 }
 FIRST = [*ARMS][:4]
 
