@@ -27,7 +27,7 @@ from curate.training.trainee import make_optimizer
 
 ALONE, LEAST, EMOJI, OTHER = 4000, 1000, "emoji", "other icons"
 BATCH, PROXY_LR, WEIGHT_DECAY, MAX_LOGIT_SCALE = 128, 2e-3, 0.05, 4.6052
-# The steps are ours, of the reference and of the proxy each (theirs: 200,000).
+# The steps, of the reference and of the proxy each, are ours and very few; the smoothing in the authors' public code is 1e-4.
 DOREMI_STEPS, DOREMI_RATE, DOREMI_SMOOTHING = 200, 1.0, 1e-3
 # The number of proxies (theirs: 512) and their steps are ours, and ridge regression is in place of LightGBM.
 PROXIES, PROXY_STEPS, VALIDATED = 16, 100, 1024
