@@ -54,6 +54,16 @@ def test_the_moving_references_in_the_findings_are_those_of_their_results(monkey
     assert moving_reference.table(results) in page, "python experiments/moving_reference.py --table RESULTS.jsonl"
 
 
+def test_the_sources_in_the_findings_are_those_of_their_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import sources
+
+    results = sources.read_results(ROOT / "experiments" / "results" / "2026-11-26-sources.jsonl")
+    assert {(line["arm"], line["seed"]) for line in results} <= set(sources.planned())
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert sources.tables(results) in page, "python experiments/sources.py --table RESULTS.jsonl"
+
+
 @pytest.mark.parametrize(
     ("script", "planned"),
     [("crossing", lambda m: {m.name_of(*one) for one in m.planned()}), ("scale", lambda m: set(m.planned()))],
