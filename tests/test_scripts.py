@@ -56,7 +56,7 @@ def test_the_moving_references_in_the_findings_are_those_of_their_results(monkey
 
 @pytest.mark.parametrize(
     ("script", "planned"),
-    [("crossing", lambda m: {m.name_of(*one) for one in m.planned()}), ("scale", lambda m: set(m.planned()))],
+    [("crossing", lambda m: {point.name for point in m.planned()}), ("scale", lambda m: set(m.planned()))],
 )
 def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
