@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     # Passes over what is left of the data: they fix when theirs stops pruning, so they are counted beforehand.
     passes = counted_passes(steps, SIZE, rate)
     pruned = InfoBatch(torch.utils.data.TensorDataset(*images_of(data, model)), passes, rate)
-    loader = torch.utils.data.DataLoader(pruned, batch_size=BATCH, sampler=pruned.sampler, drop_last=True)
+    loader = torch.utils.data.DataLoader(pruned, batch_size=BATCH, sampler=OncePerPass(pruned.sampler), drop_last=True)
     random, started, step, begun = torch.Generator().manual_seed(seed + 1000), time.perf_counter(), 0, 0
     assert trainee.weighed is not None
     while step < steps:
@@ -80,9 +80,26 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "top1": quality["top1"], "steps": step, **about}
 
 
+class OncePerPass:
+    """Their sampler as torch's loader takes it today. Theirs begins a new pass whenever `iter` is called on it, and torch's
+    BatchSampler (2.15) calls that for every place of a batch, so that theirs would count itself to its end and prune nothing."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        iter(self.sampler)
+        yield from self.sampler.sample_indices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
 def counted_passes(steps: int, size: int, rate: float) -> int:
-    """About how many passes so many steps are, if half or a little more of the losses are below their mean."""
-    return round(steps / (size * (1 - 0.55 * rate) // BATCH))
+    """About how many passes so many steps are, if a little more than half of the losses are below their mean. A multiple of
+    8: where 0.875 of the passes are no whole number, theirs never sets the weights back to 1."""
+    pruned, whole = (size * (1 - 0.55 * rate) // BATCH, size // BATCH)
+    return 8 * round(steps / (0.875 * pruned + 0.125 * whole) / 8)
 
 
 def images_of(data: Any, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
