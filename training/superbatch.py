@@ -21,11 +21,11 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, batch_of
+from .batch import NO_WIDTHS, SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, LookAt, refuse_too_many
 from .epochs import GrowingEpochs, known_rows
-from .group import Group
+from .group import Group, attempt
 from .loading import Row, ShardLoader, SkippedShards, read_to_count
 from .mixture import Mix, MixedDrawing, division_of, prefix_of, refuse_unlike
 from .positions import MIX, PREFIX, counts_of, merged, skipped_of
@@ -210,25 +210,29 @@ class SuperBatches:
         in_hands = IN_HANDS + waiting
         depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
 
-        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+        def draw() -> Iterator[tuple[T, dict[str, Any], tuple[int, int, int]]]:
             held: list[int] = []
             try:
                 while True:
                     batch, size = self._super_batch(drawing, late)
                     held.append(size)
                     drawing.room.add(size - (held.pop(0) if len(held) > depth + in_hands else 0))
-                    yield then(batch), drawing.state()
+                    yield then(batch), drawing.state(), batch.widths()
             finally:
                 drawing.close()
 
+        def waited() -> tuple[Any, dict[str, Any], tuple[int, int, int]] | None:
+            with self._waiting():
+                return next(running, None)
+
         self._running = running = prefetch(draw(), depth)
         while True:
-            with self.group.together(), self._waiting():
-                item = next(running, None)
+            item, error = attempt(waited)
+            widths = self.group.agree(error, *(item[2] if item else NO_WIDTHS))
             if item is None:  # closed
                 return
-            made, self._state = item
-            yield made
+            made, self._state, _ = item
+            yield made.agreed(widths) if self.group.size > 1 else made
 
     def close(self) -> None:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
@@ -271,12 +275,8 @@ class SuperBatches:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
         then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
-        if (
-            then
-            and now
-            and len(then) == len(now)
-            and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
-        ):
+        alike = [a == b or not a or not b for a, b in zip(then or [], now or [], strict=False)]
+        if then and now and len(then) == len(now) and all(alike):
             self._layout = replace(self._layout, rows=list(then))
         if state["order"] != self._layout.digest:
             raise RunError(
