@@ -10,6 +10,7 @@ from .example_images import Name, Shown
 from .page_style import document, inline_svg
 
 IMAGE_SIDE = 96
+FIGURE = frozenset("0123456789-+")  # what a figure begins with; "-" alone stands for a figure that is not known
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the row, the others are right-aligned."""
+    """A table; the first column names the row; of the others, those with figures are right-aligned."""
 
     caption: str
     head: Sequence[str]
@@ -119,8 +120,13 @@ def _section(section: Section, plots: Mapping[str, str], images: Mapping[Name, S
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in table.head)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.head)
+    sides = ["" if any(cell[:1] in FIGURE for cell in column) else " class=words" for column in columns]
+    head = "".join(f"<th scope=col{side}>{escape(name)}</th>" for side, name in zip(sides, table.head, strict=True))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{side}>{escape(cell)}</td>" for side, cell in zip(sides, row, strict=True)) + "</tr>"
+        for row in table.rows
+    )
     return (
         f'<div class="scroll" tabindex="0"><table><caption>{escape(table.caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"

@@ -56,7 +56,7 @@ def pair_page(
         (same,) = one_row(connection, "SELECT avg((predicted = other_predicted)::INT) FROM both_rows")
         tiles.append(Tile(accuracy(same), "get the same class from both"))
     overlap = _overlap(connection, n)
-    tiles.append(Tile(overlap[1][1], "of the easier half are in both halves", "50 % by chance"))
+    tiles.append(Tile(overlap[1][1], "of A's easier half are in B's too", "50 % by chance"))
     sections = [
         Section(
             "Losses beside each other",

@@ -225,21 +225,23 @@ def _wrong(connection: duckdb.DuckDBPyConnection, figures: Figures) -> None:
 def _sheets(connection: duckdb.DuckDBPyConnection, data: Data, options: InspectOptions) -> Section:
     sheets: list[Part] = []
     for title, order in (
-        ("Chosen most often", "hits DESC, draws"),
-        ("Drawn often, chosen least", "hits / draws, draws DESC"),
+        ("Chosen most often", "hits DESC, draws, score DESC NULLS LAST"),
+        ("Drawn often, chosen least", "hits / draws, draws DESC, score NULLS LAST"),
     ):
         found = connection.execute(
-            "SELECT shard, key, count(*) FILTER (selected) AS hits, count(*) AS draws, any_value(label) FROM drawn "
-            f"WHERE imaged GROUP BY shard, key ORDER BY {order}, shard, key LIMIT {options.images}"
+            "SELECT shard, key, count(*) FILTER (selected) AS hits, count(*) AS draws, any_value(label), avg(score) AS score "
+            f"FROM drawn WHERE imaged GROUP BY shard, key ORDER BY {order}, shard, key LIMIT {options.images}"
         ).fetchall()
         cells = [
             Cell(
                 (shard, key),
                 "{caption}" if label is None else data.class_name(label),
-                f"chosen {hits:,} of {draws:,} times",
+                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f", score {score:.3g}"),
             )
-            for shard, key, hits, draws, label in found
+            for shard, key, hits, draws, label, score in found
         ]
         sheets.append(Sheet(title, cells))
-    note = f"Images are not shown: {data.why}." if data.spec is None else ""
+    note = "Of those chosen equally often, by the mean score."
+    if data.spec is None:
+        note += f" Images are not shown: {data.why}."
     return Section("Which examples", note, sheets)

@@ -70,7 +70,7 @@ def scores_page(rows: Rows, options: InspectOptions) -> tuple[Page, Figures]:
         sections.append(_captions(rows, options))
     sections.append(_duplicates(rows, options, tiles))
     sections.append(_filters(rows))
-    lead = f"What the reference {rows.reference} finds easy, hard and wrong in {rows.data.name}."
+    lead = f"What is easy, hard and wrong in {rows.data.name}, as {rows.reference} sees it."
     title = f"curate inspect: {rows.table.manifest['dataset']}"
     return Page(title, lead, tiles, [s for s in sections if s.parts], facts_of(rows)), figures
 
@@ -142,7 +142,7 @@ def _wrong_labels(rows: Rows, options: InspectOptions, tiles: list[Tile]) -> Sec
     """Where the reference predicts another class, the surest first."""
     disagree = "predicted <> label"
     (n,) = one_row(rows.connection, f"SELECT count(*) FROM rows WHERE {disagree}")
-    tiles.append(Tile(accuracy(n / rows.read), "have another class by the reference", f"{n:,} examples"))
+    tiles.append(Tile(accuracy(n / rows.read), "get another class from the reference", f"{n:,} examples"))
     found = rows.connection.execute(
         f"SELECT label, predicted, count(*) AS n, any_value(total) FROM rows JOIN (SELECT label AS l, count(*) AS total "
         f"FROM rows GROUP BY l) ON label = l WHERE {disagree} GROUP BY label, predicted ORDER BY n DESC, 1, 2 "

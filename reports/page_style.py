@@ -45,6 +45,7 @@ th { font-weight: 600; }
 thead th { color: var(--soft); font-size: .84rem; vertical-align: bottom; }
 thead th.group { text-align: center; }
 tr:first-child th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.words, td.words { text-align: left; }
 tbody.group { border-top: 2px solid var(--line); }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 td.ours { background: var(--tint); }

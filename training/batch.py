@@ -11,13 +11,15 @@ import torch
 from ..datasets.targets import hash_target
 from ..errors import SpecError
 from .copies import to_device
-from .division import Deal, Division
+from .division import Deal, Division, dealt_rows
 from .loading import Row
+from .packing import width_of
 from .views import LateViews
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
 MakeTokens = Callable[[list[str], Tokenizer], np.ndarray]
 """int32 [n, L] of n captions by a tokenizer."""
+NO_WIDTHS = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -117,22 +119,23 @@ class SuperBatch:
 
     def dealt(self, deal: Deal) -> SuperBatch:
         """The examples that this rank trains on. A collective."""
-        taken: dict[int, torch.Tensor] = {}
+        late = self.views.dealt(deal) if isinstance(self.views, LateViews) else None
+        views = {name: rows for name, (_, rows) in late.items()} if late else None
+        among = {id(rows): (of, rows) for of, rows in late.values()} if late else {}
 
-        def pick(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in taken:
-                taken[id(tensor)] = deal.take(tensor)
-            return taken[id(tensor)]
+        def ask(tensor: torch.Tensor) -> torch.Tensor:
+            among.setdefault(id(tensor), (deal, tensor))
+            return tensor
 
-        views = self.views.dealt(deal, pick) if isinstance(self.views, LateViews) else None
-        found = self._with(pick, views)
-        captions = self.targets if isinstance(self.targets, list) else [""] * len(self)
-        names = deal.take_list(list(zip(self.shards, self.keys, captions, strict=True)))
+        self._with(ask, views)
+        rows, (shards, keys, *captions) = dealt_rows(deal, [*among.values()], self._texts())
+        taken = dict(zip(among, rows, strict=True))
+        found = self._with(lambda tensor: taken[id(tensor)], views and {n: taken[id(v)] for n, v in views.items()})
         return replace(
             found,
-            shards=[shard for shard, _, _ in names],
-            keys=[key for _, key, _ in names],
-            targets=[caption for _, _, caption in names] if isinstance(self.targets, list) else found.targets,
+            shards=shards,
+            keys=keys,
+            targets=captions[0] if captions else found.targets,
             division=None,
         )
 
@@ -140,8 +143,23 @@ class SuperBatch:
         """Shards and keys of the whole super-batch. A collective where a group divides it."""
         if self.division is None:
             return self.shards, self.keys
-        names = self.division.whole_list(list(zip(self.shards, self.keys, strict=True)))
-        return [shard for shard, _ in names], [key for _, key in names]
+        shards, keys = self.division.whole_texts([self.shards, self.keys])
+        return shards, keys
+
+    def widths(self) -> tuple[int, int, int]:
+        """The width of its shards, keys and captions in a message, where a group divides it."""
+        if self.division is None:
+            return NO_WIDTHS
+        shard, key, caption, *_ = *map(width_of, self._texts()), 0
+        return shard, key, caption
+
+    def agree(self, widths: Iterable[int]) -> None:
+        """Note the greatest of all ranks' `widths`, here and in copies of this super-batch."""
+        if self.division is not None:
+            self.division.widths[:] = widths
+
+    def _texts(self) -> list[list[str]]:
+        return [self.shards, self.keys, *([self.targets] if isinstance(self.targets, list) else [])]
 
     def _with(
         self, change: Callable[[torch.Tensor], torch.Tensor], views: Mapping[str, torch.Tensor] | None

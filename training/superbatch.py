@@ -20,11 +20,11 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, batch_of
+from .batch import NO_WIDTHS, SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, LookAt, refuse_too_many
 from .epochs import GrowingEpochs, known_rows
-from .group import Group
+from .group import Group, attempt
 from .loading import Row, ShardLoader, SkippedShards, read_to_count
 from .looking import Looker
 from .mixture import Mix, MixedDrawing, division_of, prefix_of, refuse_unlike
@@ -213,7 +213,7 @@ class SuperBatches:
         in_hands = IN_HANDS + waiting
         depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
 
-        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+        def draw() -> Iterator[tuple[T, dict[str, Any], tuple[int, int, int]]]:
             held: list[int] = []
             shared = 0
             try:
@@ -223,17 +223,23 @@ class SuperBatches:
                     drawing.room.add(size - (held.pop(0) if len(held) > depth + in_hands else 0))
                     before, shared = shared, looker.shared
                     drawing.room.add(shared - before)
-                    yield then(batch), drawing.state()
+                    yield then(batch), drawing.state(), batch.widths()
             finally:
                 drawing.close()
 
+        def waited() -> tuple[Any, dict[str, Any], tuple[int, int, int]] | None:
+            with self._waiting():
+                return next(running, None)
+
         self._running = running = prefetch(draw(), depth)
         while True:
-            with self.group.together(), self._waiting():
-                item = next(running, None)
+            item, error = attempt(waited)
+            widths = self.group.agree(error, *(item[2] if item else NO_WIDTHS))
             if item is None:  # closed
                 return
-            made, self._state = item
+            made, self._state, _ = item
+            if self.group.size > 1:
+                made.agree(widths)
             yield made
 
     def next_if_made(self) -> Any:
@@ -282,12 +288,8 @@ class SuperBatches:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
         then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
-        if (
-            then
-            and now
-            and len(then) == len(now)
-            and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
-        ):
+        alike = [a == b or not a or not b for a, b in zip(then or [], now or [], strict=False)]
+        if then and now and len(then) == len(now) and all(alike):
             self._layout = replace(self._layout, rows=list(then))
         if state["order"] != self._layout.digest:
             raise RunError(

@@ -89,10 +89,16 @@ class LateViews(Mapping[str, torch.Tensor]):
         """The views of the rows at `places`; `pick` gives those rows of a tensor of all."""
         return self._by_name(lambda view: self._of(view, places), pick)
 
-    def dealt(self, deal: Deal, pick: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The views of the rows that this rank trains on; `pick` deals a tensor of all rows. A collective."""
+    def dealt(self, deal: Deal) -> dict[str, tuple[Deal, torch.Tensor]]:
+        """By view a tensor of all rows, or where it is late of those alone that this rank keeps or sends, and the deal among
+        the rows that the tensor has."""
         places, among_them = deal.of_chosen()
-        return self._by_name(lambda view: among_them.take(self._of(view, places)), pick)
+        distinct = dict.fromkeys(self._views.values())
+        found = {
+            view: (deal, self._made[view]) if view in self._made else (among_them, self._of(view, places))
+            for view in distinct
+        }
+        return {name: found[view] for name, view in self._views.items()}
 
     def _but(self, made: Mapping[View, torch.Tensor], device: torch.device | None, seen: Seen) -> LateViews:
         return LateViews(self._views, made, self._rows, self._look, is_first=self.is_first, device=device, seen=seen)

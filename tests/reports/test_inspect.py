@@ -18,6 +18,8 @@ from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, load_config
 from curate.pipelines.score_reference import score_reference
+from curate.reports.inspect_page import Page as InspectPage
+from curate.reports.inspect_page import Section, Table, page_html
 from curate.reports.inspect_rows import add_rows, find_data
 from curate.reports.views import connect
 from curate.scoring.tables.lookup import open_scores
@@ -253,7 +255,7 @@ def test_what_a_run_chose(digits, tmp_path):
                 "key": key,
                 "online_loss": pa.array([1.0] * rows, pa.float32()),
                 "reference_loss": pa.array([None] * rows, pa.float32()),
-                "score": pa.array([1.0] * rows, pa.float32()),
+                "score": pa.array([float(i % len(scored)) for i in range(rows)], pa.float32()),
                 "selected": selected,
             }
         ),
@@ -269,6 +271,11 @@ def test_what_a_run_chose(digits, tmp_path):
     most, least = page.images[:5], page.images[5:]
     assert all(lines[0] == digits.dataset().classes[3] for _, lines in most)
     assert all(lines[0] != digits.dataset().classes[3] for _, lines in least) and len(least) == 5
+    hits = [i for i, row in enumerate(scored) if row[2] == 3]
+    others = [i for i, row in enumerate(scored) if row[2] != 3]
+    wanted = hits[:-6:-1] + others[:5]  # all were drawn equally often: by score
+    assert [image["alt"] for image, _ in page.images] == [f"image of {scored[i][0]} / {scored[i][1]}" for i in wanted]
+    assert f"chosen 2 of 2 times, score {hits[-1]:.3g}" in page.text
     assert {p.stem for p in (tmp_path / "page/plots").glob("*.svg")} == {"by_class", "online_loss"}
     done = curate("inspect", run, "--config", digits.toml, "--out", tmp_path / "page", "--rows", rows // 5)
     assert done.code == 0, done.err
@@ -330,6 +337,13 @@ def test_what_is_refused(digits, tmp_path, monkeypatch, arguments, said):
     named = {"TABLE": digits.table, "RUN": digits.reference, "FILE": digits.toml}
     done = curate("inspect", *(named.get(a, a) for a in arguments), "--config", tmp_path / "curate.toml")
     assert done.code == 1 and said in done.error
+
+
+def test_words_are_left_aligned_and_figures_are_not():
+    table = Table("pairs", ("label", "predicted", "gain"), [("cat", "dog", "-"), ("dog", "cat", "+3")])
+    html = page_html(InspectPage("", "", [], [Section("", "", [table])], {}), {}, {})
+    assert "<th scope=col class=words>predicted</th><th scope=col>gain</th>" in html
+    assert "<td class=words>dog</td><td>-</td>" in html
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
