@@ -6,6 +6,7 @@ Images are random JPEGs, so nothing is downloaded. Measured are, those first tha
 - choosing: the choice of a joint policy at a large B, with float32 products in TF32 and without, over the time of a ViT-L/14 step
   by arithmetic at `VIT_L_MFU` of the device's peak;
 - precision: how far losses in bf16 and TF32 lie from those in float32, and what scoring takes in each;
+- copying: super-batches of pixels to the device, from each kind of memory, in turn with the work and beside it;
 - decoding: images/s by threads and by processes;
 - training: real runs of `curate train`, hard-learner (which scores the whole super-batch), the same scored ahead, and uniform:
   the share of the time by stage, `mfu`, images/s, what compiling took, whether the stages add up to a clock that stands beside
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_copies import copying
 from measuring import Benchmark, Figure, surroundings
 from PIL import Image
 
@@ -134,6 +136,7 @@ def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, str, Calla
     """What is measured: its kind, its name, and how. What takes little time comes first."""
     yield "choosing", "choosing jointly", lambda: joint_choice(size, device)
     yield "precision", "precision", lambda: precisions(size, device)
+    yield "copying", "copying to the device", lambda: copying(size.rounds, device)
     yield "images", "writing images", lambda: write_images(work, size)
     yield "decoding", "decoding", lambda: decoding(work, size)
     runs: dict[str, Run] = {}

@@ -1,4 +1,4 @@
-"""What sharing a run between two processes costs. About five minutes on 2 cores.
+"""What sharing a run between two processes costs. About seven minutes on 2 cores.
 
 `ranks_script.py` runs all sides in turn in the same two processes, which talk by gloo. Each is a step of `curate train` as
 users start it, with data, score table, scoring, choice, two optimizer steps and records, on CIFAR-10N that was decoded in the

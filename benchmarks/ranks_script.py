@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.flops import step_cost
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.selector import Selector
-from curate.training.division import Division
+from curate.training.division import Division, received_rows
 from curate.training.group import Group
 from curate.training.options import RunOptions
 from curate.training.run import train
@@ -34,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 BATCH_SIZE, FILTER_RATIO, LANES = 128, 0.8, 2
 # Images are decoded in the first epochs, whose shards lie with the ranks otherwise in each.
-WARM_UP, STEPS = 8, 16
+WARM_UP, STEPS = 8, 24
 LARGE, CHOSEN, SIDE, LARGE_LANES, REPEATS = 20_480, 4096, 224, 32, 7
 # Bytes of a message that takes its time by its size.
 BUFFER = 1 << 24
@@ -217,10 +218,11 @@ def messages(group: Group) -> dict[str, float]:
 def large_step(group: Group, step: int) -> dict[str, float]:
     """Seconds of each part of the choice among 20,480 examples with made-up scores. Rows of 224 pixels are real bytes."""
     division = Division.of_step(group, step, (LARGE, LARGE_LANES))
+    division = replace(division, widths=[10, 10, 0])  # as every super-batch that is drawn
     chance = torch.Generator().manual_seed(1000 * step + group.rank)
     own = int((division.holder_B == group.rank).sum())
     losses = [torch.rand(own, generator=chance) for _ in range(2)]
-    names = [("00000.tar", f"{i:09d}", "") for i in range(own)]
+    names = [["00000.tar"] * own, [f"{i:09d}" for i in range(own)]]
     selector = Selector("learnability", CHOSEN, seed=step)
     seconds: dict[str, float] = {}
 
@@ -231,7 +233,7 @@ def large_step(group: Group, step: int) -> dict[str, float]:
         seconds[part] = slowest(group, time.perf_counter() - started)
         return made
 
-    online, reference = timed("gather", lambda: [division.whole(rows) for rows in losses])
+    online, reference = timed("gather", lambda: division.whole_of_all(losses))
     selection = timed("select", lambda: selector(online_loss=online, reference_loss=reference))
     deal = division.deal(selection.index)
     places, among = deal.of_chosen()
@@ -239,8 +241,7 @@ def large_step(group: Group, step: int) -> dict[str, float]:
 
     def exchange() -> None:
         division.deal(selection.index)
-        deal.take_list(names)
-        among.received(rows)
+        received_rows(deal, [(among, rows)], names)
 
     timed("exchange", exchange)
     timed("copying", lambda: rows[among.keep])

@@ -131,6 +131,12 @@ class Prefetched(Iterator[T]):
             raise error or StopIteration
         return cast(T, item)
 
+    def next_if_made(self) -> T | None:
+        """What will be given next, if it is made already. It is not taken."""
+        with self._items.mutex:
+            item, _ = self._items.queue[0] if self._items.queue and not self._ended else (_END, None)
+        return None if item is _END else cast(T, item)
+
     def close(self) -> None:
         """Stop the thread and close the source. A source that hangs is left behind: its thread does not keep the process."""
         self._ended = True

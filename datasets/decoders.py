@@ -2,21 +2,23 @@
 
 Pillow decodes outside the interpreter's lock, but opening an image, taking its pixels and resizing it need the lock, so that
 threads of one process keep about two cores busy: with 16 threads on 16 cores 1,040 images/s of 256 pixels a side, with one
-thread 760. Processes are not bound by each other. They get the bytes of a few images at a time, and write pixels into
-shared memory.
+thread 760. Processes are not bound by each other. They get the bytes of a few images at a time, and write pixels to where
+they stay: into memory that is shared with them, whose rows a super-batch's tensor keeps. Tokens of captions are made there
+too, since Python makes them.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import pickle
 import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from typing import Any
 
@@ -28,11 +30,15 @@ from .batches import batched, decode_all, decode_threads
 from .decoding import Geometry, View, decode
 from .notices import say_once
 from .readers import Example, Failure
+from .slabs import Slabs, opened
 
-# Images that a process is given at a time, and how many such parts wait for each process beside the one in its hands.
-PART, WAITING = 8, 1
+# Images, and captions, that a process is given at a time, and how many such parts wait for each process beside the one in
+# its hands.
+PART, CAPTIONS, WAITING = 8, 256, 1
 # Up to so many cores, threads do as well, and need no memory and no seconds to start; so they do for images below this side.
 FEW_CORES, SMALL_SIDE = 4, 96
+Tokenizer = Callable[[list[str]], Any]
+"""Makes tokens of captions: an integer tensor [n, L]."""
 # A process takes about 0.3 GB, and the one that they work for cannot use the images of more.
 MOST_PROCESSES = 32
 
@@ -47,95 +53,112 @@ def default_processes(views: Iterable[View], own_cores: int | None = None) -> in
 
 class Decoders:
     """Decodes for one stream of super-batches. `processes` is 0 for threads; a view that is a function is always seen by
-    threads. Processes start when they are first needed, and end with this object or with the process. `way_out` is what to do
-    where one is killed."""
+    threads. Processes start when they are first needed, and end with this object or with the process. They write pixels to
+    `slabs`, and make tokens with those of the `tokenizers` that can be sent to them. `way_out` is what to do where one is
+    killed."""
 
     def __init__(
-        self, processes: int, views: Iterable[View], way_out: str = "--decode-processes 0 decodes in threads"
+        self,
+        processes: int,
+        views: Iterable[View] = (),
+        tokenizers: Iterable[Tokenizer] = (),
+        way_out: str = "--decode-processes 0 decodes in threads",
     ) -> None:
-        self._processes, self._way_out = processes, way_out
+        self.processes, self._way_out = processes, way_out
         # What is made late is waited for: it must not stand behind all that is made ahead.
         self._threads = [ThreadPoolExecutor(decode_threads()) for _ in range(2)]
         self._pool: ProcessPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._block = PART * max((3 * v.size * v.size for v in views if isinstance(v, Geometry)), default=0)
         self._window = (1 + WAITING) * processes
+        self.slabs = Slabs()
+        self._sent: list[bytes] = []
+        self._tokenizers: dict[int, int] = {}  # by id, the place among those sent
+        for tokenizer in tokenizers if processes else ():
+            if id(tokenizer) not in self._tokenizers:
+                with suppress(Exception):  # such as a function that has no name
+                    self._sent.append(pickle.dumps(tokenizer))
+                    self._tokenizers[id(tokenizer)] = len(self._sent) - 1
 
     def look(self, examples: Sequence[Example], view: View, *, late: bool = False) -> list[Any]:
         """What the view makes of every example (pixels uint8 [size, size, 3] for a geometry), or the Failure, in order.
 
-        Raises CurateError where a process ends that should not.
+        Pixels from processes are rows of one slab, number i for example i: see `slabs.rows_together`. Raises CurateError
+        where a process ends that should not.
         """
         if not examples:
             return []
-        if not self._processes or not isinstance(view, Geometry):
+        if not self.processes or not isinstance(view, Geometry):
             return decode_all(examples, view, self._threads[late])
+        pixels, slab = self.slabs.take((len(examples), view.size, view.size, 3))
+        found: list[Any] = list(pixels)
+        parts = [range(i, min(i + PART, len(examples))) for i in range(0, len(examples), PART)]
+        tasks = (
+            (_decode_part, [bytes(examples[i].image) for i in part], view, slab, part.start * pixels[0].nbytes)
+            for part in parts
+        )
+        with self._named_errors():
+            for part, (failed, told) in zip(parts, self._answers(tasks, pixels), strict=True):
+                for message in told:
+                    say_once(message, message)
+                for i, why in failed.items():
+                    one = examples[part.start + i]
+                    found[part.start + i] = Failure(one.shard, one.row, one.key, *why)
+        return found
+
+    def tokens(self, captions: list[str], tokenizer: Tokenizer) -> np.ndarray:
+        """int32 [n, L], of at least one caption. Raises what the tokenizer raises."""
+        number = self._tokenizers.get(id(tokenizer))
+        if number is not None and len(captions) > PART:
+            tasks = ((_tokenize_part, number, list(part)) for part in batched(captions, CAPTIONS))
+            with self._named_errors():
+                found = list(self._answers(tasks))
+            lengths = {None if part is None else part.shape[1] for part in found}
+            if len(lengths) == 1 and None not in lengths:
+                return np.concatenate(found)
+            del self._tokenizers[id(tokenizer)]  # a process cannot make it, or not alike
+        return _tokens(tokenizer, captions)
+
+    def _answers(self, tasks: Iterable[tuple[Any, ...]], held: object = None) -> Iterator[Any]:
+        """What processes answer, in the order of the tasks. What is `held` they may write to until all have ended."""
+        pool, pending = self._started(), deque[Future[Any]]()
         try:
-            return list(self._from_processes(examples, view))
+            for do, *given in tasks:
+                if len(pending) >= self._window:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(do, *given))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+                future.add_done_callback(lambda _, held=held: None)  # type: ignore[misc]
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenProcessPool as e:
             raise CurateError(
                 "a process that decodes images ended before its time: killed, perhaps for want of memory, or started by a "
                 f"script whose own code is not under `if __name__ == '__main__':`; {self._way_out}"
             ) from e
-
-    def _from_processes(self, examples: Sequence[Example], view: Geometry) -> Iterator[Any]:
-        pool = self._started()
-        pending: deque[tuple[Sequence[Example], int, Future[Any]]] = deque()
-        try:
-            for part in batched(examples, PART):
-                while len(pending) >= self._window:
-                    yield from self._finished(pending, view)
-                with self._lock:
-                    block = self._free.pop()
-                images = [bytes(example.image) for example in part]
-                pending.append((part, block, pool.submit(_decode_part, images, view, block * self._block)))
-            while pending:
-                yield from self._finished(pending, view)
-        finally:
-            for _, block, future in pending:  # a block is used again when nobody writes into it
-                future.cancel()
-                future.add_done_callback(lambda _, block=block: self._free.append(block))  # type: ignore[misc]
-
-    def _finished(self, pending: deque[tuple[Sequence[Example], int, Future[Any]]], view: Geometry) -> list[Any]:
-        part, block, future = pending[0]
-        failed, told = future.result()
-        pending.popleft()
-        for message in told:
-            say_once(message, message)
-        pixels = _pixels(self._shared, block * self._block, len(part), view)
-        found = [
-            Failure(example.shard, example.row, example.key, *failed[i]) if i in failed else pixels[i].copy()
-            for i, example in enumerate(part)
-        ]
-        self._free.append(block)
-        return found
+        except OSError as e:
+            raise CurateError(f"a process that decodes images failed: {e}; {self._way_out}") from e
 
     def _started(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                context = get_context("spawn")
-                # Twice a window: for what is made ahead, and for what is made late meanwhile; and again for a stream that
-                # was closed and has not ended yet.
-                blocks = 4 * self._window
-                self._shared = context.RawArray(ctypes.c_uint8, blocks * self._block)
-                self._free = list(range(blocks))
-                self._pool = ProcessPoolExecutor(self._processes, context, initializer=_begin, initargs=(self._shared,))
+                context, sent = get_context("spawn"), (self._sent,)
+                self._pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=sent)
             return self._pool
 
 
-def _pixels(shared: Any, offset: int, count: int, view: Geometry) -> np.ndarray:
-    shape = (count, view.size, view.size, 3)
-    found: np.ndarray = np.frombuffer(shared, np.uint8, int(np.prod(shape)), offset).reshape(shape)
-    return found
+_tokenizers: list[bytes | Tokenizer] = []
 
 
-_shared: Any = None
-
-
-def _begin(shared: Any) -> None:
+def _begin(tokenizers: list[bytes]) -> None:
     """In a new process: end with the parent, whatever ends it, and leave Ctrl-C to it."""
-    global _shared
-    _shared = shared
+    _tokenizers[:] = tokenizers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # torch is imported by the first image that is resized
     parent = parent_process()
@@ -148,9 +171,12 @@ def _begin(shared: Any) -> None:
     threading.Thread(target=end_with_it, daemon=True, name="ends with its parent").start()
 
 
-def _decode_part(images: Sequence[bytes], view: Geometry, offset: int) -> tuple[dict[int, tuple[str, str]], list[str]]:
-    """Decode into shared memory. Returns stage and reason of what failed, by its place, and what is to be said."""
-    pixels, failed = _pixels(_shared, offset, len(images), view), {}
+def _decode_part(
+    images: Sequence[bytes], view: Geometry, slab: tuple[int, str, int], offset: int
+) -> tuple[dict[int, tuple[str, str]], list[str]]:
+    """Decode into a slab. Returns stage and reason of what failed, by its place, and what is to be said."""
+    pixels = np.ndarray((len(images), view.size, view.size, 3), np.uint8, opened(slab), offset)
+    failed = {}
     with warnings.catch_warnings(record=True) as told:
         for i, image in enumerate(images):
             try:
@@ -158,3 +184,20 @@ def _decode_part(images: Sequence[bytes], view: Geometry, offset: int) -> tuple[
             except ExampleError as e:
                 failed[i] = (e.stage, e.reason)
     return failed, [str(warning.message) for warning in told if issubclass(warning.category, UserWarning)]
+
+
+def _tokens(tokenizer: Tokenizer, captions: list[str]) -> np.ndarray:
+    found: np.ndarray = tokenizer(captions).numpy().astype(np.int32)
+    return found
+
+
+def _tokenize_part(number: int, captions: list[str]) -> np.ndarray | None:
+    """int32 [n, L]; None where this process cannot make the tokenizer, as one whose module only the parent has."""
+    tokenizer = _tokenizers[number]
+    if isinstance(tokenizer, bytes):
+        try:
+            tokenizer = _tokenizers[number] = pickle.loads(tokenizer)
+        except Exception:
+            return None
+    assert not isinstance(tokenizer, bytes)
+    return _tokens(tokenizer, captions)

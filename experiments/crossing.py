@@ -1,4 +1,5 @@
-"""Where do choosing and uniform training meet? Both at budgets that double, to many epochs of the data, on CIFAR-10N.
+"""Where do choosing and uniform training meet? Both at budgets that double, to many epochs of the data, on CIFAR-10N, under
+people's labels, 40 % of them wrong, and under clean ones.
 
     python experiments/crossing.py FOLDER RESULTS.jsonl  # half a minute to three minutes a run on one AVX2 core
     python experiments/crossing.py --table RESULTS.jsonl
@@ -9,12 +10,18 @@ share. Every budget is a complete run of its own. An epoch is as many updates of
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.spec import add_dataset, load_config
+import pyarrow.parquet as pq
+from curate.datasets.preparers.writer import write_shards
+from curate.datasets.readers import Example, read_shard
+from curate.datasets.shards import list_shards
+from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curated_map import (
     BUDGET,
     CHOOSING,
@@ -26,12 +33,14 @@ from curated_map import (
     learn,
     read_results,
     score_table,
+    written,
 )
 from seeds import cell, difference
 
 SIZES = (1_000, 5_000, 20_000)
 MULTIPLES, SEEDS = (1, 2, 4, 8), 3
-PER_SHARD, BATCH = 1_000, 128
+PER_SHARD, BULK_SHARDS, BATCH = 1_000, 20, 128
+NOISY, CLEAN = "noisy", "clean"
 BASE, ALONE = "uniform", "the 1,000 curated alone, uniform"
 # What an arm changes in the run; `stored` stands for the score table.
 ARMS: dict[str, dict[str, Any]] = {
@@ -44,31 +53,53 @@ ARMS: dict[str, dict[str, Any]] = {
 FIRST = ("uniform", "learnability")
 
 
-def planned() -> Iterator[tuple[int, str, int, int]]:
-    """(examples, arm, multiple of the budget, seed): the first arms at all budgets but the largest, then the others, then more
+@dataclass(frozen=True)
+class Point:
+    """One run: an arm on so many examples, under people's or under clean labels, at a multiple of the map's budget."""
+
+    size: int
+    arm: str
+    multiple: int
+    seed: int = 0
+    labels: str = NOISY
+
+    @property
+    def name(self) -> str:
+        arm = self.arm.replace(",", "").replace(" %", "").replace(" ", "-")
+        labels = "" if self.labels == NOISY else f"{self.labels}-"
+        return f"{arm}-{labels}{self.size}-{self.multiple}x-seed{self.seed}"
+
+
+def planned() -> Iterator[Point]:
+    """All runs, in their order: the first arms at all budgets but the largest, then the others, then clean labels, then more
     seeds, then the largest budget."""
     for multiples in (MULTIPLES[:-1], MULTIPLES[-1:]):
         for seed in range(SEEDS):
-            for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
-                for size in SIZES:
-                    for multiple in multiples:
-                        yield from ((size, arm, multiple, seed) for arm in arms if arm != ALONE or size == SIZES[0])
+            for labels in (NOISY, CLEAN):
+                for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
+                    for size in SIZES:
+                        for multiple in multiples:
+                            for arm in arms:
+                                if arm != ALONE or (size, labels) == (SIZES[0], NOISY):
+                                    yield Point(size, arm, multiple, seed, labels)
 
 
-def run(folder: Path, size: int, arm: str, multiple: int, seed: int) -> dict[str, Any]:
+def run(folder: Path, point: Point) -> dict[str, Any]:
     """Train the learner in one arm. The curated examples alone are the same for every size of the bulk."""
-    dataset = dataset_of(folder, "curated", RATES_AT) if arm == ALONE else bulk_of(folder, size)
-    changes = dict(ARMS[arm])
+    alone = point.arm == ALONE
+    dataset = dataset_of(folder, "curated", RATES_AT) if alone else bulk_of(folder, point.size, point.labels)
+    changes = dict(ARMS[point.arm])
     if "reference_scores" in changes:
         changes["reference_scores"] = score_table(folder, RATES_AT, dataset)
-    name = name_of(size, arm, multiple, seed)
-    summary = learn(folder, "crossing", name, seed, dataset=dataset, budget_flops=multiple * BUDGET, **changes)
+    budget = point.multiple * BUDGET
+    summary = learn(folder, "crossing", point.name, point.seed, dataset=dataset, budget_flops=budget, **changes)
     return {
-        "name": name,
-        "examples": RATES_AT if arm == ALONE else size,
-        "arm": arm,
-        "multiple": multiple,
-        "seed": seed,
+        "name": point.name,
+        "examples": RATES_AT if alone else point.size,
+        "labels": point.labels,
+        "arm": point.arm,
+        "multiple": point.multiple,
+        "seed": point.seed,
         "top1": summary["quality"]["top1"],
         "steps": summary["steps"],
         "regimes": summary["regimes"],
@@ -76,56 +107,68 @@ def run(folder: Path, size: int, arm: str, multiple: int, seed: int) -> dict[str
     }
 
 
-def name_of(size: int, arm: str, multiple: int, seed: int) -> str:
-    return f"{arm.replace(',', '').replace(' %', '').replace(' ', '-')}-{size}-{multiple}x-seed{seed}"
-
-
 def key_of(line: dict[str, Any]) -> str:
     return line["name"]
 
 
-def bulk_of(folder: Path, size: int) -> str:
-    """The first shards of the bulk."""
+def bulk_of(folder: Path, size: int, labels: str = NOISY) -> str:
+    """The first shards of the bulk; under clean labels they are written again."""
     toml = folder / "curate.toml"
     config = load_config(toml)
     bulk, shards = config.datasets["bulk"], size // PER_SHARD
-    if shards == 20:
+    if labels == NOISY and shards == BULK_SHARDS:
         return "bulk"
-    name = f"bulk-{size}"
+    name = f"bulk-{size}" if labels == NOISY else f"bulk-{labels}-{size}"
+    where = "cifar10n/train" if labels == NOISY else name
     if name not in config.datasets:
-        add_dataset(toml, name, {**bulk, "train": f"data/cifar10n/train/{{00000..{shards - 1:05d}}}.tar"})
+        if labels == CLEAN:
+            write_shards(folder / "data" / name, clean_examples(folder, shards))
+        add_dataset(toml, name, {**bulk, "train": f"data/{where}/{{00000..{shards - 1:05d}}}.tar"})
     return name
+
+
+def clean_examples(folder: Path, shards: int) -> Iterator[dict[str, Any]]:
+    """The examples of the bulk's first shards under their clean labels."""
+    config = load_config(folder / "curate.toml")
+    about = pq.read_table(folder / config.datasets["bulk"]["analysis"], columns=["key", "clean_label"])
+    clean = dict(zip(about["key"].to_pylist(), about["clean_label"].to_pylist(), strict=True))
+    spec = find_dataset("bulk", config)
+    for shard in list_shards(spec)[:shards]:
+        for example in read_shard(spec, shard):
+            assert isinstance(example, Example)
+            yield {**written(example), "cls": str(clean[example.key]).encode()}
 
 
 def tables(results: list[dict[str, Any]]) -> str:
     """Top-1 by arm and budget for each size, with what it is beside uniform and the epochs of uniform."""
     multiples = sorted({line["multiple"] for line in results})
     budgets = [f"{multiple * BUDGET / 1e12:g} TF" for multiple in multiples]
-    lines = [f"| examples | arm | {' | '.join(budgets)} |", "|---" * (len(budgets) + 2) + "|"]
-    for size in sorted({line["examples"] for line in results}):
-        arms = [arm for arm in ARMS if any((line["examples"], line["arm"]) == (size, arm) for line in results)]
-        base = {multiple: of(results, size, arms[0], multiple) for multiple in multiples}
-        epochs = [f"{BATCH * steps / size:.1f}" if steps else "" for steps in (updates(base[m]) for m in multiples)]
-        lines.append(f"| {size:,} | epochs, uniform | {' | '.join(epochs)} |")
-        for arm in arms:
-            found = {multiple: of(results, size, arm, multiple) for multiple in multiples}
-            lines.append(f"| {size:,} | {arm} | {' | '.join(cell([*by_seed(found[m]).values()]) for m in multiples)} |")
-            if arm != arms[0]:
-                more = [difference(by_seed(found[m]), by_seed(base[m])) for m in multiples]
-                lines.append(f"| {size:,} | {arm}, minus uniform | {' | '.join(more)} |")
+    lines = [f"| labels | examples | arm | {' | '.join(budgets)} |", "|---" * (len(budgets) + 3) + "|"]
+    for labels, size in itertools.product((NOISY, CLEAN), SIZES):
+        here = [line for line in results if (line.get("labels", NOISY), line["examples"]) == (labels, size)]
+        base = [of(here, BASE, multiple) for multiple in multiples]
+        if here:
+            epochs = [f"{BATCH * found[0]['steps'] / size:.1f}" if found else "" for found in base]
+            lines.append(row(labels, size, "epochs, uniform", epochs))
+        for arm in (arm for arm in ARMS if any(line["arm"] == arm for line in here)):
+            found = [by_seed(of(here, arm, multiple)) for multiple in multiples]
+            lines.append(row(labels, size, arm, [cell([*shares.values()]) for shares in found]))
+            if arm != BASE:
+                more = [difference(shares, by_seed(others)) for shares, others in zip(found, base, strict=True)]
+                lines.append(row(labels, size, f"{arm}, minus uniform", more))
     return "\n".join(lines)
 
 
-def of(results: list[dict[str, Any]], size: int, arm: str, multiple: int) -> list[dict[str, Any]]:
-    return [line for line in results if (line["examples"], line["arm"], line["multiple"]) == (size, arm, multiple)]
+def row(labels: str, size: int, arm: str, cells: list[str]) -> str:
+    return f"| {labels} | {size:,} | {arm} | {' | '.join(cells)} |"
+
+
+def of(results: list[dict[str, Any]], arm: str, multiple: int) -> list[dict[str, Any]]:
+    return [line for line in results if (line["arm"], line["multiple"]) == (arm, multiple)]
 
 
 def by_seed(found: list[dict[str, Any]]) -> dict[int, float]:
     return {line["seed"]: line["top1"] for line in found}
-
-
-def updates(found: list[dict[str, Any]]) -> int:
-    return found[0]["steps"] if found else 0
 
 
 def main() -> None:
@@ -135,8 +178,8 @@ def main() -> None:
         return
     folder, results = begin(arguments.paths)
     done = {key_of(line) for line in read_results(results)}
-    missing = [one for one in planned() if name_of(*one) not in done]
-    add_results(results, ((name_of(*one), partial(run, folder, *one)) for one in missing), arguments.seconds)
+    missing = [point for point in planned() if point.name not in done]
+    add_results(results, ((point.name, partial(run, folder, point)) for point in missing), arguments.seconds)
 
 
 if __name__ == "__main__":

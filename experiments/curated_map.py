@@ -51,6 +51,9 @@ MODELS = {
     "reference": conv(4, 8, 16, 32, layers=(0, 0, 0)),  # 1/11 of it
     "online": {**conv(4, 8, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},  # 1/50 of it
 }
+# DRRho's weights come out of the training pass, and cost nothing. Here the learner scores before it, a forward pass more for
+# a step's three, so these arms get a third more: as many updates as uniform.
+DRRHO = {"filter_ratio": 0.0, "sampler": "reweight", "budget_flops": BUDGET * 4 / 3}
 CHOOSING = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
 
 
@@ -99,6 +102,7 @@ OTHERS = {
     "bulk, RHO-LOSS": choosing("rho", filter_ratio=0.9, sampler="topk"),
     "bulk, generalised cross-entropy": Arm("bulk", {"gce": GCE}, counted=False, needs_curated=False),
     "bulk, InfoBatch": Arm("bulk", {"policy": "infobatch", "filter_ratio": 0.3}, counted=False, needs_curated=False),
+    **{f"bulk, DRRho weights, temperature {t}": choosing("rho", temperature=float(t), **DRRHO) for t in (1, 4)},
 }
 ARMS = {**MAIN, **OTHERS}
 

@@ -77,7 +77,7 @@ H100 = Machine(
     bandwidth=360e9,
     select_rows=15e6,
     overlap=0.8,
-    messages=12,
+    messages=7,
 )
 NODE, BETWEEN_NODES = 8, 40e9
 # A ViT-L/14 CLIP (175 GF a forward pass, 428 M weights) scored by a ViT-S/16 (9.2 GF, 40 M), as uint8 of 224 pixels.
@@ -111,9 +111,9 @@ def simulated(machine: Machine, work: Work, seed: int = 0) -> dict[str, float]:
         found.append(
             {
                 "score": slowest(np.array(division.rows) * work.score),
-                "gather": 2 * (hops * machine.device_hop + 4 * B / machine.bandwidth),
+                "gather": hops * machine.device_hop + 8 * B / machine.bandwidth,
                 "select": B / machine.select_rows,
-                "exchange": 3 * W * machine.device_hop + max(sent, received) * work.row / machine.bandwidth,
+                "exchange": 2 * W * machine.device_hop + max(sent, received) * work.row / machine.bandwidth,
                 "agree": machine.messages * hops * machine.host_hop,
                 "train": training,
                 "average": max(0.0, averaging - machine.overlap * training * 2 / 3),

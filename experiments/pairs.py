@@ -229,7 +229,7 @@ def swapped(folder: Path, percent: int) -> str:
     return name
 
 
-def score_table(folder: Path, model: str, dataset: str) -> str:
+def score_table(folder: Path, model: str, dataset: str, runner_options: tuple[str, ...] = ()) -> str:
     """Train a reference on the emoji, then score a data set with it, where that was not done before."""
     config = load_config(folder / "curate.toml")
     options = RunOptions.of(
@@ -245,7 +245,13 @@ def score_table(folder: Path, model: str, dataset: str) -> str:
     train(options, config=config, resume=True, report=print)
     spec = find_dataset(dataset, config)
     reference = find_model(str(folder / "references" / model), task=spec.task, config=config)
-    scoring = ScoreOptions(dataset=spec, reference=reference, out=str(folder / "scores"), embeddings=True)
+    scoring = ScoreOptions(
+        dataset=spec,
+        reference=reference,
+        out=str(folder / "scores"),
+        embeddings=True,
+        runner_options=runner_options,
+    )
     return score_reference(scoring, print).folder
 
 

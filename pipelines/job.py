@@ -163,4 +163,4 @@ def looking(model: Model, own_cores: int) -> Look | None:
     needs its cores for the forward pass."""
     processes = default_processes([model.geometry], own_cores)
     way_out = "run the same command again: the shards that were finished are kept"
-    return Decoders(processes, [model.geometry], way_out).look if processes else None
+    return Decoders(processes, [model.geometry], way_out=way_out).look if processes else None

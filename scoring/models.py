@@ -58,6 +58,26 @@ class Scored:
     logits: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class EvaluationFlops:
+    """FLOPs of scoring an `example`; of a model of pairs those of a `caption` alone, and how wide embeddings are."""
+
+    example: float
+    caption: float = 0.0
+    width: int = 0
+
+    def of(self, quality: Mapping[str, float], dataset: DatasetSpec, ranks: int = 1) -> float:
+        """What it took to measure this quality. Every rank compares all embeddings, and embeds all classes."""
+        n = quality["test_examples"]
+        images, captions = quality.get("test_images", n), quality.get("test_captions", n)
+        found = self.example * n + self.caption * (captions - n) + ranks * 4 * images * captions * self.width
+        if "zero_shot_top1" in quality:
+            labelled = quality.get("zero_shot_examples", n)
+            found += labelled * (self.example - self.caption + 2 * self.width * len(dataset.classes))
+            found += ranks * self.caption * len(dataset.classes) * len(dataset.templates)
+        return found
+
+
 class ShardScorer(Protocol):
     """Scores one shard, batch by batch. `flops` is the cost so far.
 
@@ -192,6 +212,10 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """All measures that the test split allows, as shares in [0, 1]; `test_examples` is their n. Several ranks share the
         batches, and each is given the result."""
+        ...
+
+    def evaluation_flops(self, model: Model) -> EvaluationFlops:
+        """What `evaluate` costs."""
         ...
 
 

@@ -54,14 +54,28 @@ def test_the_moving_references_in_the_findings_are_those_of_their_results(monkey
     assert moving_reference.table(results) in page, "python experiments/moving_reference.py --table RESULTS.jsonl"
 
 
+def test_the_sources_in_the_findings_are_those_of_their_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import sources
+
+    results = sources.read_results(ROOT / "experiments" / "results" / "2026-11-26-sources.jsonl")
+    assert {(line["arm"], line["seed"]) for line in results} <= set(sources.planned())
+    page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
+    assert sources.tables(results) in page, "python experiments/sources.py --table RESULTS.jsonl"
+
+
 @pytest.mark.parametrize(
     ("script", "planned"),
-    [("crossing", lambda m: {m.name_of(*one) for one in m.planned()}), ("scale", lambda m: set(m.planned()))],
+    [
+        ("crossing", lambda m: {point.name for point in m.planned()}),
+        ("scale", lambda m: set(m.planned())),
+        ("beside_infobatch", lambda m: set(m.planned())),
+    ],
 )
 def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = importlib.import_module(script)
-    results = module.read_results(ROOT / "experiments" / "results" / f"2026-11-26-{script}.jsonl")
+    results = module.read_results(ROOT / "experiments" / "results" / f"2026-11-26-{script.replace('_', '-')}.jsonl")
     assert {module.key_of(line) for line in results} <= planned(module)
     page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
     assert module.tables(results) in page, f"python experiments/{script}.py --table RESULTS.jsonl"

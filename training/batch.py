@@ -10,11 +10,16 @@ import torch
 
 from ..datasets.targets import hash_target
 from ..errors import SpecError
-from .division import Deal, Division
+from .copies import to_device
+from .division import Deal, Division, dealt_rows
 from .loading import Row
-from .views import LateViews, to_device
+from .packing import width_of
+from .views import LateViews
 
 Tokenizer = Callable[[list[str]], torch.Tensor]
+MakeTokens = Callable[[list[str], Tokenizer], np.ndarray]
+"""int32 [n, L] of n captions by a tokenizer."""
+NO_WIDTHS = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,13 @@ class SuperBatch:
 
         return self._with(move, self.views.to(where, move) if isinstance(self.views, LateViews) else None)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that are there, each once."""
+        views = self.views.made if isinstance(self.views, LateViews) else self.views.values()
+        stored = self.targets, self.reference_loss, self.reference_logits, *(self.reference_pairs or ())
+        found = {id(one): one for one in (*views, *self.tokens.values(), *stored) if isinstance(one, torch.Tensor)}
+        return list(found.values())
+
     def take(self, index: torch.Tensor) -> SuperBatch:
         """The examples at `index`, int64 [b], in its order.
 
@@ -107,22 +119,23 @@ class SuperBatch:
 
     def dealt(self, deal: Deal) -> SuperBatch:
         """The examples that this rank trains on. A collective."""
-        taken: dict[int, torch.Tensor] = {}
+        late = self.views.dealt(deal) if isinstance(self.views, LateViews) else None
+        views = {name: rows for name, (_, rows) in late.items()} if late else None
+        among = {id(rows): (of, rows) for of, rows in late.values()} if late else {}
 
-        def pick(tensor: torch.Tensor) -> torch.Tensor:
-            if id(tensor) not in taken:
-                taken[id(tensor)] = deal.take(tensor)
-            return taken[id(tensor)]
+        def ask(tensor: torch.Tensor) -> torch.Tensor:
+            among.setdefault(id(tensor), (deal, tensor))
+            return tensor
 
-        views = self.views.dealt(deal, pick) if isinstance(self.views, LateViews) else None
-        found = self._with(pick, views)
-        captions = self.targets if isinstance(self.targets, list) else [""] * len(self)
-        names = deal.take_list(list(zip(self.shards, self.keys, captions, strict=True)))
+        self._with(ask, views)
+        rows, (shards, keys, *captions) = dealt_rows(deal, [*among.values()], self._texts())
+        taken = dict(zip(among, rows, strict=True))
+        found = self._with(lambda tensor: taken[id(tensor)], views and {n: taken[id(v)] for n, v in views.items()})
         return replace(
             found,
-            shards=[shard for shard, _, _ in names],
-            keys=[key for _, key, _ in names],
-            targets=[caption for _, _, caption in names] if isinstance(self.targets, list) else found.targets,
+            shards=shards,
+            keys=keys,
+            targets=captions[0] if captions else found.targets,
             division=None,
         )
 
@@ -130,8 +143,23 @@ class SuperBatch:
         """Shards and keys of the whole super-batch. A collective where a group divides it."""
         if self.division is None:
             return self.shards, self.keys
-        names = self.division.whole_list(list(zip(self.shards, self.keys, strict=True)))
-        return [shard for shard, _ in names], [key for _, key in names]
+        shards, keys = self.division.whole_texts([self.shards, self.keys])
+        return shards, keys
+
+    def widths(self) -> tuple[int, int, int]:
+        """The width of its shards, keys and captions in a message, where a group divides it."""
+        if self.division is None:
+            return NO_WIDTHS
+        shard, key, caption, *_ = *map(width_of, self._texts()), 0
+        return shard, key, caption
+
+    def agree(self, widths: Iterable[int]) -> None:
+        """Note the greatest of all ranks' `widths`, here and in copies of this super-batch."""
+        if self.division is not None:
+            self.division.widths[:] = widths
+
+    def _texts(self) -> list[list[str]]:
+        return [self.shards, self.keys, *([self.targets] if isinstance(self.targets, list) else [])]
 
     def _with(
         self, change: Callable[[torch.Tensor], torch.Tensor], views: Mapping[str, torch.Tensor] | None
@@ -153,6 +181,7 @@ def batch_of(
     rows: Sequence[Row],
     views: Mapping[str, torch.Tensor],
     tokenize: Mapping[str, Tokenizer],
+    make_tokens: MakeTokens,
     has_classes: bool,
     has_scores: bool,
     embedding_width: int,
@@ -164,7 +193,7 @@ def batch_of(
     tokens: dict[int, torch.Tensor] = {}
     for tokenizer in tokenize.values():
         if id(tokenizer) not in tokens:
-            tokens[id(tokenizer)] = token_rows(rows, tokenizer)
+            tokens[id(tokenizer)] = token_rows(rows, tokenizer, make_tokens)
     targets = [row.example.target for row in rows]
     losses = [row.reference_loss for row in rows]
     return SuperBatch(
@@ -186,14 +215,14 @@ def numbers_of(names: Iterable[bytes]) -> torch.Tensor:
     return torch.from_numpy(np.array([hash_target(name) for name in names], dtype=np.uint64).view(np.int64))
 
 
-def token_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> torch.Tensor:
+def token_rows(rows: Sequence[Row], tokenizer: Tokenizer, make_tokens: MakeTokens) -> torch.Tensor:
     """int64 [B, L]. Python tokenizes slower than a small model scores, and epochs come round again: rows keep theirs."""
     if not rows:
         return tokenizer([""])[:0].long()
     kind = id(tokenizer)
     new = [row for row in rows if kind not in row.tokens]
     if new:
-        made = tokenizer([str(row.example.target) for row in new]).numpy().astype(np.int32)
+        made = make_tokens([str(row.example.target) for row in new], tokenizer)
         for row, tokens_L in zip(new, made, strict=True):
             row.tokens[kind] = tokens_L.copy()
     return torch.from_numpy(np.stack([row.tokens[kind] for row in rows])).long()

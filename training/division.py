@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,18 +13,22 @@ from ..datasets.order import quotas
 from ..scoring.losses import Losses, Pairs
 from .deal import deal
 from .group import Group
+from .packing import bytes_of_row, packed, packed_texts, unpacked, unpacked_texts, width_of
 
-T = TypeVar("T")
+# Rows of more bytes are gathered by themselves: packing them would take longer than a message.
+NARROW = 64
 
 
 @dataclass(frozen=True)
 class Division:
     """Which rank holds each of the B rows of a super-batch, int64 [B]. This rank has those of its number, in their order.
-    Of those that are chosen, only the first ranks are dealt some, `some_train` in number; all where it is None."""
+    Of those that are chosen, only the first ranks are dealt some, `some_train` in number; all where it is None. `widths` are
+    the greatest `width_of` all ranks' shards, keys and captions; none until they are agreed on."""
 
     group: Group
     holder_B: np.ndarray
     some_train: int | None = None
+    widths: list[int] = field(default_factory=list)
 
     @classmethod
     def of_step(cls, group: Group, step: int, *parts: tuple[int, int]) -> Division:
@@ -58,12 +61,25 @@ class Division:
         found = torch.cat(self.group.gather(rows, self.rows))
         return torch.empty_like(found).index_copy_(0, self._order.to(found.device), found)
 
-    def whole_list(self, values: list[T]) -> list[T]:
-        """All B values in the order of the super-batch, given each rank's own. A collective."""
-        found = [value for part in self.group.share(values) for value in part]
-        places = self._order.tolist()
-        by_place = dict(zip(places, found, strict=True))
-        return [by_place[place] for place in range(len(found))]
+    def whole_of_all(self, columns: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The same of several tensors [n, ...], in as few messages as pay. A collective."""
+        narrow: dict[torch.device, list[int]] = {}
+        found: dict[int, torch.Tensor] = {}
+        for i, column in enumerate(columns):
+            if bytes_of_row(column) > NARROW:
+                found[i] = self.whole(column)
+            else:
+                narrow.setdefault(column.device, []).append(i)
+        for together in narrow.values():
+            some = [columns[i] for i in together]
+            found |= zip(together, unpacked(self.whole(packed(some)), some), strict=True)
+        return [found[i] for i in range(len(columns))]
+
+    def whole_texts(self, texts: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Lists of all B texts in the order of the super-batch, given each rank's own. A collective."""
+        widths = agreed_widths(self.group, self.widths, texts)
+        rows = [packed_texts(some, width) for some, width in zip(texts, widths, strict=False)]
+        return [unpacked_texts(column) for column in unpacked(self.whole(packed(rows)), rows)]
 
     def held(self, index: Sequence[int]) -> dict[int, int]:
         """Of the rows at `index`, those that this rank holds: which of its own each is."""
@@ -98,6 +114,7 @@ class Division:
             order=torch.from_numpy(np.argsort(positions)),
             positions=torch.from_numpy(np.sort(positions)),
             moved=int((holder_b != trainer_b).sum()),
+            widths=self.widths,
         )
 
 
@@ -107,7 +124,7 @@ class Deal:
     each (`receive`).
 
     `positions`, int64 [n], are the numbers, among the b chosen, of the rows that it trains on. `moved` counts the rows
-    that any rank sends.
+    that any rank sends. `widths` are the division's.
     """
 
     group: Group
@@ -117,16 +134,14 @@ class Deal:
     order: torch.Tensor
     positions: torch.Tensor
     moved: int
+    widths: Sequence[int] = ()
 
-    def received(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """The rows that other ranks send to this one, given those that it holds. A collective."""
-        if not self.moved:
-            return []
-        return self.group.exchange([rows[part.to(rows.device)] for part in self.send], self.receive)
+    def sent(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Of the rows [n, ...] that this rank holds, those for each rank."""
+        return [rows[part.to(rows.device)] for part in self.send]
 
-    def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows [n, ...] that this rank trains on, given those that it holds. A collective."""
-        received = torch.cat([rows[:0], *self.received(rows)])
+    def placed(self, rows: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
+        """The rows that this rank trains on, given those that it holds and those that it received."""
         kept, order = len(self.keep), self.order
         if not kept:
             return received[order.to(rows.device)]
@@ -146,33 +161,79 @@ class Deal:
 
         return places.tolist(), replace(self, keep=among(self.keep), send=[among(part) for part in self.send])
 
-    def take_list(self, values: list[T]) -> list[T]:
-        """The same for values that are no tensors. A collective."""
-        found = [values[i] for i in self.keep.tolist()]
-        if self.moved:
-            sent = self.group.exchange_lists([[values[i] for i in part.tolist()] for part in self.send])
-            found += [value for by_rank in sent for value in by_rank]
+    def placed_texts(self, texts: Sequence[str], received: Sequence[str]) -> list[str]:
+        """The same of texts."""
+        found = [*(texts[i] for i in self.keep.tolist()), *received]
         return [found[i] for i in self.order.tolist()]
+
+
+def dealt_rows(
+    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], texts: Sequence[Sequence[str]]
+) -> tuple[list[torch.Tensor], list[list[str]]]:
+    """What this rank trains on: rows of each tensor [n, ...] and of each list of texts, given those that it holds. The deal
+    beside a tensor is the same one among the rows that the tensor has. A collective.
+    """
+    received, more_texts = received_rows(deal, columns, texts)
+    rows = [of.placed(held, more) for (of, held), more in zip(columns, received, strict=True)]
+    return rows, [deal.placed_texts(held, more) for held, more in zip(texts, more_texts, strict=True)]
+
+
+def received_rows(
+    deal: Deal, columns: Sequence[tuple[Deal, torch.Tensor]], texts: Sequence[Sequence[str]]
+) -> tuple[list[torch.Tensor], list[list[str]]]:
+    """Of the same, what other ranks send to this one: in one message, or one more for what lies on a GPU. A collective."""
+    found, found_texts = [rows[:0] for _, rows in columns], [list[str]() for _ in texts]
+    if not deal.moved:
+        return found, found_texts
+    widths = agreed_widths(deal.group, deal.widths, texts)
+    cpu = torch.device("cpu")
+    for device in dict.fromkeys([cpu, *(rows.device for _, rows in columns)]):
+        places = [i for i, (_, rows) in enumerate(columns) if rows.device == device]
+        parts = [columns[i][0].sent(columns[i][1]) for i in places]
+        if device == cpu:
+            for some, width in zip(texts, widths, strict=False):
+                parts.append([packed_texts([some[i] for i in to.tolist()], width) for to in deal.send])
+        content = deal.group.exchange([packed(to_one) for to_one in zip(*parts, strict=True)], deal.receive)
+        received = unpacked(torch.cat(content), [part[0] for part in parts])
+        for i, rows in zip(places, received, strict=False):
+            found[i] = rows
+        if device == cpu:
+            found_texts = [unpacked_texts(rows) for rows in received[len(places) :]]
+    return found, found_texts
+
+
+def agreed_widths(group: Group, widths: Sequence[int], texts: Sequence[Sequence[str]]) -> Sequence[int]:
+    """The widths, or those of all ranks where they were not agreed on before. A collective then."""
+    return widths or group.agree(None, *map(width_of, texts))
 
 
 def whole_losses(known: Losses, division: Division) -> Losses:
     """What is known of the whole super-batch, given what each rank knows of its rows. A collective."""
+    own: list[torch.Tensor] = []
 
-    def whole(rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else division.whole(rows)
+    def each(change: Callable[[torch.Tensor], torch.Tensor]) -> Losses:
+        def rows(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else change(values)
 
-    def whole_pairs(pairs: Pairs | None) -> Pairs | None:
-        if pairs is None:
-            return None
-        image_BD, text_BD = division.whole(pairs.image_BD), division.whole(pairs.text_BD)
-        return replace(pairs, image_BD=image_BD, text_BD=text_BD, group_B=whole(pairs.group_B))
+        def pairs(of: Pairs | None) -> Pairs | None:
+            if of is None:
+                return None
+            return replace(of, image_BD=change(of.image_BD), text_BD=change(of.text_BD), group_B=rows(of.group_B))
 
-    return Losses(
-        whole(known.online_B),
-        whole(known.reference_B),
-        whole_pairs(known.online_pairs),
-        whole_pairs(known.reference_pairs),
-        whole(known.age_B),
-        whole(known.chosen_B),
-        whole(known.past_B),
-    )
+        return Losses(
+            rows(known.online_B),
+            rows(known.reference_B),
+            pairs(known.online_pairs),
+            pairs(known.reference_pairs),
+            rows(known.age_B),
+            rows(known.chosen_B),
+            rows(known.past_B),
+        )
+
+    def noted(rows: torch.Tensor) -> torch.Tensor:
+        own.append(rows)
+        return rows
+
+    each(noted)
+    whole = iter(division.whole_of_all(own))
+    return each(lambda _: next(whole))

@@ -96,7 +96,7 @@ class Drawing:
         ]
         for lane, position, skips in zip(self.lanes, state["lanes"], state["lane_skips"], strict=True):
             lane.position, lane.skipped = LanePosition(*position), set(skips)
-        self._scores = loader.scores
+        self._scores, self._keeps = loader.scores, loader.keeps
         self._last_failure: Failure | None = None
 
     def next(self, count: int | None = None) -> tuple[list[Row], list[bool]]:
@@ -149,6 +149,9 @@ class Drawing:
                     if began_epochs[v] >= (EMPTY_EPOCHS if lane.skipped else 1):
                         raise self._too_small(lane, len(have[v]), wanted[v])
                     self.counts["dropped"] += len(have[v])
+                    for row in have[v]:
+                        if not self._keeps(row):
+                            row.seen.clear()  # it would hold the memory of all others
                     have[v] = []
                     began_epochs[v] += 1
                     lane.next_epoch()

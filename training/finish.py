@@ -12,10 +12,9 @@ import torch
 
 from ..datasets.spec import Config, DatasetSpec
 from ..errors import CurateError, StoppedError
-from ..scoring.flops import forward_flops
 from ..scoring.forward import best_device, best_precision, float32_products
 from ..scoring.loading import find_model, load_model, save_tensors
-from ..scoring.models import Model
+from ..scoring.models import EvaluationFlops, Model
 from ..scoring.settings import Precision
 from ..scoring.tables.lookup import ScoreTable
 from ..units import Report, format_flops
@@ -121,14 +120,14 @@ def quality_of(
     device: torch.device,
     precision: Precision,
     group: Group,
-    flops: float,
+    flops: EvaluationFlops,
 ) -> dict[str, float]:
-    """Quality on the test split; its cost, `flops` an example, is added to `outside`. Raises FailuresError where it is that of
+    """Quality on the test split; its cost is added to `outside`. Raises FailuresError where it is that of
     too few."""
     quality = evaluate(learner, dataset, device=device, precision=precision, ranks=group)
     n, failures = int(quality["test_examples"]), int(quality.get("test_failures", 0))
     refuse_few(f"data set '{dataset.name}', test split", n, failures, options.data.max_failures)
-    outside["evaluation"] = outside.get("evaluation", 0.0) + flops * n
+    outside["evaluation"] = outside.get("evaluation", 0.0) + flops.of(quality, dataset, group.size)
     return quality
 
 
@@ -151,7 +150,7 @@ def evaluate_again(
         precision = folder.began_with(run).get("precision") or best_precision(device)
         spec = find_model(str(run), task=dataset.task, num_classes=dataset.num_classes, config=config)
         learner = load_model(spec).to(device)
-    flops = forward_flops(learner).per_example
+    flops = learner.task.evaluation_flops(learner)
     with float32_products(device, precision):
         outside = summary["outside_the_ledger"]
         quality = quality_of(options, learner, dataset, outside, device, precision, group, flops)

@@ -131,11 +131,6 @@ class Group:
             for n, part in zip(counts, buffer.split([n * width for n in counts]), strict=True)
         ]
 
-    def exchange_lists(self, lists: Sequence[list[T]]) -> list[list[T]]:
-        """Send the values `lists[r]`, which can be pickled, to rank r; returns what each rank sent to this one."""
-        parts = [_pickled(values) if values else torch.empty(0, dtype=torch.uint8) for values in lists]
-        return [_unpickled(part) if len(part) else [] for part in self.exchange(parts)]
-
     def share(self, value: T) -> list[T]:
         """Every rank's value, any small object that can be pickled, in the order of ranks."""
         if self.size == 1:
@@ -264,6 +259,14 @@ class Group:
                 find_unused_parameters=some_unused,
                 **settings,
             )
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What a piece of work gives, or the error that it raises: for `Group.agree`."""
+    try:
+        return work(), None
+    except (Exception, StoppedError) as e:
+        return None, e
 
 
 def bare(module: torch.nn.Module) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
 
 import torch
 
@@ -17,10 +17,8 @@ from ..datasets.readers import Failure
 from ..errors import FailuresError
 from ..scoring.selection import Selection
 from .batch import SuperBatch
-from .group import Group
+from .group import Group, attempt
 from .views import LateViews
-
-T = TypeVar("T")
 
 
 def made(batch: SuperBatch, selection: Selection) -> tuple[SuperBatch, Selection, list[Failure]]:
@@ -37,11 +35,12 @@ def made(batch: SuperBatch, selection: Selection) -> tuple[SuperBatch, Selection
     asked = selection.index.tolist()
     chosen, bad = set(asked), dict[int, tuple[Failure, bool]]()
     while True:
-        with group.together():
-            places = batch.division.held(asked) if batch.division is not None else {i: i for i in asked}
-            views, failed = views.look([*places.values()])
+        places = batch.division.held(asked) if batch.division is not None else {i: i for i in asked}
+        looked, error = attempt(partial(views.look, [*places.values()]))
+        views, failed = looked or (views, {})
         here = {i: (failed[place], views.is_first[place]) for i, place in places.items() if place in failed}
-        new = _of_all_ranks(here, group)
+        (most,) = group.agree(error, len(here))
+        new = {i: found for part in group.share(here) for i, found in part.items()} if most else {}
         if not new:
             break
         bad |= new
@@ -69,9 +68,3 @@ def replacements(failed: Iterable[int], taken: Collection[int], B: int) -> list[
         if free is not None:
             found.append(free)
     return found
-
-
-def _of_all_ranks(here: dict[int, T], group: Group) -> dict[int, T]:
-    if not int(group.sum(torch.tensor(len(here)))):
-        return {}
-    return {i: found for part in group.share(here) for i, found in part.items()}

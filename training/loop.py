@@ -32,7 +32,7 @@ from .scorer import BudgetSpentError
 from .signals import Stop
 from .sub import SubBatch, SubBatches
 from .timing import EVALUATE, Rates, Stages, total
-from .trainee import Trainee
+from .trainee import Trainee, align
 
 
 @dataclass
@@ -183,8 +183,7 @@ def _train(job: TrainingJob, sub: SubBatch, step: int, share: float) -> dict[str
         name: trainee.step(views[name], trainee.targets_of(sub, name), share, sub.weight)
         for name, trainee in job.stepping.items()
     }
-    for trainee in job.stepping.values():
-        trainee.align()
+    align([*job.stepping.values()])
     if job.past is not None and job.learner.weighed is not None:
         job.past.learned(sub, job.learner.weighed.of_batch())
     if job.reference is not None:

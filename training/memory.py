@@ -141,8 +141,9 @@ def measure(needs: Needs) -> Memory:
         "optimizer": sum(state // (shards if name == "learner" else 1) for name, (state, _) in optimizers.items()),
         "average": sum(parameter_bytes(t.module) // shards for t in needs.trainees.values() if t.average is not None),
         "gradients of the reference": parameter_bytes(needs.reference.module) if needs.reference else 0,
-        # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time.
-        "images": 2 * b * images + (1 + needs.wait if own else needs.super_batches) * drawn,
+        # The sub-batch, the same augmented, and the super-batch: on a CPU all that are held at a time, on a GPU the next one
+        # too, which is copied there meanwhile. Where a sub-batch is all that is copied, it is the next one of these.
+        "images": (2 + (own and not drawn)) * b * images + (2 + needs.wait if own else needs.super_batches) * drawn,
     }
     peaks = {}
     for name, trainee in needs.trainees.items():

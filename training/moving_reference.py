@@ -8,7 +8,7 @@ import torch
 
 from .augment import augment_views
 from .batch import SuperBatch
-from .trainee import Trainee
+from .trainee import Trainee, align
 
 NAME = "reference"
 """What its view, its weights and its line in the manifest are called."""
@@ -45,5 +45,5 @@ class MovingReference:
         loss = self.trainee.add(views[NAME], batch.model_targets(NAME), weight / self.every)
         if step % self.every == 0:
             self.trainee.update(lr_share)
-        self.trainee.align()
+        align([self.trainee])
         return loss * self.every

@@ -15,7 +15,7 @@ from ..datasets.shards import Shard
 from ..errors import SpecError
 from ..ledger import Ledger, StepCost
 from ..scoring.flops import forward_flops, step_cost
-from ..scoring.models import Model
+from ..scoring.models import EvaluationFlops, Model
 from ..scoring.selector import Selector
 from ..scoring.settings import ContrastiveLoss
 from . import frozen, moving_reference, startup
@@ -29,13 +29,14 @@ from .moving_reference import MovingReference
 from .pace import Pace
 from .past import LAST_PRUNED, PastLosses
 from .pooling import pooled_subs
+from .refusals import refuse_misfits
 from .replay import ReplayScorer
 from .replay_rows import ReplayedRows
 from .run_models import RunModels
 from .scorer import ONLINE, REFERENCE, RunScorer
 from .scorers import ScorersSubBatches
 from .setup import Setup
-from .sub import SubBatches, refuse_misfits
+from .sub import SubBatches
 from .superbatch import SuperBatches
 from .timing import Stages
 
@@ -354,7 +355,8 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     """What is measured and kept on the way."""
     options, learner = setup.options, models.learner
     evaluates = options.records.evaluate and setup.dataset.test
-    flops = forward_flops(learner.model).per_example if evaluates else 0.0  # shards could not be measured later
+    # Shards of a model could not be measured later.
+    flops = learner.model.task.evaluation_flops(learner.model) if evaluates else EvaluationFlops(0.0)
     known: Any = (setup.device, setup.precision, setup.group, flops)
 
     def measure() -> dict[str, float]:

@@ -25,11 +25,9 @@ from ..scoring.tables.check import check_table
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.reference import reference_of_table
 from ..units import Report
+from .agreement import LEAST_CORRELATION, Agreement
 from .options import RunOptions
 
-# What the same forward pass may differ by between machines: float32 sums in another order. For bf16, which keeps 8 bits,
-# each task says it.
-FP32_TOLERANCE = 1e-3
 RESCORED_EXAMPLES = 64
 # What decides which part of an image a model sees, and how finely.
 SEEN = ("size", "mode", "crop_pct", "interpolation")
@@ -103,7 +101,7 @@ def check_rescored(
     """Score a few examples again: what the table says of a picture must be what its reference says of it now.
 
     Returns how many were scored. A changed label is left to the join, which names it as such. Raises TableError with shard,
-    key and both losses.
+    key and both losses, or with the rank correlation of all.
     """
     then: list[float] = []
     examples = []
@@ -120,25 +118,35 @@ def check_rescored(
         return 0
     pixels = torch.from_numpy(np.stack([np.asarray(decoded[i]) for i in kept])).to(device)
     targets = reference.targets([examples[i].target for i in kept]).to(device)
-    precision = table.manifest["precision"]
-    tolerance = FP32_TOLERANCE if precision == "fp32" else reference.task.bf16_tolerance
-    losses = score_batch(reference, pixels, targets, precision=precision).loss.tolist()
-    for i, now in zip(kept, losses, strict=True):
-        if abs(now - then[i]) > tolerance * max(1.0, abs(then[i])):
-            raise TableError(
-                f"{table.folder}: shard '{examples[i].shard}', key '{examples[i].key}': the table's loss is "
-                f"{then[i]:.5g}, the reference says {now:.5g} now; pictures or preprocessing changed: score again into "
-                "a new --out"
-            )
-    if own_precision in (None, precision):
-        return len(kept)
-    own = score_batch(reference, pixels, targets, precision=own_precision).loss.tolist()
-    apart = [abs(a - b) for a, b in zip(losses, own, strict=True)]
-    log(
-        f"the table's losses were computed in {precision}, this run scores in {own_precision}: of {len(apart)} examples "
-        f"the reference's loss differs by {sum(apart) / len(apart):.2g} on average, {max(apart):.2g} at most"
-    )
-    return 2 * len(kept)
+    precision: Precision = table.manifest["precision"]
+    # What a table's format changes is measured on these examples, by scoring them in float32 too.
+    needed = {precision, own_precision or precision} | ({"fp32"} if precision != "fp32" else set())
+    found = {
+        one: score_batch(reference, pixels, targets, precision=one).loss.float().cpu().numpy() for one in sorted(needed)
+    }
+    now_K, then_K = found[precision], np.array([then[i] for i in kept])
+    agree = Agreement.of(now_K, found["fp32"], reference.task.bf16_tolerance) if precision != "fp32" else Agreement()
+    wrong = agree.first_apart(then_K, now_K)
+    if wrong is not None:
+        example = examples[kept[wrong]]
+        raise TableError(
+            f"{table.folder}: shard '{example.shard}', key '{example.key}': the table's loss is {then_K[wrong]:.5g}, the "
+            f"reference says {now_K[wrong]:.5g} now; pictures or preprocessing changed: score again into a new --out"
+        )
+    correlation = agree.rank_correlation(then_K, now_K)
+    if correlation is not None and correlation < LEAST_CORRELATION:
+        raise TableError(
+            f"{table.folder}: the table orders {len(kept)} examples otherwise than the reference does now (rank correlation "
+            f"{correlation:.2f}, expected {LEAST_CORRELATION} or more), though no loss differs by more than "
+            f"{np.abs(then_K - now_K).max():.2g}; pictures or preprocessing changed: score again into a new --out"
+        )
+    if own_precision not in (None, precision):
+        apart_K = np.abs(now_K - found[own_precision])
+        log(
+            f"the table's losses were computed in {precision}, this run scores in {own_precision}: of {len(kept)} examples "
+            f"the reference's loss differs by {apart_K.mean():.2g} on average, {apart_K.max():.2g} at most"
+        )
+    return len(needed) * len(kept)
 
 
 def note_geometry(reference: ScoreTable | Model | None, scorer: Model | None, log: Report) -> None:

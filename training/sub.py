@@ -8,27 +8,30 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..datasets.decoding import View
 from ..datasets.readers import Failure
-from ..errors import DivergedError, ModelError, SpecError
+from ..errors import DivergedError, SpecError
 from ..scoring.losses import Losses, Pairs
-from ..scoring.models import Model
 from ..scoring.policies import UNIFORM, Policy
 from ..scoring.ranks import ALONE, Ranks
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
+from .copies import Copies
 from .division import whole_losses
 from .late import made
 from .local import LocalSelector, everybodys, least_share
 from .online_model import OnlineScorer, Scorer
+from .refusals import refuse_unscored
 from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
 from .superbatch import SuperBatches
+
+Some = TypeVar("Some", bound=SuperBatch)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class SubBatch(SuperBatch):
     def weights(self) -> torch.Tensor | None:
         weight_B, index_b = self.selection.weight, self.selection.index
         return None if weight_B is None else weight_B[index_b][self.positions.to(weight_B.device)]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All that are there, each once, with those of the selection and of the super-batch."""
+        chosen = [getattr(self.selection, f.name) for f in fields(self.selection)]
+        found = [*super().tensors(), *self.drawn.tensors(), *(one for one in chosen if one is not None)]
+        return list({id(one): one for one in found}.values())
 
     def to(self, device: torch.device | str) -> SubBatch:
         """The same examples, the selection and the super-batch with all tensors on a device."""
@@ -111,6 +120,8 @@ class SubBatches:
         self.group, self.training, self.trains = batches.group, batches.group.size, True
         self.online, self.scorer = online, online or scorer
         self.device, self.timing = device, timing
+        on_gpu = device is not None and torch.device(device).type == "cuda"
+        self._copies = Copies(torch.device(device)) if on_gpu else None
         self.check, self.charge = check, charge
         if score_ahead and self._seen_before_the_choice() == ():
             raise SpecError(f"score_ahead is {score_ahead} and no model scores; leave it out")
@@ -220,8 +231,16 @@ class SubBatches:
         """How many steps old the losses of this super-batch are in its turn."""
         return min(self.score_ahead, number - 1)
 
-    def _here(self, batch: SuperBatch) -> SuperBatch:
-        return batch if self.device is None else batch.to(self.device)
+    def _here(self, batch: Some) -> Some:
+        """The batch on the device. The next one's copy begins, if that one is made."""
+        if self._copies is None:
+            here: Any = batch if self.device is None else batch.to(self.device)
+            return here
+        here = self._copies.arrived(batch)
+        upcoming = self.batches.next_if_made()
+        if upcoming is not None:
+            self._copies.begin(upcoming[0] if isinstance(upcoming, tuple) else upcoming)
+        return here
 
     @property
     def views_ahead(self) -> list[View]:
@@ -255,7 +274,7 @@ class SubBatches:
             self.charge(sub.drawn)
             with self.timing("select"):
                 self.selector.generator.set_state(state)
-                sub = sub if self.device is None else sub.to(self.device)
+                sub = self._here(sub)
             self._step_online(sub)
             yield sub
 
@@ -358,25 +377,6 @@ class SubBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.resume(state["batches"], state.get("scored", ()))
         self.selector.load_state_dict(state["selector"])
-
-
-def refuse_unscored(policy: Policy, batches: SuperBatches) -> None:
-    """Raises SpecError where a policy would choose by losses that a data set which is mixed in lacks."""
-    if batches.mix is None or batches.mix.scores is not None or batches.table is None:
-        return
-    if policy.selects and policy.reference != "none":
-        raise SpecError(f"policy '{policy}' needs the losses of what is mixed in; give curate.Mix(..., scores=TABLE)")
-
-
-def refuse_misfits(models: Iterable[Model], batch: SuperBatch) -> None:
-    """Raises ModelError for the first example for whose label one of the models has no output."""
-    if isinstance(batch.targets, list) or not len(batch):
-        return
-    largest = int(batch.targets.argmax())
-    for model in models:
-        why = model.task.misfit(model, int(batch.targets[largest]))
-        if why:
-            raise ModelError(f"shard '{batch.shards[largest]}', key '{batch.keys[largest]}': {why}")
 
 
 def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 
 from ..datasets.batches import Prefetched, prefetch
-from ..datasets.decoders import Decoders
 from ..datasets.decoding import Geometry, View
 from ..datasets.order import lane_count
 from ..datasets.readers import Failure
@@ -21,15 +20,16 @@ from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from .batch import SuperBatch, Tokenizer, batch_of
+from .batch import NO_WIDTHS, SuperBatch, Tokenizer, batch_of
 from .division import Division
 from .drawing import Drawing, Layout, LookAt, refuse_too_many
 from .epochs import GrowingEpochs, known_rows
-from .group import Group
+from .group import Group, attempt
 from .loading import Row, ShardLoader, SkippedShards, read_to_count
+from .looking import Looker
 from .mixture import Mix, MixedDrawing, division_of, prefix_of, refuse_unlike
 from .positions import MIX, PREFIX, counts_of, merged, skipped_of
-from .views import LateViews, stacked
+from .views import LateViews
 
 T = TypeVar("T")
 # Beside the super-batches that wait, one is in the making and one in use.
@@ -181,7 +181,7 @@ class SuperBatches:
             self._state[MIX] = {**self._mixed._state, PREFIX: self._mixed.loader.prefix}
         self._before: Mapping[str, Any] = {}  # the state that every rank of a group began with
         self._bad_chosen = 0
-        self._decoders = Decoders(decode_processes, self._views)
+        self._looker = Looker(self.views, self.tokenize.values(), decode_processes, self._keeps)
         self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
@@ -196,7 +196,10 @@ class SuperBatches:
         Of the views only those named `ahead` are made there, all if it is None. Others are made when they are asked for.
         The consumer holds `waiting` of them beside the one in use.
         """
-        late = self._late(ahead)
+        looker = self._looker
+        looker.pin()
+        late = looker.late(ahead, self.group.size)
+        now = looker.ahead_of(late)
         self.group.refuse_differences(
             {
                 "order of examples": self._layout.digest,
@@ -205,30 +208,44 @@ class SuperBatches:
             }
         )
         self.close()
-        drawing = self._drawing(self._state, lambda rows: self._look_ahead(rows, late))
-        images = sum(3 * g.size * g.size for g in self._ahead_of(late) if isinstance(g, Geometry))
+        drawing = self._drawing(self._state, lambda rows: looker.look_ahead(rows, now))
+        images = sum(3 * g.size * g.size for g in now if isinstance(g, Geometry))
         in_hands = IN_HANDS + waiting
         depth = 2 if (2 + in_hands) * self.size * images <= self._layout.host_bytes else 1
 
-        def draw() -> Iterator[tuple[T, dict[str, Any]]]:
+        def draw() -> Iterator[tuple[T, dict[str, Any], tuple[int, int, int]]]:
             held: list[int] = []
+            shared = 0
             try:
                 while True:
                     batch, size = self._super_batch(drawing, late)
                     held.append(size)
                     drawing.room.add(size - (held.pop(0) if len(held) > depth + in_hands else 0))
-                    yield then(batch), drawing.state()
+                    before, shared = shared, looker.shared
+                    drawing.room.add(shared - before)
+                    yield then(batch), drawing.state(), batch.widths()
             finally:
                 drawing.close()
 
+        def waited() -> tuple[Any, dict[str, Any], tuple[int, int, int]] | None:
+            with self._waiting():
+                return next(running, None)
+
         self._running = running = prefetch(draw(), depth)
         while True:
-            with self.group.together(), self._waiting():
-                item = next(running, None)
+            item, error = attempt(waited)
+            widths = self.group.agree(error, *(item[2] if item else NO_WIDTHS))
             if item is None:  # closed
                 return
-            made, self._state = item
+            made, self._state, _ = item
+            if self.group.size > 1:
+                made.agree(widths)
             yield made
+
+    def next_if_made(self) -> Any:
+        """What `stream` will give next, if it is made already; None else. Nothing changes by asking."""
+        item = self._running.next_if_made() if self._running is not None else None
+        return None if item is None else item[0]
 
     def close(self) -> None:
         """Stop reading ahead. The stream can be iterated again, from where it stands."""
@@ -271,12 +288,8 @@ class SuperBatches:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
         then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
-        if (
-            then
-            and now
-            and len(then) == len(now)
-            and all(a == b or not a or not b for a, b in zip(then, now, strict=True))
-        ):
+        alike = [a == b or not a or not b for a, b in zip(then or [], now or [], strict=False)]
+        if then and now and len(then) == len(now) and all(alike):
             self._layout = replace(self._layout, rows=list(then))
         if state["order"] != self._layout.digest:
             raise RunError(
@@ -312,77 +325,33 @@ class SuperBatches:
         assert isinstance(other, Drawing)
         return MixedDrawing(own, other, self.mix, self.size, self._mixed.loader.prefix)
 
-    def _late(self, ahead: Collection[str] | None) -> list[str]:
-        """The views that are not made ahead, neither by this name nor by another. A rank may have nothing to make, and a
-        function cannot say what it makes of nothing."""
-        if ahead is None:
-            return []
-        now = {view for name, view in self.views.items() if name in ahead}
-        if self.group.size > 1:
-            now |= {view for view in self._views if not isinstance(view, Geometry)}
-        return [name for name, view in self.views.items() if view not in now]
-
-    def _look_ahead(self, rows: Sequence[Row], late: Collection[str]) -> dict[int, Failure]:
-        """Look at the rows in every view that is not late. Returns the failures, by the row's id."""
-        failed: dict[int, Failure] = {}
-        for view in self._ahead_of(late):
-            waiting = [row for row in rows if view not in row.seen and id(row) not in failed]
-            made = self._decoders.look([row.example for row in waiting], view)
-            for row, result in zip(waiting, made, strict=True):
-                if isinstance(result, Failure):
-                    failed[id(row)] = result
-                else:
-                    row.seen[view] = result
-        return failed
-
-    def _look_late(self, rows: Sequence[Row], view: View) -> list[Any]:
-        """What a view makes of each row, or the Failure; rows of shards that stay in memory keep it."""
-        found = [row.seen.get(view) for row in rows]
-        waiting = [i for i, seen in enumerate(found) if seen is None]
-        made = self._decoders.look([rows[i].example for i in waiting], view, late=True)
-        for i, seen in zip(waiting, made, strict=True):
-            found[i] = seen
-            if self._keeps(rows[i]) and not isinstance(seen, Failure):
-                rows[i].seen[view] = seen
-        return found
-
-    def _ahead_of(self, late: Collection[str]) -> list[View]:
-        """The views that are made ahead, where these are late."""
-        return list(dict.fromkeys(view for name, view in self.views.items() if name not in late))
-
     def _keeps(self, row: Row) -> bool:
         """Whether what was decoded of a row may stay in memory."""
         return self.loader.keeps(row) or (self._mixed is not None and self._mixed._keeps(row))
 
     def _super_batch(self, drawing: Drawing | MixedDrawing, late: Collection[str]) -> tuple[SuperBatch, int]:
-        """The next super-batch, and the bytes of memory that it holds."""
+        """The next super-batch, and the bytes of memory that it holds, but for what is shared with decode processes."""
         step = drawing.drawn
         rows, is_first = drawing.next()
         mixed_lanes = self._mixed.lanes if self._mixed else 0
         division = division_of(self.group, step, self.size, self.lanes, self.mix, mixed_lanes)
-        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._ahead_of(late)}
-        held = sum(tensor.nbytes for tensor in made.values())
+        made = self._looker.made(rows, self._looker.ahead_of(late), move=True)
+        held = self._looker.own_bytes(made.values())
         if late and not self.loader.keeps_all:
             held += sum(len(row.example.image) for row in rows)
-        for row in rows:
-            if not self._keeps(row):
-                row.seen.clear()
         views: Mapping[str, torch.Tensor] = {}
         if late:
-            views = LateViews(self.views, made, rows, self._look_late, is_first=is_first)
+            views = LateViews(self.views, made, rows, self._looker.look_late, is_first=is_first)
         else:
             views = {name: made[view] for name, view in self.views.items()}
         return self._batch_of(rows, views, step + 1, division), held
 
     def of_rows(self, rows: Sequence[Row], number: int) -> SuperBatch | dict[int, Failure]:
         """The super-batch of these rows, whatever the stream gives, in all views; the failures by their places, if any."""
-        failed = self._look_ahead(rows, ())
+        failed = self._looker.look_ahead(rows, self._views)
         if failed:
             return {i: failed[id(row)] for i, row in enumerate(rows) if id(row) in failed}
-        made = {view: stacked([row.seen[view] for row in rows], view) for view in self._views}
-        for row in rows:
-            if not self._keeps(row):
-                row.seen.clear()
+        made = self._looker.made(rows, self._views)
         return self._batch_of(rows, {name: made[view] for name, view in self.views.items()}, number)
 
     @property
@@ -394,4 +363,4 @@ class SuperBatches:
         self, rows: Sequence[Row], views: Mapping[str, torch.Tensor], number: int, division: Division | None = None
     ) -> SuperBatch:
         kinds = self.dataset.target.has_classes, self.table is not None, self.embedding_width, self.logit_width
-        return batch_of(rows, views, self.tokenize, *kinds, division, number)
+        return batch_of(rows, views, self.tokenize, self._looker.tokens, *kinds, division, number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -237,13 +237,6 @@ class Trainee:
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter.device)
 
-    def align(self) -> None:
-        """Give all ranks rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
-        if self.group.size > 1:
-            self.group.broadcast(
-                [b for layer in batch_norms(self.module) for b in layer.buffers() if b.is_floating_point()]
-            )
-
     def targets_of(self, batch: SuperBatch, name: str) -> Targets:
         """What `step` takes beside the images of a batch."""
         targets = Taught.of(batch, name) if self.distill else batch.model_targets(name)
@@ -307,6 +300,14 @@ class Trainee:
             weight=weight,
             unshared=lambda: unshared(self._run),
         )
+
+
+def align(trainees: Sequence[Trainee]) -> None:
+    """Give all ranks of their group rank 0's BatchNorm statistics, since each counts its own part of a batch. A collective."""
+    group = trainees[0].group
+    if group.size > 1:
+        layers = [layer for trainee in trainees for layer in batch_norms(trainee.module)]
+        group.broadcast([b for layer in layers for b in layer.buffers() if b.is_floating_point()])
 
 
 def make_optimizer(

@@ -11,8 +11,10 @@ import torch
 
 from ..datasets.decoding import Geometry, View
 from ..datasets.readers import Failure
+from ..datasets.slabs import rows_together
 from ..errors import FailuresError, SpecError
 from ..threads import cores
+from .copies import to_device
 from .division import Deal
 from .loading import Row
 
@@ -58,6 +60,11 @@ class LateViews(Mapping[str, torch.Tensor]):
             self._made[view] = self._of(view, range(len(self._rows)))
         return self._made[view]
 
+    @property
+    def made(self) -> list[torch.Tensor]:
+        """The views of all rows that are there."""
+        return list(self._made.values())
+
     def to(self, device: torch.device, move: Callable[[torch.Tensor], torch.Tensor]) -> LateViews:
         """What is made, moved; what is made later goes there too."""
         moved = {view: move(tensor) for view, tensor in self._made.items()}
@@ -82,10 +89,16 @@ class LateViews(Mapping[str, torch.Tensor]):
         """The views of the rows at `places`; `pick` gives those rows of a tensor of all."""
         return self._by_name(lambda view: self._of(view, places), pick)
 
-    def dealt(self, deal: Deal, pick: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The views of the rows that this rank trains on; `pick` deals a tensor of all rows. A collective."""
+    def dealt(self, deal: Deal) -> dict[str, tuple[Deal, torch.Tensor]]:
+        """By view a tensor of all rows, or where it is late of those alone that this rank keeps or sends, and the deal among
+        the rows that the tensor has."""
         places, among_them = deal.of_chosen()
-        return self._by_name(lambda view: among_them.take(self._of(view, places)), pick)
+        distinct = dict.fromkeys(self._views.values())
+        found = {
+            view: (deal, self._made[view]) if view in self._made else (among_them, self._of(view, places))
+            for view in distinct
+        }
+        return {name: found[view] for name, view in self._views.items()}
 
     def _but(self, made: Mapping[View, torch.Tensor], device: torch.device | None, seen: Seen) -> LateViews:
         return LateViews(self._views, made, self._rows, self._look, is_first=self.is_first, device=device, seen=seen)
@@ -122,15 +135,9 @@ def _copy(seen: Sequence[np.ndarray], slab: np.ndarray) -> None:
         list(pool.map(copy, (slice(len(seen) * i // threads, len(seen) * (i + 1) // threads) for i in range(threads))))
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, through pinned memory where it is a GPU, so that the copy does not wait for the work there."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def stacked(seen: Sequence[Any], view: View) -> torch.Tensor:
-    """One tensor of what a view made of each image. Pixels lie in pinned memory where there is a GPU to copy them to.
+def stacked(seen: Sequence[Any], view: View, *, move: bool = False) -> torch.Tensor:
+    """One tensor of what a view made of each image. Pixels lie in pinned memory where there is a GPU to copy them to. Those
+    that decode processes made stay where they are, if they are in order; with `move` they may be put in order there.
 
     Raises SpecError where a user's view gives no tensor, or not of one shape.
     """
@@ -138,6 +145,9 @@ def stacked(seen: Sequence[Any], view: View) -> torch.Tensor:
         assert isinstance(view, Geometry)
         return torch.empty(0, view.size, view.size, 3, dtype=torch.uint8)
     if all(isinstance(one, np.ndarray) for one in seen):
+        together = rows_together(seen, move=move)
+        if together is not None:
+            return torch.from_numpy(together)
         slab = torch.empty(len(seen), *seen[0].shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         _copy(seen, slab.numpy())
         return slab

@@ -18,9 +18,10 @@ from ...datasets.spec import DatasetSpec
 from ...datasets.targets import LABEL
 from ...errors import ModelError
 from ..evaluation import counts, nothing_read, refuse_misfits, split_batches
+from ..flops import forward_flops
 from ..forward import score_batch
 from ..losses import cross_entropy, generalised_cross_entropy, precise
-from ..models import Model, ModelSpec, Scored
+from ..models import EvaluationFlops, Model, ModelSpec, Scored
 from ..ranks import ALONE, Ranks
 from ..settings import Precision, Reduction
 from ..tables.schema import vector_column, vector_type
@@ -170,6 +171,9 @@ class Classification:
         if not total:
             raise nothing_read(dataset)
         return {"top1": correct / total, "loss": loss / total, **counts(total, failures)}
+
+    def evaluation_flops(self, model: Model) -> EvaluationFlops:
+        return EvaluationFlops(forward_flops(model).per_example)
 
 
 @dataclass

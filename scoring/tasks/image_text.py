@@ -18,9 +18,10 @@ from ...datasets.targets import CAPTION, LABEL
 from ...errors import ModelError, SpecError
 from ..captions import CaptionEncoder
 from ..evaluation import counts, nothing_read, recalls, split_batches
+from ..flops import forward_flops
 from ..forward import autocast, embed, embed_captions, embeddings_of, evaluating, score_batch, score_embeddings
 from ..losses import identical_captions
-from ..models import Model, ModelSpec, Scored
+from ..models import EvaluationFlops, Model, ModelSpec, Scored
 from ..open_clip_models import (
     SCHEMES,
     build_open_clip,
@@ -179,8 +180,13 @@ class ImageText:
     ) -> dict[str, float]:
         quality = _retrieval(model, dataset, device, precision, batch_size, ranks)
         if dataset.label and dataset.classes:
-            quality["zero_shot_top1"] = _zero_shot(model, dataset, device, precision, batch_size, ranks)
+            top1, labelled = _zero_shot(model, dataset, device, precision, batch_size, ranks)
+            more = {} if labelled == quality["test_examples"] else {"zero_shot_examples": labelled}
+            quality |= {"zero_shot_top1": top1, **more}
         return quality
+
+    def evaluation_flops(self, model: Model) -> EvaluationFlops:
+        return EvaluationFlops(forward_flops(model).per_example, CaptionEncoder(model).flops_of_all, model.outputs)
 
 
 def _vocabulary(module: Any) -> int:
@@ -243,8 +249,9 @@ def _retrieval(
 
 def _zero_shot(
     model: Model, dataset: DatasetSpec, device: torch.device, precision: Precision, batch_size: int, ranks: Ranks
-) -> float:
-    """Classify by the nearest class embedding, the mean over the templates (Radford et al., arXiv 2103.00020)."""
+) -> tuple[float, int]:
+    """Classify by the nearest class embedding, the mean over the templates (Radford et al., arXiv 2103.00020). The share that
+    is right, and of how many."""
     labelled = replace(dataset, task=LABEL.task)
     correct = total = 0
     with ranks.together():
@@ -260,7 +267,7 @@ def _zero_shot(
             correct += int(((image_BD @ class_DC).argmax(1) == labels).sum())
             total += len(labels)
     right, seen = (int(n) for n in ranks.sum(torch.tensor([correct, total])))
-    return right / max(1, seen)
+    return right / max(1, seen), seen
 
 
 def _class_embedding(model: Model, name: str, dataset: DatasetSpec, device: torch.device) -> torch.Tensor:

@@ -9,10 +9,11 @@ import time
 import numpy as np
 import pytest
 from curate.datasets import Geometry
-from curate.datasets.decoders import PART, Decoders, default_processes
+from curate.datasets.decoders import CAPTIONS, PART, Decoders, default_processes
 from curate.datasets.preparers.writer import encode_png
 from curate.datasets.readers import Example, Failure
 from curate.errors import CurateError, CurateWarning
+from support.words import tokens_of_words
 
 VIEWS = [
     Geometry(size=24, resampling="pillow"),
@@ -75,6 +76,33 @@ def test_a_process_that_is_killed_ends_the_stream_with_one_line():
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(CurateError, match="--decode-processes 0 decodes in threads"):
         decoders.look(examples(64), VIEWS[0])
+
+
+class Unknown:
+    """It is sent, and cannot be made where it arrives."""
+
+    def __reduce__(self):
+        return getattr, ("", "nowhere")
+
+    def __call__(self, captions):
+        return tokens_of_words(captions)
+
+
+def test_tokens_are_made_in_processes_where_they_can_be(monkeypatch):
+    """A process is sent what it can make; the rest is made here. What a tokenizer raises is raised."""
+    captions = [f"image {i} of a dog" for i in range(2 * CAPTIONS + 7)]
+    unnamed = lambda texts: tokens_of_words(texts)  # noqa: E731
+    unknown = Unknown()
+    decoders = Decoders(1, [], [tokens_of_words, unnamed, unknown])
+    expected = tokens_of_words(captions).numpy()
+    for tokenizer in (tokens_of_words, unnamed, unknown, unknown):
+        found = decoders.tokens(captions, tokenizer)
+        assert found.dtype == np.int32 and np.array_equal(found, expected)
+    with monkeypatch.context() as patch:
+        patch.setattr("curate.datasets.decoders._tokens", lambda *_: pytest.fail("here"))
+        assert np.array_equal(decoders.tokens(captions, tokens_of_words), expected)
+    with pytest.raises(ValueError, match="an unspeakable word"):
+        decoders.tokens([*captions, "an unspeakable one"], tokens_of_words)
 
 
 PARENT = """

@@ -1,10 +1,13 @@
 """FLOPs against figures worked out by hand from the layers' shapes."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 from curate.scoring import ModelSpec, forward_flops, load_model, train_flops
-from curate.scoring.flops import unusual
+from curate.scoring.flops import count, unusual
 
 
 def build(**options):
@@ -66,3 +69,35 @@ def test_counting_leaves_the_model_as_it_was():
 def test_image_text_scales_with_the_batch(batch_size, clip_config):
     model = build(task="image-text", architecture="clip", open_clip_config=clip_config)
     assert forward_flops(model, batch_size).per_example == forward_flops(model, 2).per_example > 0
+
+
+def attention_of_the_process():
+    kernels = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ("flash", "math", "mem_efficient")]
+    return *kernels, torch.backends.mha.get_fastpath_enabled()
+
+
+def test_threads_that_count_at_one_time_leave_attention_as_it_was():
+    """Which kernels attention may take is a switch of the process. Who came first would put back the fast ones, and who came
+    second what the first one had set: products of whole matrices, to the end of the process."""
+    before = attention_of_the_process()
+    came, went = threading.Event(), threading.Event()
+    within = []
+
+    def one():
+        came.wait(0.3)  # for the other, who must wait until this one is done
+        within.append(attention_of_the_process())
+
+    def two():
+        came.set()
+        went.wait(0.3)
+        within.append(attention_of_the_process())
+
+    def first():
+        count(one, 1)
+        went.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(count, two, 1)]:
+            done.result()
+    assert within == [(False, True, False, False)] * 2
+    assert attention_of_the_process() == before and before[0]

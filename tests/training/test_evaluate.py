@@ -12,10 +12,12 @@ from curate.scoring import load_model
 from curate.scoring.evaluation import recalls
 from curate.scoring.ranks import ALONE
 from curate.training.evaluate import evaluate
+from support.counting import OfRealTensors
 from support.rank_runs import measured
 from support.ranks import run_ranks
 from support.tars import read_tar, replace_member, write_tar
 from support.tiny import go, shard, write_toml
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def slow_recall(query, answer, right, k):
@@ -115,6 +117,30 @@ def test_several_captions_an_image_are_measured_however_they_are_written(pairs, 
     assert found["list"]["image_to_text_r5"] == pytest.approx(
         slow_recall(torch.stack(images), torch.stack(texts), right, 5)
     )
+
+
+@pytest.mark.parametrize("classes", [(), ("digit", "number", "picture")])
+def test_the_flops_of_an_evaluation_are_those_that_run(pairs, digits, tmp_path, monkeypatch, classes):
+    """Every caption of an image, the comparison of all, and zero-shot classification, of which one example has no label."""
+    spec = captioned(pairs, tmp_path, "list")
+    if classes:
+        members = []
+        for i, (name, content) in enumerate(read_tar(tmp_path / "list.tar")):
+            label = {} if i == 1 else {"label": i % 3}
+            members.append((name, json.dumps({**json.loads(content), **label}).encode() if i % 2 else content))
+        write_tar(tmp_path / "list.tar", members)
+        spec = replace(spec, label="json:label", classes=classes, templates=("a {}", "one {}"))
+    # A fused kernel of attention, taken in evaluation mode, is one that this outer counter does not know.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+    for model, dataset in (
+        (load_model(pairs.options("unused").reference), spec),
+        (load_model(digits.options("unused").reference), digits.dataset()),
+    ):
+        with sdpa_kernel(SDPBackend.MATH), OfRealTensors(display=False) as counter:
+            quality = evaluate(model, dataset, device=torch.device("cpu"), precision="fp32")
+        assert model.task.evaluation_flops(model).of(quality, dataset) == counter.get_total_flops() > 0
+        if dataset is spec:
+            assert quality.get("zero_shot_examples") == (19 if classes else None)
 
 
 def test_top1_equals_a_plain_loop(digits):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from curate import OnlineModel, Selector, SubBatches, SuperBatches, open_scores
 from curate.datasets import Geometry
+from curate.datasets.slabs import Slabs
 from curate.pipelines.score_reference import score_reference
 from curate.training import train
+from curate.training.copies import Copies, Pinned
 from support.commands import silent
 from support.runs import left_by
 from support.tiny import cut_after
@@ -119,6 +121,51 @@ def chosen_of(digits, beside):
     found = [sub.selection.online_loss.cpu().numpy() for sub in islice(subs, 12)]
     subs.close()
     return found
+
+
+@pytest.mark.parametrize("decode_processes", [0, 1])
+@pytest.mark.parametrize("policy", ["hard-learner", "uniform"])
+def test_copies_beside_the_work_are_those_in_turn_with_it(digits, monkeypatch, policy, decode_processes):
+    """Each super-batch lies in memory that is used again as soon as it may be, on the host and on the device."""
+
+    def sums(beside):
+        with monkeypatch.context() as patch:
+            if not beside:  # each copy is over before anything else begins
+                patch.setattr(Copies, "begin", lambda self, batch: None)
+                patch.setattr(Copies, "arrived", lambda self, batch: synchronous(batch.to(CUDA)))
+            views = {"image": Geometry(size=8, resampling="pillow")}
+            batches = SuperBatches(
+                digits.dataset(), 240, views=views, cache_bytes=0, decode_processes=decode_processes, seed=1
+            )
+            online = online_of()
+            scored = {} if policy == "uniform" else {"online": online}
+            found = []
+            for sub in islice(SubBatches(batches, Selector(policy, 48, seed=5), device=CUDA, **scored), 40):
+                pixels = sub.views["image"].to(torch.int64)
+                if policy == "uniform":
+                    online.step(sub)
+                found.append((pixels * torch.arange(1, 193, device=CUDA).view(8, 8, 3)).sum())
+            batches.close()
+            return [int(one) for one in found]
+
+    def synchronous(batch):
+        torch.cuda.synchronize()
+        return batch
+
+    assert sums(beside=True) == sums(beside=False)
+
+
+def test_memory_that_processes_share_is_pinned_and_unpinned():
+    slabs = Slabs(Pinned(torch.cuda.current_device()))
+    array, _ = slabs.take((4, 1 << 20))
+    pixels = torch.from_numpy(array)
+    assert pixels.is_pinned() and pixels[2:].is_pinned()
+    array[:] = 7
+    assert int(pixels.to(CUDA, non_blocking=True).sum(dtype=torch.int64)) == 7 * (4 << 20)
+    torch.cuda.synchronize()
+    del array, pixels
+    slabs.take((5, 1 << 20))  # in its place
+    assert slabs.held == 5 << 20
 
 
 def test_what_is_scored_ahead_does_not_see_the_steps_beside_it(digits):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -15,6 +16,8 @@ from curate.datasets import Geometry
 from curate.datasets.spec import spec_from_table
 from curate.errors import FailuresError, JoinError, RunError, SpecError
 from curate.scoring import open_scores
+from curate.scoring.selection import Selection
+from curate.training.sub import sub_batch
 from curate.training.superbatch import SuperBatches
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,6 +171,36 @@ def test_reference_losses_are_those_of_the_table(digits):
 def test_a_super_batch_larger_than_the_data_set_is_refused(digits):
     with pytest.raises(SpecError, match=r"900 usable examples, a super-batch needs 1,000"):
         next(iter(stream(digits.dataset(), 1000)))
+
+
+def test_what_is_made_already_is_given_next(digits):
+    batches = stream(digits.dataset())
+    assert batches.next_if_made() is None
+    given = iter(batches)
+    for _ in range(3):
+        deadline = time.monotonic() + 60
+        while (upcoming := batches.next_if_made()) is None and time.monotonic() < deadline:
+            next(given)
+        state = batches.state_dict()
+        assert batches.next_if_made() is upcoming and batches.state_dict() == state
+        assert next(given) is upcoming
+    batches.close()
+    assert batches.next_if_made() is None
+
+
+def test_all_tensors_are_known(digits):
+    views = {"a": GEOMETRY, "b": GEOMETRY, "late": Geometry(size=12)}
+    batches = SuperBatches(digits.dataset(), 32, views=views, scores=digits.scores)
+    batch = next(batches.stream(lambda batch: batch, ["a", "b"]))
+    batches.close()
+    found = batch.tensors()
+    expected = [batch.views["a"], batch.targets, batch.reference_loss]
+    assert {id(one) for one in found} == {id(one) for one in expected} and len(found) == 3
+    sub = sub_batch(batch, Selection(torch.arange(4), torch.ones(32)))
+    own = [sub.views["a"], sub.views["late"], sub.targets, sub.reference_loss]
+    assert {id(one) for one in sub.tensors()} == {
+        id(one) for one in (*own, *expected, sub.selection.index, sub.selection.score)
+    }
 
 
 def test_take_and_to_keep_rows_together(digits):
