@@ -5,8 +5,8 @@ ARG PYTHON=3.11
 ARG BEAM=2.77.0
 FROM apache/beam_python${PYTHON}_sdk:${BEAM}
 ARG STORES="s3fs gcsfs"
-WORKDIR /opt/curate
-COPY . .
+# Not the folder where workers start: its datasets/ and options.py would be found before packages of these names.
+COPY . /opt/curate
 # One line of words, so that several stores are several packages.
 # hadolint ignore=SC2086
-RUN pip install --no-cache-dir --constraint constraints.txt . ${STORES}
+RUN pip install --no-cache-dir --constraint /opt/curate/constraints.txt /opt/curate ${STORES} && rm -r /opt/curate

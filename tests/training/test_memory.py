@@ -127,9 +127,9 @@ def test_the_state_of_an_optimizer_is_measured(optimizer, states):
     made = trainee("vit", optimizer=optimizer)
     before = [p.clone() for p in made.module.parameters()]
     estimated, passing = peaks.optimizer_bytes(made, CPU)
-    assert (
-        0 < passing < peaks.parameter_bytes(made.module) < peaks.optimizer_bytes(made, torch.device("cuda"))[1] * 1.01
-    )
+    parameters = peaks.parameter_bytes(made.module)
+    assert 0 < passing < 1.5 * parameters  # 1.3 with the LAMB of timm 1.0.26, below 1 with newer ones
+    assert parameters < peaks.optimizer_bytes(made, torch.device("cuda"))[1] * 1.01
     assert all(torch.equal(p, q) for p, q in zip(made.module.parameters(), before, strict=True))
     assert estimated == pytest.approx(states * peaks.parameter_bytes(made.module), rel=0.01)
     made.step(*batch(made.model, 4))
