@@ -36,7 +36,7 @@ class Screen:
     def __call__(self, line: str) -> None:
         """Print a line. A stream that is closed or full never ends the work."""
         with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+            print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: other threads report too
 
     def bar(self, what: str) -> Bar | None:
         """A bar with this heading; None where standard error cannot show one."""

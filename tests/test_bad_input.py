@@ -231,9 +231,12 @@ def test_one_bad_example_is_told_and_the_job_goes_on(work, name):
     )
     assert ours == [row for row in before if row["key"] != member]
     # And training with this table drops it, says so, and does not stop.
-    assert work.train(scores=work.out).code == 0
+    trained = work.train(scores=work.out)
+    assert trained.code == 0
     counts = json.loads((work.runs / "run/summary.json").read_text())["counts"]
     assert counts.get("failures", 0) + counts.get("failed_in_scoring", 0) == 1
+    told = f" examples are bad and were not used; one of them: shard '00003', key '{member}'" in trained.err
+    assert told == bool(counts.get("failures"))
 
 
 def test_a_missing_caption_is_told_and_the_job_goes_on(pairs, tmp_path):

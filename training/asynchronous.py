@@ -118,10 +118,12 @@ class AsynchronousOptions(Concern):
             raise SpecError(
                 "--scorers are some of several processes, and one was started; start it with torchrun, or take --score-ahead 1"
             )
-        if self.scorers and not 0 < ranks - self.scorers <= b:
+        if self.scorers and self.scorers >= ranks:
+            raise SpecError(f"--scorers is {self.scorers} of {ranks} processes, and none is left to train; give fewer")
+        if self.scorers and ranks - self.scorers > b:
             raise SpecError(
-                f"--scorers is {self.scorers} of {ranks} processes; expected 1 to {ranks - 1}, so that at least one trains, and "
-                f"at most --batch-size, {b}"
+                f"--scorers is {self.scorers} of {ranks} processes, and {ranks - self.scorers} would train on a batch of {b} "
+                f"(--batch-size); give at least {ranks - b}"
             )
         if self.actors and ranks > 1:
             raise SpecError(f"--actors serve one learner process, and {ranks} were started; start it without torchrun")

@@ -97,7 +97,7 @@ class Drawing:
         for lane, position, skips in zip(self.lanes, state["lanes"], state["lane_skips"], strict=True):
             lane.position, lane.skipped = LanePosition(*position), set(skips)
         self._scores, self._keeps = loader.scores, loader.keeps
-        self._last_failure: Failure | None = None
+        self.last_failure: Failure | None = None
 
     def next(self, count: int | None = None) -> tuple[list[Row], list[bool]]:
         """This rank's rows of the next super-batch, in lane order; whether each is in the first epoch of its lane. `count`
@@ -168,11 +168,13 @@ class Drawing:
         self.counts.update(lane.counts)
         lane.counts.clear()
         is_new, epoch = self.layout.epochs.is_new, lane.position.epoch
-        found = [*lane.unreadable, *(failure for failure in failures if is_new(failure.shard, epoch))]
+        new = [failure for failure in failures if is_new(failure.shard, epoch)]
+        found = [*lane.unreadable, *new]
         lane.unreadable.clear()
         self.counts["failures"] += len(found)
+        self.counts["examples"] -= len(new)  # they were counted as usable when they were read
         if found or failures:
-            self._last_failure = (found or failures)[-1]
+            self.last_failure = (found or failures)[-1]
         if found:
             refuse_too_many(self.counts, self.max_failures, found[-1])
 
@@ -182,7 +184,7 @@ class Drawing:
             what = f"has {self.counts['examples']:,} usable examples, a super-batch needs {size:,}"
         else:
             what = f"has {found:,} usable examples in one of its {lanes} lanes, which needs {wanted:,}"
-        why = f"; the last bad one: {self._last_failure.reason}" if self._last_failure else ""
+        why = f"; the last bad one: {self.last_failure.reason}" if self.last_failure else ""
         return SpecError(
             f"data set '{self.name}' {what}; lower --batch-size, --filter-ratio or --lanes (here: size, lanes){why}"
         )

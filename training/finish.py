@@ -92,9 +92,19 @@ def finish(
             lost = type(error)(f"{run}: trained, its weights are kept, but not evaluated: {error}")
             raise group.alike(lost) from error
         raise error
+    _say_bad(job, summary["counts"])
     shown = _shown(quality) or f"not evaluated ({'--no-evaluate' if dataset.test else 'no test split'})"
     job.records.log(f"{run}: done, {format_flops(ledger.spent)} spent, {shown}")
     return summary
+
+
+def _say_bad(job: TrainingJob, counts: Mapping[str, int]) -> None:
+    """Log how many examples are bad, and one of them. A collective."""
+    bad, usable = counts.get("failures", 0), counts.get("examples", 0)
+    one = next((failure for failure in job.group.share(job.subs.batches.last_failure) if failure), None)
+    if bad:
+        such = f"; one of them: shard '{one.shard}', key '{one.key}', {one.stage}: {one.reason}" if one else ""
+        job.records.log(f"{bad:,} of {usable + bad:,} examples are bad and were not used{such}")
 
 
 def _write_weights(job: TrainingJob, steps: int) -> None:

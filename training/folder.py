@@ -86,8 +86,11 @@ def refuse_other_options(run: Path, options: RunOptions) -> None:
     before = read_document(run / "config.json")
     free = set(FREE_TO_CHANGE)
     for name in ("actors", "scorers"):  # how many there are is free, but not whether
-        if bool(before.get(name)) == bool(getattr(options.asynchronous, name)):
-            free.add(name)
+        then, now = before.get(name) or 0, getattr(options.asynchronous, name)
+        if bool(then) != bool(now):
+            other = "give at least 1" if then else "leave it out"
+            raise RunError(f"{run}: was started with --{name} {then}, now it is {now}; {other}, or take another --name")
+        free.add(name)
     if options.data.lanes is None:
         free.add("lanes")
     if options.records.selections_every is None:

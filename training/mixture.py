@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..datasets.readers import Failure
 from ..datasets.shards import Shard
 from ..datasets.spec import DatasetSpec
 from ..errors import SpecError
@@ -95,6 +96,10 @@ class MixedDrawing:
     @property
     def drawn(self) -> int:
         return self.own.drawn
+
+    @property
+    def last_failure(self) -> Failure | None:
+        return self.own.last_failure or self.other.last_failure
 
     def next(self) -> tuple[list[Row], list[bool]]:
         """As of one drawing."""

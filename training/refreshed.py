@@ -137,7 +137,9 @@ class RefreshedTable(ScoreTable):
             )
         lost = next((key for key in ours.keys if key not in theirs.places), None)
         if lost is not None:
-            raise TableError(f"{self.newer.folder}: shard '{name}', key '{lost}': no score, and {self.folder} has one")
+            raise TableError(
+                f"{self.newer.folder}: shard '{name}', key '{lost}': no score, and {self.folder} has one; score it too"
+            )
         place = np.array([theirs.places[key] for key in ours.keys], dtype=np.int64)
         differ = np.flatnonzero(ours.target_hash != theirs.target_hash[place])
         if len(differ):

@@ -282,5 +282,11 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
 
 def _devices(setup: Setup) -> str:
     ranks, scoring = setup.group.size, setup.roles.scoring
-    of_them = f", the last {scoring} of which score," if scoring else ""
+    of_them = (
+        ""
+        if not scoring
+        else ", the last of which scores,"
+        if scoring == 1
+        else f", the last {scoring} of which score,"
+    )
     return str(setup.device) if ranks == 1 else f"{ranks} ranks of {setup.device.type}{of_them}"

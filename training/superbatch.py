@@ -111,6 +111,7 @@ class SuperBatches:
             raise SpecError("kept filters by stored scores; give scores= too, and on_missing 'error' or 'skip'")
         self.kept, self.mix = kept, mix
         self.max_failures = max_failures
+        self.last_failure: Failure | None = None
         if mix is not None:
             host_bytes, cache_bytes = max(1, host_bytes // 2), cache_bytes // 2
         if self.table is not None and verify:
@@ -267,6 +268,7 @@ class SuperBatches:
         examples are bad."""
         self._bad_chosen += len(failures)
         if failures:
+            self.last_failure = failures[-1]
             refuse_too_many(self.counts, self.max_failures, failures[-1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -333,6 +335,7 @@ class SuperBatches:
         """The next super-batch, and the bytes of memory that it holds, but for what is shared with decode processes."""
         step = drawing.drawn
         rows, is_first = drawing.next()
+        self.last_failure = drawing.last_failure or self.last_failure
         mixed_lanes = self._mixed.lanes if self._mixed else 0
         division = division_of(self.group, step, self.size, self.lanes, self.mix, mixed_lanes)
         made = self._looker.made(rows, self._looker.ahead_of(late), move=True)

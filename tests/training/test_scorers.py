@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     """With `one`, the synchronous run of one process, and `two`, of a rank that trains and one that scores."""
     made = five_shards(tmp_path_factory.mktemp("scorers"), MODELS, CHANGES)
     (_, told), (_, silence) = run_of(made, 2, 1, "two", refresh=1)
-    assert any("on 2 ranks of cpu, the last 1 of which score, in fp32" in line for line in told) and not silence
+    assert any("on 2 ranks of cpu, the last of which scores, in fp32" in line for line in told) and not silence
     return made
 
 
@@ -137,14 +137,14 @@ def test_a_signal_on_a_scorer_stops_all_and_saves(folder):
 
 def test_what_ranks_cannot_do_is_refused(folder):
     for ranks, scorers, said in (
-        (2, 2, "--scorers is 2 of 2 processes; expected 1 to 1"),
+        (2, 2, "--scorers is 2 of 2 processes, and none is left to train; give fewer"),
         (1, 1, "start it with torchrun"),
     ):
         found = run_of(folder, ranks, scorers, "refused", task=ends)
         assert [kind for kind, _, _ in found] == ["SpecError"] * ranks and said in found[0][1]
     assert not (folder / "runs/refused").exists()
     found = run_of(folder, 2, 1, "one", resume=True, task=ends)
-    assert "was started with scorers = 0, now 1" in found[0][1]
+    assert "was started with --scorers 0, now it is 1; leave it out, or take another --name" in found[0][1]
 
 
 @pytest.mark.parametrize(

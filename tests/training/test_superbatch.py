@@ -129,7 +129,8 @@ def test_the_stream_may_be_iterated_again_where_it_stands(digits):
 
 @pytest.mark.parametrize("options", [{}, TIGHT])
 def test_a_bad_example_changes_only_its_own_lane(many, tmp_path, options):
-    whole = first(stream(spec_of(many), 128, **options), 5)
+    undamaged = stream(spec_of(many), 128, **options)
+    whole = first(undamaged, 5)
     shard, key = whole[1].shards[40], whole[1].keys[40]
     damaged = tmp_path / "damaged"
     shutil.copytree(many, damaged)
@@ -139,7 +140,8 @@ def test_a_bad_example_changes_only_its_own_lane(many, tmp_path, options):
     batches = stream(spec_of(damaged), 128, **options)
     changed = first(batches, 5)
     assert names(changed)[0] == names(whole)[0]
-    assert batches.counts["failures"] == 1
+    assert batches.counts["failures"] == 1 and batches.last_failure.key == key
+    assert batches.counts["examples"] + 1 == undamaged.counts["examples"]
     for before, after in zip(whole, changed, strict=True):
         assert [n for n in names([after])[0] if n[1] == key] == []
         different = {i // 4 for i, (a, b) in enumerate(zip(before.keys, after.keys, strict=True)) if a != b}
