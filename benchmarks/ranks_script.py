@@ -197,10 +197,11 @@ def talks_a_step(folder: Path, group: Group) -> float:
 def messages(group: Group) -> dict[str, float]:
     """Seconds of a small message, and of a large one that goes all to all, or is added up."""
     half = torch.zeros(BUFFER // 2, dtype=torch.uint8)
+    parts = [half if r != group.rank else half[:0] for r in range(group.size)]
     whole = torch.zeros(BUFFER // 4)
     kinds = {
         "small": (lambda: group.agree(), 200),
-        "exchange": (lambda: group.exchange([half if r != group.rank else half[:0] for r in range(group.size)]), 9),
+        "exchange": (lambda: group.exchange(parts, [len(part) for part in parts]), 9),
         "sum": (lambda: group.sum(whole), 9),
     }
     found = {"bytes": float(BUFFER)}

@@ -108,19 +108,14 @@ class Group:
             dist.all_gather(parts, padded, group=self.handle)
         return [part[:n] for part, n in zip(parts, lengths, strict=True)]
 
-    def exchange(self, parts: Sequence[torch.Tensor], counts: Sequence[int] | None = None) -> list[torch.Tensor]:
-        """Send the rows `parts[r]`, [n, ...], to rank r; returns what each rank sent to this one. n may be 0. A rank that knows
-        how many it receives from each gives these `counts`; all do, or none."""
+    def exchange(self, parts: Sequence[torch.Tensor], counts: Sequence[int]) -> list[torch.Tensor]:
+        """Send the rows `parts[r]`, [n, ...], to rank r; returns what each rank sent to this one: of rank r `counts[r]` rows. n
+        may be 0."""
         if self.size == 1:
             return list(parts)
         row = parts[0]
         width = math.prod(row.shape[1:]) * row.element_size()
         with self._talking():
-            if counts is None:
-                sent = torch.tensor([len(part) for part in parts], device=row.device)
-                received = torch.empty_like(sent)
-                dist.all_to_all_single(received, sent, group=self.handle)
-                counts = received.tolist()
             buffer = torch.empty(sum(counts) * width, dtype=torch.uint8, device=row.device)
             content = torch.cat([_bytes_of(part) for part in parts])
             widths = [n * width for n in counts], [len(part) * width for part in parts]

@@ -28,7 +28,8 @@ def everything(group):
     gathered = group.gather(rows_of(group.rank))
     parts = [torch.full((1 + group.rank + to, 2), 10 * group.rank + to, dtype=torch.int16) for to in range(group.size)]
     parts[-1] = parts[-1][:0]
-    received = group.exchange(parts)
+    sent = [0 if group.rank == group.size - 1 else 1 + source + group.rank for source in range(group.size)]
+    received = group.exchange(parts, sent)
     tensors = [torch.full((3,), float(group.rank)), torch.tensor(group.rank)]
     group.broadcast(tensors)
     last = torch.tensor([group.rank])
