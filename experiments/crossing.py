@@ -71,12 +71,12 @@ class Point:
 
 
 def planned() -> Iterator[Point]:
-    """All runs, in their order: the first arms at all budgets but the largest, then the others, then clean labels, then more
-    seeds, then the largest budget."""
-    for multiples in (MULTIPLES[:-1], MULTIPLES[-1:]):
-        for seed in range(SEEDS):
-            for labels in (NOISY, CLEAN):
-                for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
+    """All runs, in their order: the first arms at all budgets but the largest, on noisy and on clean labels, then with more
+    seeds, then at the largest budget; then the others so."""
+    for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
+        for multiples in (MULTIPLES[:-1], MULTIPLES[-1:]):
+            for seed in range(SEEDS):
+                for labels in (NOISY, CLEAN):
                     for size in SIZES:
                         for multiple in multiples:
                             for arm in arms:

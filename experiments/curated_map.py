@@ -40,8 +40,8 @@ from seeds import cell, difference
 BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL, GCE = 0.4e12, 2e-3, 5e-3, 0.8, 0.7, 0.7
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
-FIRST_SEEDS, FIRST_MAIN, FIRST_OTHERS = 3, SIZES[:4], SIZES[:3]
-RATES = (1e-3, 4e-3)
+FIRST_SEEDS, FIRST_OTHERS = 3, SIZES[:3]
+RATES = (1e-3, 4e-3, 8e-3)
 RATES_AT = 1000
 LAST_TENTH = 0.1
 NEVER = 1_000_000
@@ -125,7 +125,7 @@ class Cell:
 def planned() -> Iterator[Cell]:
     """All cells, in the order in which they are run: the main arms with the first seeds, the others with one seed, the rates at
     one size, the others with the first seeds, then what is left."""
-    first = [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, MAIN, FIRST_MAIN)]
+    first = [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, MAIN, SIZES)]
     first += of_seed(0, OTHERS, FIRST_OTHERS)
     first += [Cell(name, RATES_AT if arm.counted else 0, 0, lr) for lr in RATES for name, arm in MAIN.items()]
     first += [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, OTHERS, FIRST_OTHERS)]
