@@ -53,9 +53,9 @@ class Failure:
     reason: str
 
 
-def too_many_failures(failures: int, read: int, allowed: float) -> bool:
+def too_many_failures(failures: int, read: int, allowed: float, at_least: int = MIN_JUDGED) -> bool:
     """Whether a running job should end: more than the allowed share failed, of enough examples to judge by."""
-    return read >= MIN_JUDGED and failures > allowed * read
+    return read >= at_least and failures > allowed * read
 
 
 def read_shard(spec: DatasetSpec, shard: Shard) -> Iterator[Example | Failure]:

@@ -32,12 +32,14 @@ from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.score_reference import ScoreOptions, score_reference
 from curate.scoring.loading import find_model
+from curate.scoring.settings import Precision
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from findings_settings import conv
 from seeds import cell, difference
 
 BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL, GCE = 0.4e12, 2e-3, 5e-3, 0.8, 0.7, 0.7
+PRECISION: Precision = "fp32"  # on every machine, also on one that gains by bf16
 REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
 FIRST_SEEDS, FIRST_OTHERS = 3, SIZES[:3]
@@ -284,17 +286,23 @@ def reference_name(curated: int, examples: int) -> str:
     return f"reference-{curated}" if examples == REFERENCE_EXAMPLES else f"reference-{curated}-{examples}"
 
 
-@cache
 def score_table(folder: Path, curated: int, dataset: str, examples: int = REFERENCE_EXAMPLES) -> str:
     """Train the reference on the curated examples, or on the bulk where there are none, for so many examples drawn, and score a
     data set with it."""
-    name = reference_name(curated, examples)
+    trained_on = dataset_of(folder, "curated", curated) if curated else "bulk"
+    return scored_by(folder, reference_name(curated, examples), trained_on, dataset, examples)
+
+
+@cache
+def scored_by(folder: Path, name: str, trained_on: str, dataset: str, examples: int = REFERENCE_EXAMPLES) -> str:
+    """The score table of a data set by a reference of this name, which is trained where it is not there."""
     options = RunOptions.of(
-        dataset=dataset_of(folder, "curated", curated) if curated else "bulk",
+        dataset=trained_on,
         learner="reference",
         examples=examples,
         lr=REFERENCE_LR,
         seed=100,
+        precision=PRECISION,
         checkpoint_every=NEVER,
         evaluate=False,
         out=str(folder / "references"),
@@ -306,7 +314,12 @@ def score_table(folder: Path, curated: int, dataset: str, examples: int = REFERE
     model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
     in_this_process = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
     scoring = ScoreOptions(
-        dataset=spec, reference=model, out=str(folder / "tables"), logits=True, runner_options=in_this_process
+        dataset=spec,
+        reference=model,
+        out=str(folder / "tables"),
+        precision=PRECISION,
+        logits=True,
+        runner_options=in_this_process,
     )
     return score_reference(scoring, quiet).folder
 
@@ -318,6 +331,7 @@ def learn(folder: Path, out: str, name: str, seed: int, lr: float = LR, **change
         **{"dataset": "bulk", "learner": "learner", "budget_flops": BUDGET, **changes},
         seed=seed,
         lr=lr,
+        precision=PRECISION,
         selections_every=NEVER,
         checkpoint_every=NEVER,
         log_every=NEVER,

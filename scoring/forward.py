@@ -14,6 +14,10 @@ from . import losses
 from .models import Model, Scored
 from .settings import Precision
 
+# At once on a CPU. The allocator gives larger buffers back to the system after each layer, and getting their pages anew took
+# longer than the pass: 640 images of 32 px through a small network 38 to 42 ms at once, 16 to 18 ms in parts of 128 to 320.
+CPU_BATCH = 256
+
 
 def score_batch(
     model: Model,
@@ -28,13 +32,13 @@ def score_batch(
     """Scoring losses of one batch, in evaluation mode and without gradients. The training mode is restored.
 
     `pixels_BHWC` uint8; `targets` are labels int64 [B] or caption tokens int64 [B, L]; both on the model's device.
-    `micro_batch` bounds how many are processed at once. `forward`, if given, is called instead of the module (a compiled
-    one). With `logits`, a classifier's are kept.
+    `micro_batch` bounds how many are processed at once; on a CPU no more than 256 are. `forward`, if given, is called instead
+    of the module (a compiled one). With `logits`, a classifier's are kept.
     """
     run = forward if forward is not None else model.module
     parts = []
     B = max(1, len(pixels_BHWC))  # a pass over no rows gives outputs of no rows
-    step = micro_batch or B
+    step = min(micro_batch or B, B if pixels_BHWC.is_cuda else CPU_BATCH)
     with evaluating(model.module), torch.inference_mode(), autocast(pixels_BHWC.device, precision):
         for start in range(0, B, step):
             part = slice(start, start + step)

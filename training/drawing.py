@@ -10,7 +10,7 @@ from typing import Any
 
 from ..datasets.batches import map_in_threads
 from ..datasets.order import order_digest, quotas
-from ..datasets.readers import Failure, too_many_failures
+from ..datasets.readers import MIN_JUDGED, Failure, too_many_failures
 from ..datasets.shards import Shard
 from ..errors import FailuresError, SpecError
 from .ahead import HostRoom, ReadAhead
@@ -155,6 +155,7 @@ class Drawing:
                     have[v] = []
                     began_epochs[v] += 1
                     lane.next_epoch()
+                    self._judge_epoch()
 
     def _take(self, counts: Sequence[int]) -> list[list[Row]]:
         """The next candidates of each lane; several lanes read at a time where some have to read."""
@@ -178,6 +179,16 @@ class Drawing:
         if found:
             refuse_too_many(self.counts, self.max_failures, found[-1])
 
+    def _judge_epoch(self) -> None:
+        """Once all data were read, their bad share is known however few they are. A rank knows its own part, and judges by
+        that alone: as if the other ranks had found nothing bad."""
+        own = self.lanes[self.group.rank :: self.group.size]
+        if self.last_failure is None or not all(lane.position.epoch for lane in own):
+            return
+        bad, usable = self.counts["failures"], self.counts["examples"]
+        if too_many_failures(bad, (usable + bad) * self.group.size, self.max_failures, at_least=1):
+            refuse_too_many(self.counts, self.max_failures, self.last_failure, at_least=1)
+
     def _too_small(self, lane: Lane, found: int, wanted: int) -> SpecError:
         size, lanes = self.layout.size, self.layout.lanes
         if lanes == 1 or lane.rows is not None:
@@ -190,10 +201,10 @@ class Drawing:
         )
 
 
-def refuse_too_many(counts: Mapping[str, int], allowed: float, example: Failure) -> None:
+def refuse_too_many(counts: Mapping[str, int], allowed: float, example: Failure, at_least: int = MIN_JUDGED) -> None:
     """Raises FailuresError where more than the allowed share of what was read is bad; `example` is one of them."""
     bad, seen = counts.get("failures", 0), counts.get("examples", 0) + counts.get("failures", 0)
-    if too_many_failures(bad, seen, allowed):
+    if too_many_failures(bad, seen, allowed, at_least):
         raise FailuresError(
             f"{bad:,} of {seen:,} examples read so far are bad (allowed {allowed:.1%}); one of "
             f"them: shard '{example.shard}', key '{example.key}', {example.stage}: {example.reason}"

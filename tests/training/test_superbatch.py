@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -146,6 +147,22 @@ def test_a_bad_example_changes_only_its_own_lane(many, tmp_path, options):
         assert [n for n in names([after])[0] if n[1] == key] == []
         different = {i // 4 for i, (a, b) in enumerate(zip(before.keys, after.keys, strict=True)) if a != b}
         assert different <= {10}  # lanes give 4 of 128 each
+
+
+@pytest.mark.parametrize(("allowed", "ends"), [(0.03, True), (0.04, False)])
+def test_few_bad_examples_are_judged_at_the_end_of_the_first_epoch(many, tmp_path, allowed, ends):
+    """Of fewer than 1,000 no share can be judged sooner: 32 of 900 are bad here."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(many, damaged)
+    for path in sorted(damaged.glob("*.tar"))[::2]:
+        replace_member(path, {next(name for name, _ in read_tar(path) if name.endswith(".png")): b"no image"})
+    batches = stream(spec_of(damaged), max_failures=allowed)
+    given = 0
+    with pytest.raises(FailuresError, match="32 of 900 examples read so far are bad") if ends else nullcontext():
+        for _ in islice(batches, 30):
+            given += 1
+    batches.close()
+    assert 13 <= given <= 15 if ends else given == 30  # lanes end their epochs in the 14th and 15th super-batch
 
 
 def test_a_changed_order_is_refused(many, tmp_path):

@@ -1,0 +1,101 @@
+"""What matters beside the policy? One setting at a time changed, for uniform and for learnability, on CIFAR-10N.
+
+    python experiments/knobs.py FOLDER RESULTS.jsonl     # half a minute a run on one core
+    python experiments/knobs.py --table RESULTS.jsonl    # its table in docs/findings-tables.md
+
+The data, models, reference (1,000 curated examples), budget and rates are those of `curated_map.py`, whose FOLDER it may share.
+Settings of the choice alone leave uniform as it is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from curated_map import CHOOSING, LR, RATES_AT, add_results, argument_parser, begin, learn, read_results, score_table
+from seeds import cell, difference
+
+SEEDS, BASE = 3, "as in the map"
+UNIFORM, LEARNABILITY = "uniform", "learnability"
+# What a setting changes in both arms, and in learnability alone.
+BOTH: dict[str, dict[str, Any]] = {
+    BASE: {},
+    "batch 64": {"batch_size": 64},
+    "batch 256": {"batch_size": 256},
+    "rate 4e-3": {"lr": 2 * LR},
+    "rate 1e-3": {"lr": LR / 2},
+    "warm-up over 30 % of the steps": {"warmup": 0.3},
+    "weight decay 0.2": {"weight_decay": 0.2},
+}
+CHOICE: dict[str, dict[str, Any]] = {
+    "filter ratio 0.5": {"filter_ratio": 0.5},
+    "filter ratio 0.9": {"filter_ratio": 0.9},
+    "temperature 0.5": {"temperature": 0.5},
+    "temperature 2": {"temperature": 2.0},
+    "the highest scores, not drawn": {"sampler": "topk"},
+    "online rate 2e-3": {"online_lr": 2e-3},
+}
+SETTINGS = {**BOTH, **CHOICE}
+
+
+def planned() -> list[tuple[str, str, int]]:
+    return [
+        (setting, policy, seed)
+        for seed in range(SEEDS)
+        for setting in SETTINGS
+        for policy in (UNIFORM, LEARNABILITY)
+        if policy == LEARNABILITY or setting in BOTH
+    ]
+
+
+def run(folder: Path, setting: str, policy: str, seed: int) -> dict[str, Any]:
+    """Train the learner under one setting."""
+    changes = dict(SETTINGS[setting])
+    if policy == LEARNABILITY:
+        changes = {"policy": policy, **CHOOSING, "reference_scores": score_table(folder, RATES_AT, "bulk"), **changes}
+    name = f"{setting.replace(',', '').replace(' %', '').replace(' ', '-')}-{policy}-seed{seed}"
+    summary = learn(folder, "knobs", name, seed, **changes)
+    return {
+        "setting": setting,
+        "policy": policy,
+        "seed": seed,
+        "top1": summary["quality"]["top1"],
+        "steps": summary["steps"],
+        "regimes": summary["regimes"],
+        "seconds": summary["took"],
+    }
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Top-1 of both arms by setting, and their difference; and what a setting changes in learnability."""
+
+    def top1(setting: str, policy: str) -> dict[int, float]:
+        found = [line for line in results if (line["setting"], line["policy"]) == (setting, policy)]
+        return {line["seed"]: line["top1"] for line in found}
+
+    lines = [
+        "| setting | uniform | learnability | learnability minus uniform | what it changes in learnability |",
+        "|---" * 5 + "|",
+    ]
+    for setting in SETTINGS:
+        chosen, base = top1(setting, LEARNABILITY), top1(setting if setting in BOTH else BASE, UNIFORM)
+        changed = "" if setting == BASE else difference(chosen, top1(BASE, LEARNABILITY))
+        shares = (cell([*base.values()]) if setting in BOTH else "", cell([*chosen.values()]))
+        lines.append(f"| {setting} | {' | '.join(shares)} | {difference(chosen, base)} | {changed} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argument_parser(__doc__).parse_args()
+    if arguments.table:
+        print(tables(read_results(arguments.paths[-1])))
+        return
+    folder, results = begin(arguments.paths)
+    done = {(line["setting"], line["policy"], line["seed"]) for line in read_results(results)}
+    runs = ((", ".join(map(str, key)), partial(run, folder, *key)) for key in planned() if key not in done)
+    add_results(results, runs, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
