@@ -294,11 +294,13 @@ def score_table(folder: Path, curated: int, dataset: str, examples: int = REFERE
 
 
 @cache
-def scored_by(folder: Path, name: str, trained_on: str, dataset: str, examples: int = REFERENCE_EXAMPLES) -> str:
+def scored_by(
+    folder: Path, name: str, trained_on: str, dataset: str, examples: int = REFERENCE_EXAMPLES, model: str = "reference"
+) -> str:
     """The score table of a data set by a reference of this name, which is trained where it is not there."""
     options = RunOptions.of(
         dataset=trained_on,
-        learner="reference",
+        learner=model,
         examples=examples,
         lr=REFERENCE_LR,
         seed=100,
@@ -311,11 +313,11 @@ def scored_by(folder: Path, name: str, trained_on: str, dataset: str, examples: 
     config = load_config(folder / "curate.toml")
     train(options, config=config, resume=True, report=quiet)
     spec = find_dataset(dataset, config)
-    model = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
+    found = find_model(str(folder / "references" / name), task=spec.task, num_classes=spec.num_classes, config=config)
     in_this_process = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
     scoring = ScoreOptions(
         dataset=spec,
-        reference=model,
+        reference=found,
         out=str(folder / "tables"),
         precision=PRECISION,
         logits=True,

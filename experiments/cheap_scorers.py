@@ -1,0 +1,185 @@
+"""Would a far cheaper judge do? A linear model of 8 x 8 pixels as the reference, and confident learning, on CIFAR-10N.
+
+    pip install cleanlab pandas                                  # for confident learning alone
+    python experiments/cheap_scorers.py FOLDER RESULTS.jsonl     # half a minute a run on one core
+    python experiments/cheap_scorers.py --table RESULTS.jsonl    # its table in docs/findings-tables.md
+
+The data, models and rates are those of `curated_map.py`, whose FOLDER it may share. Confident learning (cleanlab's
+`find_label_issues`, as it comes) is given predictions of the map's reference model for the half of the bulk that it was not
+trained on, drops what it lists, and the learner trains uniformly on the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from curate.datasets.preparers.writer import write_shards
+from curate.datasets.readers import Example, read_shard
+from curate.datasets.shards import list_shards
+from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
+from curated_map import (
+    BASE,
+    CHOOSING,
+    RATES_AT,
+    REFERENCE_EXAMPLES,
+    add_results,
+    argument_parser,
+    begin,
+    dataset_of,
+    learn,
+    read_results,
+    scored_by,
+    written,
+)
+from seeds import cell, difference
+from timm.models import register_model
+from torch import nn
+
+SEEDS, SIDE = 3, 8
+KEPT = "bulk-confident"
+CONFIDENT = "confident learning, then uniform"
+HALVES = {"bulk-first": "{00000..00009}", "bulk-second": "{00010..00019}"}
+LINEAR = {"architecture": "linear_pixels", "preprocessing": {"size": SIDE}}
+POLICIES: dict[str, dict[str, Any]] = {
+    "learnability": {"policy": "learnability", **CHOOSING},
+    "filter 50 %": {"policy": "filter", "keep": 0.5},
+}
+# By arm: the model that judges, how many curated examples it was trained on (the bulk for 0), and the policy.
+JUDGED = {
+    f"{model} on {what}, {policy}": (model, curated, policy)
+    for model in ("linear", "reference")
+    for curated, what in ((RATES_AT, f"{RATES_AT:,} curated"), (0, "the bulk"))
+    for policy in POLICIES
+}
+ARMS = (BASE, *JUDGED, CONFIDENT)
+
+
+class LinearPixels(nn.Module):
+    """Logits [B, num_classes] that are linear in the pixels [B, 3, 8, 8]."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.num_classes, self.head = num_classes, nn.Linear(3 * SIDE * SIDE, num_classes)
+        self.pretrained_cfg: dict[str, Any] = {
+            "input_size": (3, SIDE, SIDE),
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        }
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x_BCHW.flatten(1))
+        return logits
+
+
+@register_model  # type: ignore[untyped-decorator]
+def linear_pixels(pretrained: bool = False, **kwargs: Any) -> LinearPixels:
+    """timm entry point."""
+    return LinearPixels(kwargs.get("num_classes", 10))
+
+
+def judged_by(folder: Path, model: str, curated: int) -> str:
+    trained_on = dataset_of(folder, "curated", curated) if curated else "bulk"
+    name = f"{model}-{curated}"
+    return scored_by(folder, name, trained_on, "bulk", model=model)
+
+
+@cache
+def confident(folder: Path) -> dict[str, Any]:
+    """Write the part of the bulk that confident learning does not list. What it lists, and how much of that is wrong."""
+    from cleanlab.filter import find_label_issues
+
+    toml = folder / "curate.toml"
+    bulk = load_config(toml).datasets["bulk"]
+    for name, shards in HALVES.items():
+        if name not in load_config(toml).datasets:
+            add_dataset(toml, name, {**bulk, "train": f"data/cifar10n/train/{shards}.tar"})
+    first, second = HALVES
+    parts = [
+        rows_of(scored_by(folder, f"reference-{other}", other, half, REFERENCE_EXAMPLES // 2))
+        for half, other in ((first, second), (second, first))
+    ]
+    rows = pa.concat_tables(parts)
+    logits = torch.from_numpy(np.stack(rows["logits"].to_numpy()).astype(np.float64))
+    listed = find_label_issues(rows["label"].to_numpy(), logits.softmax(1).numpy(), n_jobs=1)
+    names = list(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
+    dropped = {name for name, one in zip(names, listed, strict=True) if one}
+    known = pq.read_table(folder / bulk["analysis"], columns=["shard", "key", "label", "clean_label"]).to_pylist()
+    wrong = {(row["shard"], row["key"]) for row in known if row["label"] != row["clean_label"]}
+    if KEPT not in load_config(toml).datasets:
+        counts, _ = write_shards(folder / "data" / KEPT, map(written, kept(folder, dropped)))
+        entry = {**bulk, "train": f"data/{KEPT}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
+        entry.pop("analysis", None)
+        add_dataset(toml, KEPT, entry)
+    return {"listed": len(dropped), "listed_wrong": len(dropped & wrong), "rows": len(names)}
+
+
+def rows_of(table: str) -> pa.Table:
+    files = sorted(Path(table).glob("*.parquet"))
+    return pa.concat_tables(pq.read_table(path, partitioning=None) for path in files)
+
+
+def kept(folder: Path, dropped: set[tuple[str, str]]) -> Iterator[Example]:
+    spec = find_dataset("bulk", load_config(folder / "curate.toml"))
+    for shard in list_shards(spec):
+        for example in read_shard(spec, shard):
+            assert isinstance(example, Example)
+            if (shard.name, example.key) not in dropped:
+                yield example
+
+
+def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Train the learner in one arm."""
+    changes: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    if arm in JUDGED:
+        model, curated, policy = JUDGED[arm]
+        changes = {**POLICIES[policy], "reference_scores": judged_by(folder, model, curated)}
+    elif arm == CONFIDENT:
+        about = confident(folder)
+        changes = {"dataset": KEPT}
+    name = f"{arm.replace(',', '').replace(' %', '').replace(' ', '-')}-seed{seed}"
+    summary = learn(folder, "cheap", name, seed, **changes)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "top1": summary["quality"]["top1"],
+        **about,
+        "steps": summary["steps"],
+        "regimes": summary["regimes"],
+        "seconds": summary["took"],
+    }
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Top-1 by arm, with what it is beside uniform."""
+    lines = ["| arm | top-1 | minus uniform |", "|---" * 3 + "|"]
+    for arm in ARMS:
+        here, base = ({r["seed"]: r["top1"] for r in results if r["arm"] == name} for name in (arm, BASE))
+        lines.append(f"| {arm} | {cell([*here.values()])} | {'' if arm == BASE else difference(here, base)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argument_parser(__doc__).parse_args()
+    if arguments.table:
+        print(tables(read_results(arguments.paths[-1])))
+        return
+    folder, results = begin(arguments.paths)
+    add_model(folder / "curate.toml", "linear", LINEAR)
+    done = {(line["arm"], line["seed"]) for line in read_results(results)}
+    missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
+    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
+    add_results(results, runs, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
