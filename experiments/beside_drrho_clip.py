@@ -1,4 +1,4 @@
-"""DRRho-CLIP's public code beside this package's choosing, on image-text pairs: the same data, learner, reference, rate and seeds.
+"""DRRho-CLIP's public code beside ours, on image-text pairs: the same data, learner, reference, rate and seeds.
 
     git clone https://github.com/Optimization-AI/DRRho-CLIP
     python experiments/beside_drrho_clip.py FOLDER RESULTS.jsonl --public DRRho-CLIP    # a minute a run on one AVX2 core
@@ -17,10 +17,8 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -28,12 +26,11 @@ from typing import Any
 
 import torch
 from curate.datasets.spec import find_dataset, load_config
-from curate.scoring.forward import best_precision, embed, embeddings_of, score_batch
+from curate.scoring.forward import embed, embeddings_of, score_batch
 from curate.scoring.joint import select_jointly
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.losses import Pairs
 from curate.scoring.models import Model, Scored
-from curate.scoring.selection import reweight
 from curate.scoring.tables.lookup import open_scores
 from curate.scoring.tasks.image_text import ImageText
 from curate.training import RunOptions, train
@@ -44,14 +41,13 @@ from curate.training.startup import stream_seed
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
 from curated_map import NEVER, add_results, argument_parser, quiet, read_results
+from drrho_code import CHUNKS, check, process_group, their_loss, their_sample
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 from sources import IN_THIS_PROCESS, pairs_of
 
 BUDGET, LR, SEEDS, BATCH, WARMUP = 1.5e12, 1e-3, 3, 128, 0.05
-SUPER, CHUNKS = round(BATCH / (1 - FILTER_RATIO)), 2
-PUBLISHED: dict[str, Any] = {"rho": 11.0, "eps": 1e-4, "multiply_tau": True}
-DEFAULT_EPS = 1e-14
+SUPER = round(BATCH / (1 - FILTER_RATIO))
 CPU = torch.device("cpu")
 CHECK, DRAWS = "arithmetic", 200
 UNIFORM, JEST = "ours, uniform", "ours, jest, 2 chunks"
@@ -80,121 +76,6 @@ LOSSES = {
 ARMS = (*OURS, SAMPLER, *LOSSES)
 
 
-# Their code. The clone's src must be on sys.path.
-
-
-@cache
-def their_loss_class() -> Any:
-    """Their loss, which keeps the difference of each pair, so that one can ask for its gradient: the pair's weight."""
-    from fast_clip.loss import SogCLRLoss  # type: ignore[import-not-found]
-
-    class Kept(SogCLRLoss):  # type: ignore[misc]
-        def pairwise_loss(self, *given: Any, **named: Any) -> Any:
-            self.pairs = super().pairwise_loss(*given, **named)
-            return self.pairs
-
-    return Kept
-
-
-def their_loss(n: int, **settings: Any) -> Any:
-    """For batches of n pairs. With gamma = 1, as published, nothing is kept from one batch to the next."""
-    known = {**PUBLISHED, "gamma": 1.0, "gamma_decay_epochs": 1, **settings}
-    return their_loss_class()(data_size=n, device=CPU, **known)
-
-
-@contextmanager
-def process_group() -> Iterator[None]:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            torch.distributed.destroy_process_group()
-
-
-def their_sample(online: Pairs, reference: Pairs) -> torch.Tensor:
-    """The places of the BATCH pairs that their sampler draws, ascending, by torch's own random numbers."""
-    from training.train import jointly_sample_batch_softmax  # type: ignore[import-not-found]
-
-    drawn: torch.Tensor = jointly_sample_batch_softmax(
-        *([pairs.image_BD.float(), pairs.text_BD.float()] for pairs in (reference, online)),
-        *({"t": pairs.scale} for pairs in (reference, online)),
-        n_chunks=CHUNKS,
-        filter_ratio=FILTER_RATIO,
-    )
-    return drawn.sort().values
-
-
-# The check.
-
-
-def check() -> dict[str, Any]:
-    """Their loss beside `reweight` and beside the paper's risk in float64: the greatest difference between the weights of all
-    pairs and between gradients, as a share of the greatest; and the mean sum of an anchor's weights, 1 for a softmax."""
-    started, cases = time.perf_counter(), []
-    for temperature in (0.01, 0.07):
-        for eps in (DEFAULT_EPS, PUBLISHED["eps"]):
-            for learned in (False, True):
-                found = compared(temperature, eps, learned)
-                cases.append({"temperature": temperature, "eps": eps, "learned": learned, **found})
-    return {"arm": CHECK, "seed": 0, "cases": cases, "seconds": time.perf_counter() - started}
-
-
-def compared(temperature: float, eps: float, learned: bool) -> dict[str, float]:
-    """Embeddings are random; those of a `learned` batch have each image beside its text."""
-    random, n = torch.Generator().manual_seed(0), BATCH
-
-    def embeddings() -> torch.Tensor:
-        return torch.nn.functional.normalize(torch.randn(n, 64, generator=random, dtype=torch.float64), dim=-1)
-
-    image, text, image_r, text_r = (embeddings() for _ in range(4))
-    if learned:
-        image = torch.nn.functional.normalize(text + 0.3 * image, dim=-1)
-    exact = image.clone().requires_grad_()
-    risk(exact, text, image_r, text_r, temperature).backward()
-    image_f = image.float().requires_grad_()
-    loss = their_loss(n, eps=eps)
-    features, reference = (image_f, text.float()), (image_r.float(), text_r.float())
-    places, scale = torch.arange(n), torch.tensor(1 / temperature)
-    value = loss(features, (places, places), scale, 0, ref_features=reference)[0]
-    difference_nn = loss.pairs["diff_image"]
-    (weight_nn,) = torch.autograd.grad(value, difference_nn, retain_graph=True)
-    value.backward()
-    others_nn = ~torch.eye(n, dtype=torch.bool)
-    score_nn = (difference_nn.detach() * temperature)[others_nn].reshape(n, n - 1)
-    ours_nn = torch.stack([reweight(row, temperature) for row in score_nn])
-    # Their sum below the fraction is divided by n, the one above it by n - 1: all weights are n / (n - 1) of a softmax's.
-    surplus = n / (n - 1)
-    theirs_nn = weight_nn[others_nn].reshape(n, n - 1) * (n * (n - 1) / temperature / surplus)
-    assert exact.grad is not None and image_f.grad is not None
-    return {
-        "weights": distance(theirs_nn, ours_nn),
-        "gradient": distance(image_f.grad.double() / surplus, exact.grad),
-        "total": float(theirs_nn.mean()),
-    }
-
-
-def risk(
-    image: torch.Tensor, text: torch.Tensor, image_r: torch.Tensor, text_r: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """DRRho's (arXiv 2505.06699): T log mean exp((loss - loss(reference)) / T) over the pairs of each anchor, both ways; a pair's
-    loss is its similarity less the anchor's own."""
-
-    def of(z: torch.Tensor, z_r: torch.Tensor) -> torch.Tensor:
-        n = len(z)
-        excess_nn = (z - z.diagonal()[:, None]) - (z_r - z_r.diagonal()[:, None])
-        others_nn = excess_nn[~torch.eye(n, dtype=torch.bool)].reshape(n, n - 1)
-        each: torch.Tensor = temperature * ((others_nn / temperature).logsumexp(1) - math.log(n - 1))
-        return each.mean()
-
-    z, z_r = image @ text.T, image_r @ text_r.T
-    return of(z, z_r) + of(z.T, z_r.T)
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
-
-
 # Runs.
 
 
@@ -208,6 +89,7 @@ def of_ours(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         **{"dataset": DATASET, "learner": "learner", "budget_flops": BUDGET, **changes},
         seed=seed,
         lr=LR,
+        precision="fp32",
         selections_every=NEVER,
         checkpoint_every=NEVER,
         log_every=NEVER,
@@ -242,7 +124,7 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         scale.data.fill_(-math.log(LOSSES[arm].temperature))
         scale.requires_grad_(False)
     learner, small = (
-        Trainee(one, lr=lr, device=CPU, precision=best_precision(CPU)) for one, lr in ((model, LR), (online, ONLINE_LR))
+        Trainee(one, lr=lr, device=CPU, precision="fp32") for one, lr in ((model, LR), (online, ONLINE_LR))
     )
     seen = {"learner": model, **({"online": online} if arm == SAMPLER else {})}
     batches = SuperBatches(
@@ -264,14 +146,14 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
             if step == steps // 2:
                 more = alike(*known)
             with process_group():
-                batch = batch.take(their_sample(*known))
+                batch = batch.take(their_sample(*known, BATCH))
             small.step(batch.views["online"], batch.model_targets("online"), share)
         else:
             learner.step_loss = partial(their_step_loss, LOSSES[arm], batch)
         learner.step(batch.views["learner"], batch.model_targets("learner"), share)
     seconds = time.perf_counter() - started
     batches.close()
-    recall = evaluate(model, data, device=CPU, precision=best_precision(CPU))[QUALITY]
+    recall = evaluate(model, data, device=CPU, precision="fp32")[QUALITY]
     about = {"steps": steps, "flops": ours["flops"], "seconds": seconds, **more}
     return {"arm": arm, "seed": seed, "rank": rank_on_test(folder, model), "recall": recall, **about}
 
@@ -288,7 +170,7 @@ def their_step_loss(how: Weighing, batch: SuperBatch, output: Any, tokens: torch
 def both_pairs(folder: Path, online: Model, batch: SuperBatch) -> tuple[Pairs, Pairs]:
     """A super-batch as the online model and as the reference see it."""
     scored: Scored = score_batch(
-        online, batch.views["online"], batch.model_targets("online"), precision=best_precision(CPU), micro_batch=256
+        online, batch.views["online"], batch.model_targets("online"), precision="fp32", micro_batch=256
     )
     assert scored.image_embedding is not None and scored.text_embedding is not None and batch.reference_pairs
     scale: Any = online.module.logit_scale
@@ -314,7 +196,7 @@ def alike(online: Pairs, reference: Pairs) -> dict[str, float]:
     score = select_jointly(online, reference, BATCH, loss="softmax", n_chunks=1, generator=random).score
     assert score is not None
     with process_group():
-        theirs = often(lambda: their_sample(online, reference))
+        theirs = often(lambda: their_sample(online, reference, BATCH))
     first, again = often(ours), often(ours)
     torch.set_rng_state(before)
 
@@ -354,7 +236,7 @@ def planned() -> dict[tuple[str, int], Callable[[Path], dict[str, Any]]]:
         for seed in range(SEEDS)
         for arm in ARMS
     }
-    return {(CHECK, 0): lambda folder: check(), **runs}
+    return {(CHECK, 0): lambda folder: {"arm": CHECK, "seed": 0, **check()}, **runs}
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int]:
