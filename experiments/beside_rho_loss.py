@@ -10,7 +10,8 @@ of every super-batch is chosen, 32 of 320 at a rate of 1e-3, as in their configu
 that has it imports wandb and torchmetrics and uses neither: where they are not installed, empty modules take their place.
 
 Their training loop scores in training mode, on the augmented images that it then trains on; `--policy rho` scores in evaluation
-mode, on images as they are. The arms take these two steps apart. With neither of them theirs must choose as ours does.
+mode, on images as they are. The arms take these two steps apart. With neither of them theirs must choose as ours does. In
+training mode the scoring pass also moves the running statistics, by which the learner is tested: one arm leaves them alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +32,7 @@ import torch
 from crossing import by_seed
 from curate.datasets.spec import find_dataset, load_config
 from curate.scoring import Selector
+from curate.scoring.gradients import still_statistics
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.losses import cross_entropy
 from curate.training.augment import augment
@@ -51,16 +54,19 @@ UNIFORM, SHORT, OURS = "uniform, equal FLOPs", "uniform, as many updates", "ours
 
 @dataclass(frozen=True)
 class Theirs:
-    """How their code is let score: with the learner in training mode, and on the augmented images that it trains on."""
+    """How their code is let score: with the learner in training mode, which moves the running statistics of its BatchNorm
+    layers too, and on the augmented images that it trains on."""
 
-    training_mode: bool
-    augmented: bool
+    training_mode: bool = True
+    moves_statistics: bool = True
+    augmented: bool = False
 
 
 THEIRS = {
-    "theirs, scored as ours": Theirs(training_mode=False, augmented=False),
-    "theirs, in training mode": Theirs(training_mode=True, augmented=False),
-    "theirs, in training mode, augmented": Theirs(training_mode=True, augmented=True),
+    "theirs, scored as ours": Theirs(training_mode=False),
+    "theirs, in training mode": Theirs(),
+    "theirs, in training mode, augmented": Theirs(augmented=True),
+    "theirs, in training mode, statistics left alone": Theirs(moves_statistics=False),
 }
 ARMS = (UNIFORM, SHORT, OURS, *THEIRS)
 
@@ -142,7 +148,8 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
             with torch.no_grad():
                 as_ours = our_choice(model.module.eval()(model.normalize(pixels)), targets, irreducible)
         pixels = augment(pixels, "crop-flip", random) if how.augmented else pixels
-        chosen = their_choice(model.module.train(how.training_mode), model.normalize(pixels), targets, irreducible)
+        with nullcontext() if how.moves_statistics else still_statistics(model.module):
+            chosen = their_choice(model.module.train(how.training_mode), model.normalize(pixels), targets, irreducible)
         if step % LOOK_EVERY == 0:
             same.append(torch.isin(chosen, as_ours).float().mean().item())
         pixels = pixels[chosen] if how.augmented else augment(pixels[chosen], "crop-flip", random)
