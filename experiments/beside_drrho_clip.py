@@ -4,8 +4,8 @@
     python experiments/beside_drrho_clip.py FOLDER RESULTS.jsonl --public DRRho-CLIP    # a minute a run on one AVX2 core
     python experiments/beside_drrho_clip.py --table RESULTS.jsonl
 
-Data, models and reference are those of `pairs.py`, whose FOLDER it may share: icons, chosen for emoji. Two parts of theirs are
-used as they are. `SogCLRLoss` is their training loss: it drops nothing, and weighs the pairs of each anchor by how far the
+Data, models and reference are those of `pairs.py`, whose FOLDER it may share: icons, chosen for emoji. The learner is as large as
+the reference, so that a run is short. Two parts of theirs are used as they are. `SogCLRLoss` is their training loss: it drops nothing, and weighs the pairs of each anchor by how far the
 learner's similarity is above the reference's. Its settings are those of their published command, at two temperatures.
 `jointly_sample_batch_softmax` is their sampler, JEST's, which drops: it takes the place of `--policy jest`, with the same online
 model. Both run on a CPU. The sampler gathers from a process group, so one of a single process is begun. Data path, optimizer,
@@ -46,7 +46,9 @@ from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 from sources import IN_THIS_PROCESS, pairs_of
 
-BUDGET, LR, SEEDS, BATCH, WARMUP = 1.5e12, 1e-3, 3, 128, 0.05
+BUDGET, LR, SEEDS, BATCH, WARMUP = 0.5e12, 1e-3, 3, 128, 0.05
+# The learner is a model of `pairs.py` that is as large as the reference, a third of the learner there.
+LEARNER = "reference"
 SUPER = round(BATCH / (1 - FILTER_RATIO))
 CPU = torch.device("cpu")
 CHECK, DRAWS = "arithmetic", 200
@@ -86,7 +88,7 @@ def of_ours(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         changes["reference_scores"] = scores_of(folder)
     name = f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}"
     options = RunOptions.of(
-        **{"dataset": DATASET, "learner": "learner", "budget_flops": BUDGET, **changes},
+        **{"dataset": DATASET, "learner": LEARNER, "budget_flops": BUDGET, **changes},
         seed=seed,
         lr=LR,
         precision="fp32",
@@ -117,7 +119,7 @@ def of_theirs(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     data = find_dataset(DATASET, config)
     model, online = (
         load_model(find_model(name, task=data.task, config=config), seed=own)
-        for name, own in (("learner", seed), ("online", stream_seed(seed, "online")))
+        for name, own in ((LEARNER, seed), ("online", stream_seed(seed, "online")))
     )
     if arm in LOSSES:
         scale: Any = model.module.logit_scale
