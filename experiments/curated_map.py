@@ -184,7 +184,8 @@ def add_results(path: Path, runs: Iterable[tuple[str, Callable[[], dict[str, Any
         found = {**run(), "commit": commit}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
-        print(f"{name}: top1 {found['top1']:.2%}, {found['seconds']:.0f} s", flush=True)
+        shown = f"top1 {found['top1']:.2%}, " if "top1" in found else ""
+        print(f"{name}: {shown}{found['seconds']:.0f} s", flush=True)
 
 
 def commit_here() -> str:

@@ -171,3 +171,27 @@ def test_reweighting_drops_nothing_and_weighs_by_the_softmax():
     with pytest.raises(SpecError, match="no example by itself"):
         Selector("jest", 2, sampler="reweight")
     assert Selector("uniform", 2, sampler="reweight")(online_loss=online).weight is None
+
+
+def test_reweighting_is_the_gradient_of_drrhos_risk():
+    """DRRho (arXiv 2505.06699): T log mean exp((loss - loss(reference)) / T)."""
+    generator = torch.Generator().manual_seed(0)
+    loss = (3 * torch.rand(7, dtype=torch.float64, generator=generator)).requires_grad_()
+    reference = 2 * torch.rand(7, dtype=torch.float64, generator=generator)
+    for temperature in (0.1, 1.0, 4.0):
+        risk = temperature * ((loss - reference) / temperature).exp().mean().log()
+        (expected,) = torch.autograd.grad(risk, loss)
+        selector = Selector("rho", 7, sampler="reweight", temperature=temperature)
+        weight = selector(online_loss=loss.detach(), reference_loss=reference).weight
+        np.testing.assert_allclose(weight.numpy() / 7, expected.numpy(), rtol=1e-6)
+
+
+def test_rho_loss_takes_the_tenth_with_the_highest_reducible_loss():
+    """Algorithm 1 of arXiv 2206.07137."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        loss, irreducible = rng.exponential(2, 320), rng.exponential(1, 320)
+        expected = {*np.argsort(loss - irreducible)[-32:].tolist()}
+        selector = Selector("rho", 32, sampler="topk")
+        chosen = selector(online_loss=torch.tensor(loss), reference_loss=torch.tensor(irreducible)).index
+        assert {*chosen.tolist()} == expected
