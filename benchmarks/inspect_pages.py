@@ -19,7 +19,8 @@ from curate.scoring.tables.lookup import open_scores
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
-from measuring import Benchmark, Figure, Report, command, curate
+from curate.units import Report
+from measuring import Benchmark, Figure, command, curate
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "3"))
 SHARDS, ROWS = 1_000, 10_000
