@@ -37,6 +37,10 @@ lint: .venv/installed
 	@# The repository's root is the package: mypy needs to see it under its own name.
 	@mkdir -p .cache && ln -sfn .. .cache/curate
 	cd .cache && ../$(BIN)/mypy -p curate --config-file ../pyproject.toml
+	@# The scripts of these folders import each other by their bare names.
+	@for folder in benchmarks experiments; do (cd $$folder && echo "mypy of $$folder" && \
+		MYPYPATH=.:../.cache ../$(BIN)/mypy --explicit-package-bases --cache-dir ../.cache/.mypy_cache \
+		--config-file ../pyproject.toml *.py) || exit 1; done
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -153,8 +153,8 @@ def _parameter(option: Option, also: str | None) -> inspect.Parameter:
     declared = typer.Option(
         *([flag(option.name), also] if also else []),
         help=option.help,
-        metavar=text.metavar if text else "|".join(option.values) or None,
-        parser=(lambda given: text.parse(given, flag(option.name))) if text else None,
+        metavar=text.metavar if text else "|".join(option.values) or _METAVARS.get(kind),
+        parser=(lambda given: text.parse(given, flag(option.name))) if text else _number(kind, flag(option.name)),
         show_default=default is not False,
         rich_help_panel=option.concern.capitalize() or None,
     )
@@ -164,6 +164,24 @@ def _parameter(option: Option, also: str | None) -> inspect.Parameter:
         default=inspect.Parameter.empty if option.required else default,
         annotation=Annotated[kind | None if default is None else kind, declared],
     )
+
+
+_METAVARS = {int: "INTEGER", float: "FLOAT"}
+
+
+def _number(kind: Any, spelled: str) -> Callable[[Any], Any] | None:
+    """What reads an option that is a number: typer's own message does not show what was given."""
+    if kind not in _METAVARS:
+        return None
+
+    def parse(given: Any) -> Any:
+        try:
+            return kind(given)
+        except ValueError:
+            expected = "a whole number" if kind is int else "a number"
+            raise SpecError(f"{spelled} is '{given}', expected {expected}") from None
+
+    return parse
 
 
 def reference_page(cli: typer.Typer) -> str:

@@ -8,14 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import typer
 
 from . import threads
 from .datasets.notices import in_one_line
-from .errors import CurateError, SpecError, StoppedError
+from .errors import CurateError, SpecError, StoppedError, printable, without_secrets
 from .streams import end_within, file_of, flush_or_drop, nobody_reads, settle
 from .training.signals import SIGNALS, handled_by
 from .training.started import several_started
@@ -31,7 +30,8 @@ STOPPED = 128
 def run_command(cli: Callable[..., Any], report: Report) -> None:
     """Run the command that sys.argv names, and exit with its code.
 
-    A CurateError is one line and exit code 1; anything else is a bug and keeps its traceback.
+    A CurateError is one line and exit code 1, what click refuses one line and exit code 2. Anything else is a bug and keeps
+    its traceback.
     """
     threads.settle()
     settle()
@@ -39,7 +39,7 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
     code = 0
     try:
         with handled_by(_end):
-            code = _code_of(cli)
+            code = _code_of(cli, report)
         sys.stdout.flush()
     except CurateError as e:
         if e.reported_by is None:
@@ -107,7 +107,7 @@ def skip_teardown() -> None:
     atexit.register(end)  # the first to be registered is the last to be called
 
 
-def _code_of(cli: Callable[..., Any]) -> int:
+def _code_of(cli: Callable[..., Any], report: Report) -> int:
     """The command's exit code."""
     streams, written_to = (sys.stdout, sys.stderr), file_of(sys.stdout)
     try:
@@ -125,11 +125,15 @@ def _code_of(cli: Callable[..., Any]) -> int:
     except Exception as e:
         if not hasattr(e, "exit_code") or not hasattr(e, "format_message"):
             raise
-        from typer.rich_utils import rich_format_error
-
-        with suppress(OSError, SystemExit):
-            rich_format_error(e)  # type: ignore[arg-type]
+        report(f"curate: {_of_usage(e)}")
         return int(e.exit_code)
+
+
+def _of_usage(error: Any) -> str:
+    """The line for what click refused: an unknown option or command, or a value that is no number."""
+    context, found = getattr(error, "ctx", None), " ".join(error.format_message().split()).rstrip(".")
+    told = f"'{context.command_path} --help'" if context else "--help"
+    return printable(without_secrets(f"{found}; {told} lists what there is"))
 
 
 def _end(number: int, frame: Any) -> None:

@@ -26,8 +26,9 @@ from curate.datasets.spec import load_config
 from curate.training import actors
 from curate.training.options import RunOptions
 from curate.training.run import train
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
+from measuring import Benchmark, Figure, curate, in_turn, ratios
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "5"))
 POINTS = max(1, ROUNDS - 2)
@@ -115,7 +116,7 @@ def run_of(work: Path, name: str, **changes: Any) -> dict[str, float]:
         then, now = first, last
         for part in path:
             then, now = then.get(part, 0.0), now.get(part, 0.0)
-        return (now - then) / steps
+        return float((now - then) / steps)
 
     found = {"step": grown("seconds", "total"), "scored": float(summary["examples_scored"])}
     if "actors" not in changes:

@@ -18,11 +18,12 @@ import shutil
 import subprocess
 import time
 import venv
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from curate.datasets.batches import decode_threads, decoded_batches
+from curate.datasets.batches import DecodedBatch, decode_threads, decoded_batches
 from curate.datasets.preparers import prepare as prepare_data
 from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
@@ -30,8 +31,10 @@ from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.scoring.forward import best_device, best_precision, score_batch
 from curate.scoring.loading import find_model, load_model, save_weights
+from curate.scoring.models import Model
 from curate.scoring.settings import Precision
-from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
+from curate.units import Report
+from measuring import Benchmark, Figure, curate, in_turn, ratios
 from PIL import Image
 
 MODEL, VERSION = "ViT-S-32-alt", "2.45.0"
@@ -68,7 +71,7 @@ def clip_retrieval(work: Path, report: Report) -> str:
         return os.environ["CLIP_RETRIEVAL"]
     report(f"  installing clip-retrieval {VERSION}")
     venv.create(work / "rival", with_pip=True)
-    pip = [work / "rival" / "bin" / "pip", "install", "-q", f"clip-retrieval=={VERSION}", "setuptools<80"]
+    pip = [str(work / "rival" / "bin" / "pip"), "install", "-q", f"clip-retrieval=={VERSION}", "setuptools<80"]
     subprocess.run(pip, check=True)
     return str(work / "rival" / "bin" / "clip-retrieval")
 
@@ -99,7 +102,7 @@ def enlarged(example: Example) -> dict[str, object]:
     return {"__key__": example.key, "jpg": buffer.getvalue(), "txt": str(example.target).encode()}
 
 
-def model_of(work: Path, name: str):
+def model_of(work: Path, name: str) -> Model:
     return load_model(find_model(name, task="image-text", config=load_config(work / "curate.toml")))
 
 
@@ -131,7 +134,7 @@ def their_rate(work: Path, command: str) -> float:
     subprocess.run([command, "inference", *(f"--{k}={v}" for k, v in options.items())], check=True, capture_output=True)
     (stats,) = (json.loads(path.read_text()) for path in out.glob("stats/*.json"))
     assert stats["sample_count"] == SHARDS * PER_SHARD
-    return stats["sample_count"] / stats["total_duration"]
+    return float(stats["sample_count"] / stats["total_duration"])
 
 
 def bare_rate(work: Path, precision: Precision) -> float:
@@ -152,7 +155,7 @@ def decoding_rate(work: Path) -> float:
     return sum(len(batch.examples) for batch in decoded(work)) / (time.perf_counter() - started)
 
 
-def decoded(work: Path):
+def decoded(work: Path) -> Iterator[DecodedBatch]:
     spec = find_dataset("large", load_config(work / "curate.toml"))
     records = (record for shard in list_shards(spec) for record in read_shard(spec, shard))
     return decoded_batches(records, model_of(work, "reference").geometry, BATCH_SIZE)

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from measuring import Benchmark, Figure, in_turn, ratios
 
 ROOT = Path(__file__).parent.parent
 BASE = os.environ.get("CURATE_BASE", "8df39c1")
@@ -104,7 +105,7 @@ def step(work: Path, package: Path, name: str, core: int, *more: object) -> floa
     table = ("--reference-scores", work / "scores") if more else ()
     curate(work, package, "train", *TRAIN, *more, *table, "--no-evaluate", "--name", name, core=core)
     seconds = json.loads((run / "summary.json").read_text())["seconds"]
-    return sum(seconds[stage] for stage in ("data", "score", "select", "train"))
+    return sum(float(seconds[stage]) for stage in ("data", "score", "select", "train"))
 
 
 BENCHMARK = Benchmark(

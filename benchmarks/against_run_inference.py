@@ -14,13 +14,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from curate.datasets.batches import decode_threads
 from curate.datasets.spec import add_dataset, load_config
 from curate.scoring.forward import best_device, best_precision
+from curate.units import Report
 from data import pictures, reference_with_weights
-from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
+from measuring import Benchmark, Figure, curate, in_turn, ratios
 
 MODEL, PER_SHARD, BATCH_SIZE, ROUNDS = "resnet18", 240, 32, 3
 FEW, MANY = 2, 10
@@ -51,7 +53,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     ]
 
 
-def rate(score) -> float:
+def rate(score: Callable[[str], None]) -> float:
     seconds = {}
     for name in ("few-pictures", "pictures"):
         started = time.perf_counter()

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from curate.scoring.forward import best_device, best_precision
 from curate.scoring.settings import Precision
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from curate.units import Report
+from measuring import Benchmark, Figure, in_turn, ratios
 from score_throughput import BATCH_SIZE, MODEL, PER_SHARD, SHARDS, pipeline_rate, prepare
 
 ROUNDS = 3

@@ -14,15 +14,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from curate.datasets.spec import DatasetSpec
 from curate.scoring.forward import score_batch
 from curate.scoring.gradients import early_statistics
 from curate.scoring.loading import load_model
-from curate.scoring.models import ModelSpec
+from curate.scoring.models import Model, ModelSpec
 from curate.training.schedule import learning_rate
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
+from curate.units import Report
 from data import part_of_cifar10n
-from measuring import Benchmark, Figure, Report
+from measuring import Benchmark, Figure
 
 SEEDS, B, b, STEPS, WARM_UP = 4, 256, 128, 41, 18
 AT = (0, 1, 2, 5, 10, 20, 40)
@@ -42,7 +44,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     return figures
 
 
-def overlaps(spec, seed: int, closely: bool) -> list[float]:
+def overlaps(spec: DatasetSpec, seed: int, closely: bool) -> list[float]:
     device = torch.device("cpu")
     model = load_model(ModelSpec(name="online", task="classification", architecture=MODEL, num_classes=10), seed=seed)
     trainee = Trainee(model, lr=2e-3, device=device)
@@ -50,6 +52,7 @@ def overlaps(spec, seed: int, closely: bool) -> list[float]:
     found = []
     for step, batch in zip(range(STEPS), data, strict=False):
         pixels, labels = batch.views["online"], batch.targets
+        assert isinstance(labels, torch.Tensor)
         chosen = score_batch(model, pixels, labels).loss.topk(b).indices
         if step in AT:
             other = by_the_batch(model, pixels, labels).topk(b).indices
@@ -60,7 +63,7 @@ def overlaps(spec, seed: int, closely: bool) -> list[float]:
     return found
 
 
-def by_the_batch(model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def by_the_batch(model: Model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Losses by the statistics of this batch, which leave no trace."""
     module = copy.deepcopy(model.module).train()
     with torch.no_grad():

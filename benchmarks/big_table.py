@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from curate.scoring.tables.counts import KEPT
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
-from measuring import Benchmark, Figure, Report
+from curate.units import Report
+from measuring import Benchmark, Figure
 
 ROUNDS = 3
 SHARDS, ROWS, SMALL_SHARDS, SMALL_ROWS, METADATA_ROWS = 10_000, 10_000, 100_000, 10, 10_000_000
@@ -55,7 +57,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     ]
     for name, query in QUERIES.items():
         report(f"  {name}")
-        seconds, megabytes = repeatedly(lambda query=query: ask(work, query))
+        seconds, megabytes = repeatedly(partial(ask, work, query))
         figures += [
             Figure(name=f"{name}, 10^8 rows", samples=seconds, unit="s", better="lower"),
             Figure(name=f"{name}, peak memory", samples=megabytes, unit="MB", better="lower"),
@@ -64,7 +66,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     kept = small / KEPT[0]
     for name, goal in (("opened", None), ("kept", 10.0)):
         report(f"  10^5 shards, counts {name}")
-        seconds, megabytes = repeatedly(lambda name=name: look(small, forget=kept if name == "opened" else None))
+        seconds, megabytes = repeatedly(partial(look, small, forget=kept if name == "opened" else None))
         figures += [
             Figure(name=f"10^5 shards, counts {name}", samples=seconds, unit="s", goal=goal, better="lower"),
             Figure(name=f"10^5 shards, counts {name}, memory", samples=megabytes, unit="MB", better="lower"),

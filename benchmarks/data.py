@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.cifar10n import CLASSES
 from curate.datasets.preparers.writer import write_shards
 from curate.datasets.spec import DatasetSpec, add_dataset, add_model, find_dataset, load_config
 from curate.scoring.loading import find_model, load_model, save_weights
-from measuring import Report
+from curate.units import Report
 from PIL import Image
 
 PICTURE_SIDE, JPEG_QUALITY = 256, 90
@@ -50,11 +52,12 @@ def pictures(work: Path, report: Report, *, shards: int, per_shard: int) -> Data
     return find_dataset("pictures", load_config(work / "curate.toml"))
 
 
-def _enlarged(patterns: list[str], work: Path, count: int):
+def _enlarged(patterns: list[str], work: Path, count: int) -> Iterator[dict[str, Any]]:
     source = Path(patterns[0]).parent
     for path in sorted(source.glob("*.tar")):
         with tarfile.open(path) as tar:
-            contents = {member.name: tar.extractfile(member).read() for member in tar}
+            files = {member.name: tar.extractfile(member) for member in tar}
+            contents = {name: file.read() for name, file in files.items() if file}
         for name in contents:
             if not name.endswith(".png"):
                 continue

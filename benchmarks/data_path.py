@@ -47,7 +47,8 @@ from curate.scoring.selector import Selector
 from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from curate.training.timing import DATA, Stages
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from curate.units import Report
+from measuring import Benchmark, Figure, in_turn, ratios
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -189,10 +190,12 @@ def jpegs(paths: list[str]) -> Iterator[bytes]:
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".jpg"):
-                    yield tar.extractfile(member).read()
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield file.read()
 
 
-class Tars(torch.utils.data.IterableDataset):
+class Tars(torch.utils.data.IterableDataset[tuple[np.ndarray, np.ndarray]]):
     """Every worker its tars."""
 
     def __init__(self, paths: list[str]) -> None:
@@ -200,6 +203,7 @@ class Tars(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         info = torch.utils.data.get_worker_info()
+        assert info is not None
         return map(both_sizes, jpegs(self.paths[info.id :: info.num_workers]))
 
 
@@ -242,6 +246,7 @@ def data_shares(spec: DatasetSpec, views: dict[str, Geometry]) -> tuple[float, .
             sub = next(subs)
             with timing("train"):
                 pixels = sub.views["learner"].permute(0, 3, 1, 2).float() / 255
+                assert isinstance(sub.targets, torch.Tensor)
                 torch.nn.functional.cross_entropy(model(pixels), sub.targets).backward()
                 optimizer.step()
                 optimizer.zero_grad()

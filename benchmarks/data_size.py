@@ -15,8 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from curate.datasets.spec import add_dataset, load_config
+from curate.units import Report
 from data import cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from measuring import Benchmark, Figure, in_turn, ratios
 from memory import peak_megabytes
 
 ROUNDS, SHARDS, PER_SHARD = 2, (1, 10, 100, 1000), 1000

@@ -30,8 +30,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from gpu_copies import copying
@@ -141,7 +143,7 @@ def parts(work: Path, size: Size, device: Any) -> Iterator[tuple[str, str, Calla
     yield "decoding", "decoding", lambda: decoding(work, size)
     runs: dict[str, Run] = {}
     for name, policy, ahead in ((HARD, HARD, 0), (f"{HARD}, scored 2 ahead", HARD, 2), (UNIFORM, UNIFORM, 0)):
-        yield "training", f"training, {name}", lambda n=name, p=policy, a=ahead: train_stages(work, size, n, p, a, runs)
+        yield "training", f"training, {name}", partial(train_stages, work, size, name, policy, ahead, runs)
     yield "scoring", "scoring offline", lambda: score_offline(work, size)
 
 
@@ -208,13 +210,13 @@ def train_stages(work: Path, size: Size, run_name: str, policy: str, ahead: int,
     """One run, noted under its name, and how it compares with those before it."""
     import torch
     from curate.datasets.spec import load_config
-    from curate.training import RunOptions, run, train
+    from curate.training import RunOptions, loop, run, train
 
-    walls, loop = [], run.train_loop
+    walls = []
 
-    def timed(job: Any) -> int:
+    def timed(job: loop.TrainingJob, after_step: Callable[[int], None] | None = None) -> int:
         began = time.perf_counter()
-        done = loop(job)
+        done = loop.train_loop(job, after_step)
         walls.append(time.perf_counter() - began)
         return done
 
@@ -235,15 +237,12 @@ def train_stages(work: Path, size: Size, run_name: str, policy: str, ahead: int,
     told: list[str] = []
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    run.train_loop = timed
-    try:
+    with mock.patch.object(run, "train_loop", timed):
         summary = train(options, config=load_config(work / "curate.toml"), report=told.append)
-    finally:
-        run.train_loop = loop
     seconds = {k: v for k, v in summary["seconds"].items() if k != "wall"}
     whole = seconds.pop("total")
     compiling = seconds.pop("compile", 0.0)
-    text = (work / "runs" / options.records.name / "metrics.jsonl").read_text(encoding="utf-8")
+    text = (work / "runs" / str(options.records.name) / "metrics.jsonl").read_text(encoding="utf-8")
     first, *lines = [json.loads(line) for line in text.splitlines()]  # the first one holds the warm-up
     last = lines[-1]
     training = sum(
@@ -305,6 +304,7 @@ def joint_choice(size: Size, device: Any) -> list[Figure]:
     from curate.scoring.forward import float32_products
     from curate.scoring.joint import select_jointly, selection_flops
     from curate.scoring.losses import Pairs
+    from curate.scoring.settings import Precision
     from curate.training.hardware import device_peak
 
     B, b = size.joint
@@ -312,8 +312,8 @@ def joint_choice(size: Size, device: Any) -> list[Figure]:
     generator = torch.Generator().manual_seed(0)
 
     def pairs() -> Pairs:
-        sides = (torch.nn.functional.normalize(torch.randn(B, width, generator=generator), dim=-1) for _ in range(2))
-        return Pairs(*(side.to(device) for side in sides), 20.0, -5.0)
+        image, text = torch.nn.functional.normalize(torch.randn(2, B, width, generator=generator), dim=-1).to(device)
+        return Pairs(image, text, 20.0, -5.0)
 
     online, reference = pairs(), pairs()
     figures = []
@@ -322,11 +322,11 @@ def joint_choice(size: Size, device: Any) -> list[Figure]:
         name = f"{loss} {LARGE[1]:,} of {LARGE[0]:,}: FLOPs over a ViT-L step's"
         figures.append(Figure(name=name, samples=(share,), unit="%", goal=2, better="lower"))
         # Only a GPU has TF32.
-        for products, precision in (("float32", "fp32"), ("TF32", "bf16"))[: 2 if device.type == "cuda" else 1]:
+        ways: tuple[tuple[str, Precision], ...] = (("float32", "fp32"), ("TF32", "bf16"))
+        for products, precision in ways[: 2 if device.type == "cuda" else 1]:
             with float32_products(device, precision):
                 taken = tuple(
-                    _timed(device, lambda kind=loss: select_jointly(online, reference, b, loss=kind))
-                    for _ in range(size.rounds)
+                    _timed(device, partial(select_jointly, online, reference, b, loss=loss)) for _ in range(size.rounds)
                 )
             name = f"{loss} {b:,} of {B:,}, {products}"
             figures.append(Figure(name=name, samples=taken, unit="s", better="lower"))
@@ -343,6 +343,7 @@ def precisions(size: Size, device: Any) -> list[Figure]:
     from curate.scoring.forward import float32_products, score_batch
     from curate.scoring.loading import load_model
     from curate.scoring.models import ModelSpec
+    from curate.scoring.settings import Precision
 
     spec = ModelSpec(name="online", task="classification", num_classes=10, **size.online)
     model = load_model(spec, seed=0).to(device)
@@ -353,12 +354,16 @@ def precisions(size: Size, device: Any) -> list[Figure]:
     pixels, targets = pixels.to(device), (torch.arange(count) % 10).to(device)
     losses, figures = {}, []
     # What lies outside autocast is in TF32 at bf16; "tf32" has no autocast at all.
-    ways = (("fp32", "fp32", "fp32"), ("bf16", "bf16", "bf16"), ("tf32", "bf16", "fp32"))
+    ways: tuple[tuple[str, Precision, Precision], ...] = (
+        ("fp32", "fp32", "fp32"),
+        ("bf16", "bf16", "bf16"),
+        ("tf32", "bf16", "fp32"),
+    )
     for name, products, precision in ways[: 3 if device.type == "cuda" else 2]:
         with float32_products(device, products):
             losses[name] = score_batch(model, pixels, targets, precision=precision).loss.float().cpu()
             taken = [
-                _timed(device, lambda p=precision: score_batch(model, pixels, targets, precision=p))
+                _timed(device, partial(score_batch, model, pixels, targets, precision=precision))
                 for _ in range(size.rounds)
             ]
         rates = tuple(count / t for t in taken)

@@ -38,7 +38,8 @@ def copying(rounds: int, device: Any) -> list[Figure]:
         return time.perf_counter() - began
 
     def copy(pixels: Any) -> float:
-        return pixels.nbytes / seconds(lambda: pixels.to(device, non_blocking=True)) / 1e9
+        size: int = pixels.nbytes
+        return size / seconds(lambda: pixels.to(device, non_blocking=True)) / 1e9
 
     for pixels in kinds.values():
         copy(pixels)  # the first one asks the driver for memory

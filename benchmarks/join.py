@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from curate.datasets.decoding import Geometry
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import DatasetSpec
@@ -25,8 +26,9 @@ from curate.scoring.models import ModelSpec
 from curate.scoring.tables.join import join_shard
 from curate.scoring.tables.lookup import open_scores
 from curate.training.superbatch import SuperBatches
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
+from measuring import Benchmark, Figure, curate, in_turn, ratios
 
 ROUNDS, SHARDS, SIZE = 31, 10, 256
 GOAL = 2.0
@@ -46,7 +48,8 @@ def measure(work: Path, report: Report) -> list[Figure]:
 
     epoch(False)
     found = in_turn(ROUNDS, report, joined=lambda: epoch(True), plain=lambda: epoch(False))
-    examples = {shard.name: list(read_shard(spec, shard)) for shard in list_shards(spec)}
+    shards = ((shard.name, read_shard(spec, shard)) for shard in list_shards(spec))
+    examples = {name: [one for one in read if isinstance(one, Example)] for name, read in shards}
     alone = [join_seconds(examples, table) for _ in range(ROUNDS)]
     more = tuple(value - 100 for value in percent(found["joined"], found["plain"]))
     return [
@@ -57,7 +60,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     ]
 
 
-def epoch_seconds(spec: DatasetSpec, geometry: object, table: Path | None) -> float:
+def epoch_seconds(spec: DatasetSpec, geometry: Geometry, table: Path | None) -> float:
     started = time.perf_counter()
     data = SuperBatches(spec, SIZE, views={"learner": geometry}, scores=str(table) if table else None, verify=False)
     examples = sum(len(batch) for batch in islice(data, SHARDS * 1000 // SIZE))

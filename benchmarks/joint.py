@@ -33,7 +33,8 @@ from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
 from curate.training.batch import stored_embeddings
 from curate.training.loading import Row
-from measuring import Benchmark, Figure, Report
+from curate.units import Report
+from measuring import Benchmark, Figure
 
 SHARDS, ROWS, WIDTH = 10, 10_000, 512
 B, CHOSEN = 8192, 1638
@@ -93,12 +94,12 @@ def write_table(folder: Path, report: Report) -> list[list[Example]]:
 def join_rate(table: ScoreTable, examples: list[list[Example]], embeddings: bool) -> float:
     """Rows/s from the files to super-batches of B, drawn from all shards."""
     started = time.perf_counter()
-    records = []
+    records: list[Row] = []
     for of_shard in examples:
         stored = table.shard(of_shard[0].shard, embeddings=embeddings)
         joined = join_shard(of_shard, stored)
-        rows = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
-        records += [Row(example, loss, stored, row) for example, loss, row in rows]
+        found = zip(joined.examples, joined.loss.tolist(), joined.positions.tolist(), strict=True)
+        records += [Row(example, loss, stored, row) for example, loss, row in found]
     order = np.random.default_rng(0).permutation(len(records))
     for start in range(0, len(records) - B, B):
         chosen = order[start : start + B]

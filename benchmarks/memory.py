@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 import psutil
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, command, in_turn, ratios
+from measuring import Benchmark, Figure, command, in_turn, ratios
 
 ROUNDS, SMALL, LARGE = 3, 4, 40
 SAMPLE_SECONDS = 0.05

@@ -8,18 +8,20 @@ loss, which is what a filter ratio of 0.8 by the reference alone would keep.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from curate.datasets.preparers import prepare
 from curate.datasets.spec import add_model
 from curate.scoring import open_scores
+from curate.units import Report
 from data import cifar10n
-from measuring import Benchmark, Figure, Report, curate
+from measuring import Benchmark, Figure, curate
 
 KEPT = 0.2
 VISION = {"image_size": 32, "timm_model_name": "small_resnet_w8", "timm_pool": "avg", "timm_proj": ""}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2}
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "resnet": {"architecture": "small_resnet", "arguments": {"channels": [16, 32, 64], "layers": [1, 1]}},
     "reference": {"config": {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": TEXT}},
 }
@@ -48,7 +50,8 @@ def measure(work: Path, report: Report) -> list[Figure]:
 def score(work: Path, dataset: str, reference: str, precision: str) -> np.ndarray:
     arguments = ("--dataset", dataset, "--reference", reference, "--precision", precision, "--out", precision)
     curate("score-reference", *arguments, cwd=work)
-    return open_scores(str(work / precision / f"dataset={dataset}")).read(["loss"])["loss"].to_numpy()
+    losses: np.ndarray = open_scores(str(work / precision / f"dataset={dataset}")).read(["loss"])["loss"].to_numpy()
+    return losses
 
 
 def compare(loss: str, fp32: np.ndarray, bf16: np.ndarray) -> list[Figure]:
@@ -60,7 +63,7 @@ def compare(loss: str, fp32: np.ndarray, bf16: np.ndarray) -> list[Figure]:
         "difference, mean": (float(difference.mean()), ""),
         "difference, 99 % within": (float(np.quantile(difference, 0.99)), ""),
         "difference, most": (float(difference.max()), ""),
-        "rank correlation": (float(np.corrcoef(*ranks)[0, 1]), ""),
+        "rank correlation": (float(np.corrcoef(ranks[0], ranks[1])[0, 1]), ""),
         "the same rows in the fifth of least loss": (100 * len(kept[0] & kept[1]) / count, "%"),
     }
     return [Figure(name=f"{loss}: {name}", samples=(value,), unit=unit) for name, (value, unit) in named.items()]

@@ -23,10 +23,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
 from gpu import VIT_L_MFU, vit_l_step
-from measuring import Benchmark, Figure, Report, curate, ratios
+from measuring import Benchmark, Figure, curate, ratios
 from ranks_script import BATCH_SIZE, CHOSEN, FILTER_RATIO, LANES, LARGE, STEPS, WARM_UP
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "5"))
@@ -46,7 +48,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     return figures_of(json.loads(out.read_text(encoding="utf-8")))
 
 
-def figures_of(found: dict) -> list[Figure]:
+def figures_of(found: dict[str, Any]) -> list[Figure]:
     seconds, flops, large, messages = (found[name] for name in ("seconds", "flops", "large", "messages"))
     ours = [flops["ours"] / s for s in seconds["two ranks"]]
     plain = [flops["plain"] / s for s in seconds["plain loop"]]

@@ -13,10 +13,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import timm.optim
@@ -101,7 +103,9 @@ def run_step(folder: Path, name: str, group: Group, batch_size: int, steps: int 
     text = group.first((run / "metrics.jsonl").read_text)
     lines = [json.loads(line) for line in text.splitlines()]
     first, last = lines[0], lines[-1]
-    return (last["seconds"]["total"] - first["seconds"]["total"]) / max(1, last["step"] - first["step"])
+    seconds: float = last["seconds"]["total"] - first["seconds"]["total"]
+    grown: int = last["step"] - first["step"]
+    return seconds / max(1, grown)
 
 
 def alone(folder: Path, group: Group) -> float:
@@ -131,9 +135,10 @@ class PlainLoop:
         batches = list(islice(data, LANES))
         data.close()
         self.images = models[0].normalize(torch.cat([batch.views["learner"] for batch in batches]))
-        self.labels = torch.cat([batch.targets for batch in batches])
+        self.labels = torch.cat([torch.as_tensor(batch.targets) for batch in batches])
+        learner, scorer = models
         cost, _ = step_cost(
-            *models, models[1], sub_batch=BATCH_SIZE, super_batch=round(BATCH_SIZE / (1 - FILTER_RATIO))
+            learner, scorer, scorer, sub_batch=BATCH_SIZE, super_batch=round(BATCH_SIZE / (1 - FILTER_RATIO))
         )
         self.flops = {"ours": cost.total, "plain": cost.learner_train + cost.online_train}
         self.weights = [sum(p.numel() for p in model.module.parameters()) for model in models]
@@ -178,19 +183,16 @@ def talks_a_step(folder: Path, group: Group) -> float:
     """How often ranks talk in a step, beside averaging gradients."""
     counts, talking = [0], Group._talking
 
-    def counting(self):
+    def counting(self: Group) -> AbstractContextManager[None]:
         counts[0] += 1
         return talking(self)
 
-    Group._talking = counting
-    try:
-        found = []
+    found = []
+    with mock.patch.object(Group, "_talking", counting):
         for steps in (WARM_UP, 2 * WARM_UP):
             counts[0] = 0
             run_step(folder, "talks", group, BATCH_SIZE, steps)
             found.append(counts[0])
-    finally:
-        Group._talking = talking
     return (found[1] - found[0]) / WARM_UP
 
 
@@ -199,7 +201,7 @@ def messages(group: Group) -> dict[str, float]:
     half = torch.zeros(BUFFER // 2, dtype=torch.uint8)
     parts = [half if r != group.rank else half[:0] for r in range(group.size)]
     whole = torch.zeros(BUFFER // 4)
-    kinds = {
+    kinds: dict[str, tuple[Callable[[], object], int]] = {
         "small": (lambda: group.agree(), 200),
         "exchange": (lambda: group.exchange(parts, [len(part) for part in parts]), 9),
         "sum": (lambda: group.sum(whole), 9),

@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from measuring import Benchmark, Figure, Report
+from curate.units import Report
+from measuring import Benchmark, Figure
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "5"))
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from curate.scoring.loading import load_model
 from curate.scoring.models import ModelSpec
 from curate.training import checkpoint
 from curate.training.group import Group
 from curate.training.trainee import Trainee
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 ARCHITECTURE = "vit_small_patch16_224"
 
@@ -37,7 +37,7 @@ def main() -> None:
     own = dist.new_group(backend="gloo")  # an asynchronous save talks while training does
     sides: dict[str, Callable[[], dict[str, float]]] = {
         "whole files": lambda: whole(trainee, folder, group),
-        "DCP": lambda: timed("held", lambda: dcp.save(state, checkpoint_id=folder / "dcp")),
+        "DCP": lambda: timed("held", lambda: save(state, checkpoint_id=folder / "dcp")),
         "DCP, asynchronous": lambda: asynchronous(state, folder, own),
     }
     found: dict[str, Any] = {"seconds": {name: [] for name in sides}}
@@ -74,7 +74,7 @@ def whole(trainee: Trainee, folder: Path, group: Group) -> dict[str, float]:
 
 def asynchronous(state: dict[str, Any], folder: Path, own: Any) -> dict[str, float]:
     started = time.perf_counter()
-    saving: Any = dcp.async_save(state, checkpoint_id=folder / "dcp", process_group=own)
+    saving: Any = async_save(state, checkpoint_id=folder / "dcp", process_group=own)
     held = time.perf_counter() - started
     saving.result()
     return {"held": held, "until it is there": time.perf_counter() - started}

@@ -22,7 +22,8 @@ from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.forward import autocast, best_device, best_precision
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.shard import score_shard
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from curate.units import Report
+from measuring import Benchmark, Figure, in_turn, ratios
 from score_throughput import BATCH_SIZE, MODEL, PER_SHARD, prepare
 
 ROUNDS, SHARDS = 5, 2

@@ -33,8 +33,9 @@ from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.forward import autocast, best_device, best_precision
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.settings import Precision
+from curate.units import Report
 from data import pictures, reference_with_weights
-from measuring import Benchmark, Figure, Report, curate, in_turn, ratios
+from measuring import Benchmark, Figure, curate, in_turn, ratios
 
 SHARDS, PER_SHARD, BATCH_SIZE, ROUNDS = 8, 240, 32, 3
 MODEL = "resnet18"
@@ -100,7 +101,7 @@ def bare_rate(work: Path, model: str, precision: Precision, *, processes: int, t
     ]
     for child in children:
         child.start()
-    total = sum(rates.get(timeout=300) for _ in children)
+    total: float = sum(rates.get(timeout=300) for _ in children)
     for child in children:
         child.join()
     return total

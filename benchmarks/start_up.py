@@ -24,7 +24,8 @@ from curate.datasets.shards import Shard
 from curate.scoring.tables.schema import score_schema
 from curate.scoring.tables.write import commit_shard, write_manifest
 from curate.scoring.tasks import find_task
-from measuring import Benchmark, Figure, Report
+from curate.units import Report
+from measuring import Benchmark, Figure
 
 ROUNDS, WIDTH = 5, 512
 MANY, FEW = (10_000, 200), (20, 10_000)
@@ -93,7 +94,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
         shutil.rmtree(folder, ignore_errors=True)
         write(folder, shards, rows, report)
         check(work, "remembered")  # the run before
-        found = {side: [] for side in SIDES}
+        found: dict[str, list[tuple[float, float, float]]] = {side: [] for side in SIDES}
         for i in range(ROUNDS):
             for side in SIDES if i % 2 == 0 else reversed(SIDES):
                 found[side].append(check(work, side))
@@ -101,11 +102,12 @@ def measure(work: Path, report: Report) -> list[Figure]:
         for side in SIDES:
             seconds, received, requests = (tuple(values) for values in zip(*found[side], strict=True))
             goal = {"columns": 60.0, "remembered": 5.0}.get(side) if shards == MANY[0] else None
-            lower = {"better": "lower"}
             figures += [
-                Figure(name=f"{side}, {name}", samples=seconds, unit="s", goal=goal, **lower),
-                Figure(name=f"{side}, {name}: read", samples=tuple(b / 1e6 for b in received), unit="MB", **lower),
-                Figure(name=f"{side}, {name}: requests", samples=requests, **lower),
+                Figure(name=f"{side}, {name}", samples=seconds, unit="s", goal=goal, better="lower"),
+                Figure(
+                    name=f"{side}, {name}: read", samples=tuple(b / 1e6 for b in received), unit="MB", better="lower"
+                ),
+                Figure(name=f"{side}, {name}: requests", samples=requests, better="lower"),
             ]
     all_bytes, columns = ([b for _, b, _ in found[side]] for side in SIDES[:2])
     share = tuple(100 * a / b for a, b in zip(columns, all_bytes, strict=True))

@@ -18,8 +18,9 @@ from pathlib import Path
 from curate.datasets.spec import load_config
 from curate.training.options import RunOptions
 from curate.training.run import train
+from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, Report, curate, in_turn
+from measuring import Benchmark, Figure, curate, in_turn
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "5"))
 BATCH_SIZE, FILTER_RATIO, SHARDS = 128, 0.8, 4

@@ -37,8 +37,9 @@ from curate.training.sub import SubBatches
 from curate.training.superbatch import SuperBatches
 from curate.training.timing import Stages
 from curate.training.trainee import Trainee
+from curate.units import Report
 from data import part_of_cifar10n
-from measuring import Benchmark, Figure, Report, in_turn, ratios
+from measuring import Benchmark, Figure, in_turn, ratios
 
 ROUNDS, STEPS, WARM_UP = 7, 60, 10
 BATCH_SIZE, SHARDS, LR = 128, 10, 2e-3
@@ -52,7 +53,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
     epoch = list(islice(data, SHARDS * 1000 // BATCH_SIZE))
     data.close()
     pixels = torch.cat([batch.views["learner"] for batch in epoch])
-    labels = torch.cat([batch.targets for batch in epoch])
+    labels = torch.cat([torch.as_tensor(batch.targets) for batch in epoch])
     images = new_model().normalize(pixels)
     found = in_turn(
         ROUNDS,
@@ -130,7 +131,7 @@ def checkpoint_seconds(work: Path) -> float:
 
 def plain_step(images: torch.Tensor, labels: torch.Tensor) -> float:
     device = best_device()
-    module = new_model().module.to(device, memory_format=torch.channels_last).train()
+    module = new_model().module.to(device).to(memory_format=torch.channels_last).train()
     optimizer = timm.optim.create_optimizer_v2(module, opt="adamw", lr=LR, weight_decay=0.05)
     precision = best_precision(device)
     order = torch.randperm(len(images))

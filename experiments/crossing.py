@@ -108,7 +108,7 @@ def run(folder: Path, point: Point) -> dict[str, Any]:
 
 
 def key_of(line: dict[str, Any]) -> str:
-    return line["name"]
+    return str(line["name"])
 
 
 def bulk_of(folder: Path, size: int, labels: str = NOISY) -> str:

@@ -30,7 +30,8 @@ from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
-from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.pipelines.options import ScoreOptions
+from curate.pipelines.score_reference import score_reference
 from curate.scoring.loading import find_model
 from curate.scoring.settings import Precision
 from curate.training import RunOptions, train
@@ -55,8 +56,8 @@ MODELS = {
 }
 # DRRho's weights come out of the training pass, and cost nothing. Here the learner scores before it, a forward pass more for
 # a step's three, so these arms get a third more: as many updates as uniform.
-DRRHO = {"filter_ratio": 0.0, "sampler": "reweight", "budget_flops": BUDGET * 4 / 3}
-CHOOSING = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
+DRRHO: dict[str, Any] = {"filter_ratio": 0.0, "sampler": "reweight", "budget_flops": BUDGET * 4 / 3}
+CHOOSING: dict[str, Any] = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
 
 
 @dataclass(frozen=True)
@@ -246,10 +247,10 @@ def set_up(folder: Path) -> None:
     prepare("cifar10n", folder / "data", toml, report=print)
     for name, entry in MODELS.items():
         add_model(toml, name, entry)
-    entry = load_config(toml).datasets["cifar10n"]
+    cifar10n = load_config(toml).datasets["cifar10n"]
     held_out, test = ("data/cifar10n/train/{00036..00039}.tar", "data/cifar10n/test/{00000..00004}.tar")
-    add_dataset(toml, "bulk", {**entry, "train": "data/cifar10n/train/{00000..00019}.tar", "test": test})
-    add_dataset(toml, "validation", {**entry, "train": test, "test": held_out})
+    add_dataset(toml, "bulk", {**cifar10n, "train": "data/cifar10n/train/{00000..00019}.tar", "test": test})
+    add_dataset(toml, "validation", {**cifar10n, "train": test, "test": held_out})
 
 
 def dataset_of(folder: Path, kind: str, curated: int) -> str:

@@ -16,7 +16,7 @@ import logging
 import re
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,10 +26,11 @@ import duckdb
 import pyarrow.parquet as pq
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import write_shards
-from curate.datasets.readers import read_shard
+from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import Config, add_dataset, add_model, find_dataset, load_config
-from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.pipelines.options import ScoreOptions
+from curate.pipelines.score_reference import score_reference
 from curate.reports.savings import saving
 from curate.scoring.flops import forward_flops
 from curate.scoring.loading import find_model, load_model
@@ -259,7 +260,8 @@ def summary_path(options: RunOptions) -> Path:
 
 
 def summary_of(options: RunOptions) -> dict[str, Any]:
-    return json.loads(summary_path(options).read_text())
+    summary: dict[str, Any] = json.loads(summary_path(options).read_text())
+    return summary
 
 
 @cache
@@ -303,12 +305,13 @@ def dataset_of(folder: Path, name: str) -> Config:
     return load_config(toml)
 
 
-def relabelled(config: Config, source: str, column: str) -> Any:
+def relabelled(config: Config, source: str, column: str) -> Iterator[dict[str, Any]]:
     spec = find_dataset(source, config)
     known = pq.read_table(str(Path(str(config.path)).parent / str(config.datasets[source]["analysis"])))
     labels = dict(zip(known["key"].to_pylist(), known[column].to_pylist(), strict=True))
     for shard in list_shards(spec):
         for example in read_shard(spec, shard):
+            assert isinstance(example, Example)
             yield {"__key__": example.key, "png": example.image, "cls": str(labels[example.key]).encode()}
 
 

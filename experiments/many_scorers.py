@@ -94,7 +94,8 @@ class Simulation:
             paid_rows=math.inf,
             clock=lambda: self.now,
         )
-        self.done, self.ages = 0, []
+        self.done = 0
+        self.ages: list[np.ndarray] = []
         self.waited = dict.fromkeys(self._names(), 0.0)
         self._versions: dict[str, int] = {}
         self._since: dict[str, float] = {}  # who waits, and since when
@@ -290,6 +291,7 @@ def main() -> None:
     torch.set_num_threads(1)
     content = json.loads(Path(sys.argv[-1]).read_text(encoding="utf-8")) if len(sys.argv) > 1 else None
     if "--table" in sys.argv:
+        assert content is not None
         print(table(content))
         return
     command = " ".join(["python", "experiments/many_scorers.py", *sys.argv[1:]])

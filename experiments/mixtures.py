@@ -62,7 +62,7 @@ def grouped(sets: Sequence[tuple[str, str]]) -> list[str]:
 def apportion(weights: Weights, total: int) -> np.ndarray:
     """How many of `total` each weight is given: its part rounded down, what is left to the largest remainders."""
     exact = np.asarray(weights, dtype=float) / np.sum(weights) * total
-    counts = np.floor(exact).astype(int)
+    counts: np.ndarray = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return counts
 
@@ -89,7 +89,8 @@ def within_sources(score_B: torch.Tensor, source_B: np.ndarray, b: int, generato
 def reweighted(weights: Weights, excess: np.ndarray) -> Weights:
     """DoReMi's update: an exponentiated gradient step on the sources' mean clipped excess losses, then smoothing."""
     raised = weights * np.exp(DOREMI_RATE * (excess - excess.max()))
-    return (1 - DOREMI_SMOOTHING) * raised / raised.sum() + DOREMI_SMOOTHING / len(weights)
+    smoothed: Weights = (1 - DOREMI_SMOOTHING) * raised / raised.sum() + DOREMI_SMOOTHING / len(weights)
+    return smoothed
 
 
 def random_mixtures(prior: Weights, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -98,7 +99,7 @@ def random_mixtures(prior: Weights, count: int, rng: np.random.Generator) -> np.
     centre = prior**PRIOR_POWER / (prior**PRIOR_POWER).sum()
     found: list[np.ndarray] = []
     while len(found) < count:
-        strength = np.exp(rng.uniform(*np.log(STRENGTHS), size=count))
+        strength = np.exp(rng.uniform(np.log(STRENGTHS[0]), np.log(STRENGTHS[1]), size=count))
         gamma = rng.gamma(strength[:, None] * centre) + 1e-12
         mixtures = gamma / gamma.sum(1, keepdims=True)
         found += [*mixtures[(mixtures <= MOST * prior).all(1)]]
@@ -140,6 +141,7 @@ def trained_proxy(
     model, rng = make(seed), np.random.default_rng(seed)
     by_source = [np.flatnonzero(pairs.source == number) for number in range(len(weights))]
     optimizer = make_optimizer(model, name="adamw", lr=PROXY_LR, weight_decay=WEIGHT_DECAY)
+    logit_scale = model.module.get_parameter("logit_scale")
     model.module.train()
     for step in range(steps):
         sources = rng.choice(len(weights), BATCH, p=weights)
@@ -152,7 +154,7 @@ def trained_proxy(
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            model.module.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            logit_scale.clamp_(0, MAX_LOGIT_SCALE)
     model.module.eval()
     return model
 

@@ -24,7 +24,8 @@ from curate.datasets.preparers.writer import write_analysis, write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
-from curate.pipelines.score_reference import ScoreOptions, score_reference
+from curate.pipelines.options import ScoreOptions
+from curate.pipelines.score_reference import score_reference
 from curate.scoring.loading import find_model
 from curate.scoring.tasks.image_text import ImageText
 from curate.studies.comparison import run_all

@@ -22,7 +22,7 @@ AGES, SEEDS = (0, 64, 4, 16, 1), 3
 def run(folder: Path, age: int, seed: int) -> dict[str, Any]:
     """Train the learner with losses so many steps old."""
     scores = score_table(folder, RATES_AT, "bulk")
-    choosing = {"policy": "learnability", "reference_scores": scores, "score_ahead": age, **CHOOSING}
+    choosing: dict[str, Any] = {"policy": "learnability", "reference_scores": scores, "score_ahead": age, **CHOOSING}
     summary = learn(folder, "ages", f"age-{age}-seed{seed}", seed, **choosing)
     return {
         "age": age,

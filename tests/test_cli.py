@@ -278,3 +278,23 @@ def test_torchrun_trains_one_run_with_two_ranks(digits, tmp_path):
         assert two[same] == one[same]
     line = json.loads((tmp_path / "two/metrics.jsonl").read_text().splitlines()[-1])
     assert line["rows_moved"] >= 0 and line["bytes_moved"] >= line["rows_moved"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ("train --scorers one", 1, "--scorers is 'one', expected a whole number"),
+        ("train --steps 1.5", 1, "--steps is '1.5', expected a whole number"),
+        ("train --lr 1x", 1, "--lr is '1x', expected a number"),
+        ("train --steps", 2, "requires an argument; "),
+        ("train --dataset digits", 2, "'--learner'; 'curate train --help' lists what there is"),
+        ("doctor --shards few", 2, "'--shards': "),
+        ("train --batch-siz 8", 2, "--batch-size"),
+        ("status a b", 2, "(b); 'curate status --help' lists what there is"),
+        ("score", 2, "No such command 'score'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(arguments, code, told):
+    result = curate(*arguments.split())
+    assert result.code == code and result.out == ""
+    assert result.err.count("\n") == 1 and told in result.error
