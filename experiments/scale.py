@@ -39,6 +39,8 @@ LEARNERS = {
     "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),
     "learner4": conv(16, 32, 64, 128, layers=(0, 1, 1)),
     "learner16": conv(32, 64, 128, 256, layers=(0, 1, 1)),
+    # A state-space model; its stem strides by 16, so that it needs more pixels.
+    "state-space": {"architecture": "efficientvim_m1", "preprocessing": {"size": 64}},
 }
 # Examples drawn for the reference: from one step to what the map's references got.
 DRAWN = (128, 512, 2_048, 8_192, 32_768, REFERENCE_EXAMPLES)
@@ -125,14 +127,14 @@ def tables(results: list[dict[str, Any]]) -> str:
                 top1 = by_seed(learner, policy)
                 more = "" if policy == "uniform" else difference(top1, by_seed(learner, "uniform"))
                 ratio, steps = found[0]["ratio"], found[0]["steps"]
-                learners.append(f"| {ratio:.0f} | {steps} | {policy} | {cell([*top1.values()])} | {more} |")
+                learners.append(f"| {learner} | {ratio:.0f} | {steps} | {policy} | {cell([*top1.values()])} | {more} |")
     for drawn in DRAWN:
         found = [line for line in results if line.get("drawn") == drawn]
         if found:
             cells = [cell([*by_seed(drawn, policy).values()]) for policy in ("learnability", "filter 50 %")]
             references.append(f"| {drawn:,} | {found[0]['reference_top1']:.1%} | {' | '.join(cells)} |")
     heads = {
-        "learner / online model | updates | policy | top-1 | minus uniform at as many updates": learners,
+        "learner | its FLOPs over the online model's | updates | policy | top-1 | minus uniform at as many updates": learners,
         "examples drawn for the reference | its top-1 | learnability | filter 50 %": references,
     }
     return "\n\n".join(
