@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.storage import exists, list_times
@@ -16,6 +18,11 @@ from ..scoring.tables.schema import ENDING
 from .doctor_findings import Finding
 from .status import ago
 from .table_choice import tables_of
+
+# Of so many shards, spread over the table, predictions are looked at.
+SAMPLED = 32
+# A class with so many labels among them should be predicted this often for each of its labels.
+FEW, RARELY = 20, 0.1
 
 
 def look_at_tables(spec: DatasetSpec, scores: str) -> list[Finding]:
@@ -61,6 +68,30 @@ def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score:
     if times:
         yield Finding(about, "ok", f"last written {ago(time.time() - max(times))} ago")
     yield _reference(table, about)
+    if spec.task == "classification":
+        yield from _unknown_classes(table, about, spec)
+
+
+def _unknown_classes(table: ScoreTable, about: str, spec: DatasetSpec) -> Iterator[Finding]:
+    """Classes that the reference hardly ever predicts: it was trained on few of them or on none, and their losses are so high
+    that a choice by them leaves nearly all of these examples out."""
+    names = sorted(table.shard_names())
+    try:
+        rows = table.read(["label", "predicted"], names[:: -(-len(names) // SAMPLED)])
+    except CurateError:  # told by the look at what it covers
+        return
+    counts = [np.bincount(rows[column].to_numpy(), minlength=spec.num_classes) for column in rows.column_names]
+    labelled, predicted = counts
+    unknown = np.flatnonzero((labelled >= FEW) & (predicted < RARELY * labelled))
+    if len(unknown):
+        shown = ", ".join(spec.classes[i] for i in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        yield Finding(
+            about,
+            "note",
+            f"its reference hardly ever predicts {len(unknown):,} of {len(labelled):,} classes ({shown}): choosing by it leaves "
+            "them out; train a reference that knows them, or keep as much of every class",
+            f"curate train --dataset {spec.name} --policy filter --keep-by class --reference-scores {table.folder} ...",
+        )
 
 
 def _reference(table: ScoreTable, about: str) -> Finding:

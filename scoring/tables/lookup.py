@@ -101,9 +101,10 @@ class ScoreTable:
         self._check_shard(shard)
         self._names.add(shard)
 
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole table, or some of its columns, in memory."""
-        parts = [self._read_file(name, columns)[0] for name in sorted(self.shard_names())]
+    def read(self, columns: Sequence[str] | None = None, shards: Sequence[str] | None = None) -> pa.Table:
+        """The whole table, or some of its columns or shards, in memory."""
+        names = sorted(self.shard_names()) if shards is None else shards
+        parts = [self._read_file(name, columns)[0] for name in names]
         return pa.concat_tables(parts)
 
     def shard(self, name: str, *, embeddings: bool = False, logits: bool = False) -> ShardScores:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from curate.datasets.spec import add_dataset
+from curate.datasets.spec import add_dataset, load_config
 from curate.errors import StorageError
+from curate.pipelines.score_reference import score_reference
 from curate.reports import doctor, doctor_machine, doctor_stores
 from curate.reports.doctor_machine import bf16_speed, look_at_machine, memory_limit
+from curate.scoring.loading import find_model
+from curate.training import train
 from support.collection import make_collection
-from support.commands import curate
-from support.tars import replace_member, write_tar
+from support.commands import curate, silent
+from support.tars import read_tar, replace_member, write_tar
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +142,32 @@ def test_a_table_of_other_fields_and_a_reference_that_changed(digits, tmp_path):
     manifest.write_text(json.dumps({**content, "dataset_fingerprint": "0" * 16}))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
     assert "made with other fields or classes than curate.toml has now" in acts(found)[0][0]
+
+
+def test_a_reference_that_knows_half_of_the_classes(digits, tmp_path):
+    toml = tmp_path / "curate.toml"
+    shutil.copytree(digits.root / "data", tmp_path / "data")
+    shutil.copy(digits.toml, toml)
+    members = [m for path in sorted((tmp_path / "data/digits/curated").glob("*.tar")) for m in read_tar(path)]
+    known = {name.split(".")[0] for name, content in members if name.endswith(".cls") and int(content) < 5}
+    write_tar(tmp_path / "half.tar", [m for m in members if m[0].split(".")[0] in known])
+    add_dataset(toml, "half", {**load_config(toml).datasets["digits-curated"], "train": "half.tar"})
+    config = load_config(toml)
+    changes = {"policy": "uniform", "learner": "scorer", "online": None, "reference_scores": None, "batch_size": 64}
+    told = {}
+    for dataset in ("half", "digits-curated"):
+        train(
+            digits.run_options(tmp_path, **changes, dataset=dataset, name=dataset, steps=150, lr=1e-2),
+            config=config,
+            report=silent,
+        )
+        found = find_model(str(tmp_path / dataset), task="classification", num_classes=10, config=config)
+        score_reference(digits.options(tmp_path / "scores" / dataset, reference=found), silent)
+        _, lines = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores" / dataset)
+        told[dataset] = [text for level, text, _ in lines if level == "note" and "hardly ever" in text]
+    (text,) = told["half"]
+    assert "hardly ever predicts 5 of 10 classes (five, six, seven, eight, nine)" in text
+    assert told["digits-curated"] == []
 
 
 def test_stores_are_listed(made):
