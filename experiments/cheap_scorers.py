@@ -112,8 +112,9 @@ def confident(folder: Path) -> dict[str, Any]:
     listed = find_label_issues(rows["label"].to_numpy(), logits.softmax(1).numpy(), n_jobs=1)
     names = list(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
     dropped = {name for name, one in zip(names, listed, strict=True) if one}
-    known = pq.read_table(folder / bulk["analysis"], columns=["shard", "key", "label", "clean_label"]).to_pylist()
-    wrong = {(row["shard"], row["key"]) for row in known if row["label"] != row["clean_label"]}
+    known = pq.read_table(folder / bulk["analysis"], columns=["shard", "key", "clean_label"]).to_pylist()
+    clean = {(row["shard"], row["key"]): row["clean_label"] for row in known}
+    wrong = {name for name, label in zip(names, rows["label"].to_pylist(), strict=True) if label != clean[name]}
     if KEPT not in load_config(toml).datasets:
         counts, _ = write_shards(folder / "data" / KEPT, map(written, kept(folder, dropped)))
         entry = {**bulk, "train": f"data/{KEPT}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
