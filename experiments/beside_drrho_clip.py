@@ -5,11 +5,11 @@
     python experiments/beside_drrho_clip.py --table RESULTS.jsonl
 
 Data, models and reference are those of `pairs.py`, whose FOLDER it may share: icons, chosen for emoji. The learner is as large as
-the reference, so that a run is short. Two parts of theirs are used as they are. `SogCLRLoss` is their training loss: it drops nothing, and weighs the pairs of each anchor by how far the
-learner's similarity is above the reference's. Its settings are those of their published command, at two temperatures.
-`jointly_sample_batch_softmax` is their sampler, JEST's, which drops: it takes the place of `--policy jest`, with the same online
-model. Both run on a CPU. The sampler gathers from a process group, so one of a single process is begun. Data path, optimizer,
-schedule and test are those of this package.
+the reference, so that a run is short. Two parts of theirs are used as they are. `SogCLRLoss` is their training loss: it drops
+nothing, and weighs the pairs of each anchor by how far the learner's similarity is above the reference's. Its settings are those
+of their published command, at two temperatures. `jointly_sample_batch_softmax` is their sampler, JEST's, which drops: it takes
+the place of `--policy jest`, with the same online model. Both run on a CPU. The sampler gathers from a process group, so one of
+a single process is begun. Data path, optimizer, schedule and test are those of this package.
 """
 
 from __future__ import annotations
