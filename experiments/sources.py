@@ -213,7 +213,8 @@ def mixture_of(folder: Path, name: str) -> Mixture:
         elif name == "doremi":
             weights, flops = doremi(make, pairs_of(folder, BULK, make(0)))
         else:
-            weights, flops = regmix(make, *(pairs_of(folder, dataset, make(0)) for dataset in (BULK, "emoji")))
+            bulk, emoji = (pairs_of(folder, dataset, make(0)) for dataset in (BULK, "emoji"))
+            weights, flops = regmix(make, bulk, emoji, folder / "regmix-proxies.jsonl")
         by_source = dict(zip(sizes_of(folder), weights.tolist(), strict=True))
         path.write_text(json.dumps({"weights": by_source, "flops": flops}))
     return Mixture(**json.loads(path.read_text()))
