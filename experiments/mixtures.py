@@ -9,10 +9,12 @@ says otherwise. A pair's loss is its part of the contrastive loss of its batch.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -188,16 +190,24 @@ def doremi(make: Make, pairs: Pairs) -> tuple[Weights, float]:
     return np.mean(seen, axis=0), DOREMI_STEPS * (2 * step + BATCH * forward)
 
 
-def regmix(make: Make, pairs: Pairs, validation: Pairs) -> tuple[Weights, float]:
-    """(Weights, FLOPs): the best predicted mixture, by the validation losses of proxies on random mixtures."""
+def regmix(make: Make, pairs: Pairs, validation: Pairs, finished: Path) -> tuple[Weights, float]:
+    """(Weights, FLOPs): the best predicted mixture, by the validation losses of proxies on random mixtures. `finished` gets a
+    JSON line for each proxy that was trained; those that it has are not trained again."""
     prior, rng = np.bincount(pairs.source) / len(pairs.source), np.random.default_rng(0)
     mixtures = random_mixtures(prior, PROXIES, rng)
     rows = rng.permutation(len(validation.source))[:VALIDATED].reshape(-1, BATCH)
-    losses = []
+    lines = finished.read_text().splitlines() if finished.exists() else []
+    loss_of = {tuple(line["mixture"]): line["loss"] for line in map(json.loads, lines)}
     for number, mixture in enumerate(mixtures):
+        if tuple(mixture) in loss_of:
+            continue
         model = trained_proxy(make, pairs, mixture, PROXY_STEPS, seed=number)
         with torch.no_grad():
-            losses.append(float(torch.cat([pair_losses(model, validation, batch) for batch in rows]).mean()))
-        print(f"RegMix, proxy {number + 1} of {PROXIES}: validation loss {losses[-1]:.4f}", flush=True)
-    step, forward = proxy_flops(model)
-    return best_mixture(mixtures, np.array(losses), prior, rng), PROXIES * (PROXY_STEPS * step + VALIDATED * forward)
+            loss = float(torch.cat([pair_losses(model, validation, batch) for batch in rows]).mean())
+        loss_of[tuple(mixture)] = loss
+        with finished.open("a") as file:
+            file.write(json.dumps({"mixture": mixture.tolist(), "loss": loss}) + "\n")
+        print(f"RegMix, proxy {number + 1} of {PROXIES}: validation loss {loss:.4f}", flush=True)
+    losses = np.array([loss_of[tuple(mixture)] for mixture in mixtures])
+    step, forward = proxy_flops(make(0))
+    return best_mixture(mixtures, losses, prior, rng), PROXIES * (PROXY_STEPS * step + VALIDATED * forward)

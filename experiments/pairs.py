@@ -27,6 +27,7 @@ from curate.datasets.spec import add_dataset, add_model, find_dataset, load_conf
 from curate.pipelines.options import ScoreOptions
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.loading import find_model
+from curate.scoring.settings import Precision
 from curate.scoring.tasks.image_text import ImageText
 from curate.studies.comparison import run_all
 from curate.training import RunOptions, train
@@ -230,7 +231,9 @@ def swapped(folder: Path, percent: int) -> str:
     return name
 
 
-def score_table(folder: Path, model: str, dataset: str, runner_options: tuple[str, ...] = ()) -> str:
+def score_table(
+    folder: Path, model: str, dataset: str, runner_options: tuple[str, ...] = (), precision: Precision | None = None
+) -> str:
     """Train a reference on the emoji, then score a data set with it, where that was not done before."""
     config = load_config(folder / "curate.toml")
     options = RunOptions.of(
@@ -239,6 +242,7 @@ def score_table(folder: Path, model: str, dataset: str, runner_options: tuple[st
         examples=REFERENCE_EXAMPLES,
         lr=REFERENCE_LR,
         augment="crop-flip",
+        precision=precision,
         seed=100,
         out=str(folder / "references"),
         name=model,
@@ -251,6 +255,7 @@ def score_table(folder: Path, model: str, dataset: str, runner_options: tuple[st
         reference=reference,
         out=str(folder / "scores"),
         embeddings=True,
+        precision=precision,
         runner_options=runner_options,
     )
     return score_reference(scoring, print).folder

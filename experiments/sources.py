@@ -41,6 +41,7 @@ from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.scoring.forward import embed
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.models import Model
+from curate.scoring.settings import Precision
 from curate.scoring.tasks.image_text import ImageText
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
@@ -50,6 +51,7 @@ from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 
 BUDGET, LR, SEEDS, BULK = 1.5e12, 1e-3, 3, "sources"
+PRECISION: Precision = "fp32"  # on every CPU; the default would be bf16 on some
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BASE, CHOOSING, MIXED_ONLY = "uniform", "learnability", "learnability's mixture, drawn at random"
 LEARNABILITY = {"policy": "learnability", "online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
@@ -213,7 +215,8 @@ def mixture_of(folder: Path, name: str) -> Mixture:
         elif name == "doremi":
             weights, flops = doremi(make, pairs_of(folder, BULK, make(0)))
         else:
-            weights, flops = regmix(make, *(pairs_of(folder, dataset, make(0)) for dataset in (BULK, "emoji")))
+            bulk, emoji = (pairs_of(folder, dataset, make(0)) for dataset in (BULK, "emoji"))
+            weights, flops = regmix(make, bulk, emoji, folder / "regmix-proxies.jsonl")
         by_source = dict(zip(sizes_of(folder), weights.tolist(), strict=True))
         path.write_text(json.dumps({"weights": by_source, "flops": flops}))
     return Mixture(**json.loads(path.read_text()))
@@ -253,7 +256,7 @@ def redrawn(folder: Path, seed: int) -> str:
 @cache
 def scores_of(folder: Path) -> str:
     """The bulk's score table, by the reference that was trained on emoji."""
-    return score_table(folder, "reference", BULK, IN_THIS_PROCESS)
+    return score_table(folder, "reference", BULK, IN_THIS_PROCESS, PRECISION)
 
 
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
@@ -272,6 +275,7 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
         **{"dataset": dataset, "learner": "learner", "selections_every": NEVER, **budget, **changes},
         seed=seed,
         lr=LR,
+        precision=PRECISION,
         checkpoint_every=NEVER,
         log_every=20,
         out=str(folder / "runs"),
@@ -279,7 +283,7 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     )
     config = load_config(folder / "curate.toml")
     summary = train(options, config=config, resume=True, report=quiet)
-    stamps = evaluate_by_name(str(folder / "runs" / name_of(arm, seed)), "icons", config)
+    stamps = evaluate_by_name(str(folder / "runs" / name_of(arm, seed)), "icons", config, PRECISION)
     regimes = (replayed or summary)["regimes"]  # a replay is charged what the run whose scores it uses was
     return {
         "arm": arm,

@@ -125,3 +125,28 @@ def test_doremi_returns_the_mean_weights_of_all_steps(mixtures, monkeypatch):
     weights, flops = mixtures.doremi(make, pairs(mixtures))
     assert len(seen) == 3 and weights == pytest.approx(np.mean(seen, axis=0))
     assert flops == 3 * (2 * 1000 + 128 * 2)
+
+
+def test_regmix_resumes_after_the_last_proxy(mixtures, monkeypatch, tmp_path):
+    monkeypatch.setattr(mixtures, "PROXIES", 3)
+    monkeypatch.setattr(mixtures, "PROXY_STEPS", 2)
+    monkeypatch.setattr(mixtures, "VALIDATED", 256)
+    monkeypatch.setattr(mixtures, "proxy_flops", lambda model: (1000.0, 2.0))
+    train, trained = mixtures.trained_proxy, []
+
+    def interrupted(*given, seed):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(seed)
+        return train(*given, seed=seed)
+
+    found = pairs(mixtures)
+    whole = mixtures.regmix(make, found, found, tmp_path / "whole.jsonl")
+    monkeypatch.setattr(mixtures, "trained_proxy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mixtures.regmix(make, found, found, tmp_path / "stopped.jsonl")
+    assert trained.pop() == 1
+    resumed = mixtures.regmix(make, found, found, tmp_path / "stopped.jsonl")
+    assert trained == [0, 2]
+    assert resumed[0].tolist() == whole[0].tolist() and resumed[1] == whole[1] == 3 * (2 * 1000 + 256 * 2)
+    assert (tmp_path / "stopped.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
