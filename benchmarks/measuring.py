@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -68,6 +69,14 @@ def in_turn(rounds: int, report: Report, **sides: Callable[[], float]) -> dict[s
 def ratios(over: Sequence[float], under: Sequence[float]) -> tuple[float, ...]:
     """Round by round, because both sides of a round met the same neighbours on the machine."""
     return tuple(a / b for a, b in zip(over, under, strict=True))
+
+
+def seconds_a_step(metrics: str) -> float:
+    """Of the text of a run's metrics.jsonl: from its first line, which ends the warm-up, to its last."""
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    seconds: float = lines[-1]["seconds"]["total"] - lines[0]["seconds"]["total"]
+    steps: int = lines[-1]["step"] - lines[0]["step"]
+    return seconds / max(1, steps)
 
 
 def curate(*arguments: object, cwd: Path, seconds: float | None = None) -> None:

@@ -32,6 +32,7 @@ from curate.training.group import Group
 from curate.training.options import RunOptions
 from curate.training.run import train
 from curate.training.superbatch import SuperBatches
+from measuring import seconds_a_step
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,12 +101,7 @@ def run_step(folder: Path, name: str, group: Group, batch_size: int, steps: int 
         name=name,
     )
     train(options, config=load_config(folder / "curate.toml"), report=lambda line: None, group=group)
-    text = group.first((run / "metrics.jsonl").read_text)
-    lines = [json.loads(line) for line in text.splitlines()]
-    first, last = lines[0], lines[-1]
-    seconds: float = last["seconds"]["total"] - first["seconds"]["total"]
-    grown: int = last["step"] - first["step"]
-    return seconds / max(1, grown)
+    return seconds_a_step(group.first((run / "metrics.jsonl").read_text))
 
 
 def alone(folder: Path, group: Group) -> float:

@@ -10,7 +10,6 @@ Goal: at most 1.5 times.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from curate.training.options import RunOptions
 from curate.training.run import train
 from curate.units import Report
 from data import part_of_cifar10n, reference_with_weights
-from measuring import Benchmark, Figure, curate, in_turn
+from measuring import Benchmark, Figure, curate, in_turn, seconds_a_step
 
 ROUNDS = int(os.environ.get("CURATE_ROUNDS", "5"))
 BATCH_SIZE, FILTER_RATIO, SHARDS = 128, 0.8, 4
@@ -60,7 +59,7 @@ def measure(work: Path, report: Report) -> list[Figure]:
 
 
 def step(work: Path, policy: str) -> tuple[float, float]:
-    """Seconds and FLOPs of a step of `curate train`, after the first ones."""
+    """Seconds of a step of `curate train`, after the first ones, and its FLOPs."""
     run = work / "runs" / policy
     shutil.rmtree(run, ignore_errors=True)
     choosing = {"online": "scorer", "reference_scores": str(work / "scores"), "filter_ratio": FILTER_RATIO}
@@ -78,12 +77,9 @@ def step(work: Path, policy: str) -> tuple[float, float]:
         name=run.name,
         **(choosing if policy != "uniform" else {}),
     )
-    train(options, config=load_config(work / "curate.toml"), report=lambda line: None)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    first, last = lines[0], lines[-1]
-    steps = last["step"] - first["step"]
-    flops = sum((last["flops"][line] or 0) - (first["flops"][line] or 0) for line in last["flops"])
-    return (last["seconds"]["total"] - first["seconds"]["total"]) / steps, flops / steps
+    summary = train(options, config=load_config(work / "curate.toml"), report=lambda line: None)
+    seconds = seconds_a_step((run / "metrics.jsonl").read_text(encoding="utf-8"))
+    return seconds, summary["regimes"]["foundation"] / STEPS
 
 
 BENCHMARK = Benchmark(
