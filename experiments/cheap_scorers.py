@@ -51,10 +51,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "learnability": {"policy": "learnability", **CHOOSING},
     "filter 50 %": {"policy": "filter", "keep": 0.5},
 }
-# By arm: the model that judges, how many curated examples it was trained on (the bulk for 0), and the policy.
+# By arm: how many curated examples the linear model was trained on (the bulk for 0), and the policy.
 JUDGED = {
-    f"{model} on {what}, {policy}": (model, curated, policy)
-    for model in ("linear", "reference")
+    f"linear on {what}, {policy}": (curated, policy)
     for curated, what in ((RATES_AT, f"{RATES_AT:,} curated"), (0, "the bulk"))
     for policy in POLICIES
 }
@@ -86,10 +85,9 @@ def linear_pixels(pretrained: bool = False, **kwargs: Any) -> LinearPixels:
     return LinearPixels(kwargs.get("num_classes", 10))
 
 
-def judged_by(folder: Path, model: str, curated: int) -> str:
+def judged_by(folder: Path, curated: int) -> str:
     trained_on = dataset_of(folder, "curated", curated) if curated else "bulk"
-    name = f"{model}-{curated}"
-    return scored_by(folder, name, trained_on, "bulk", model=model)
+    return scored_by(folder, f"linear-{curated}", trained_on, "bulk", model="linear")
 
 
 @cache
@@ -142,8 +140,8 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     about: dict[str, Any] = {}
     if arm in JUDGED:
-        model, curated, policy = JUDGED[arm]
-        changes = {**POLICIES[policy], "reference_scores": judged_by(folder, model, curated)}
+        curated, policy = JUDGED[arm]
+        changes = {**POLICIES[policy], "reference_scores": judged_by(folder, curated)}
     elif arm == CONFIDENT:
         about = confident(folder)
         changes = {"dataset": KEPT}
@@ -169,6 +167,15 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) of all runs, in their order."""
+    return [(arm, seed) for seed in range(SEEDS) for arm in ARMS]
+
+
+def key_of(line: dict[str, Any]) -> tuple[str, int]:
+    return line["arm"], line["seed"]
+
+
 def main() -> None:
     arguments = argument_parser(__doc__).parse_args()
     if arguments.table:
@@ -176,8 +183,8 @@ def main() -> None:
         return
     folder, results = begin(arguments.paths)
     add_model(folder / "curate.toml", "linear", LINEAR)
-    done = {(line["arm"], line["seed"]) for line in read_results(results)}
-    missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
+    done = {key_of(line) for line in read_results(results)}
+    missing = [key for key in planned() if key not in done]
     runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
     add_results(results, runs, arguments.seconds)
 

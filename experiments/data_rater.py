@@ -195,14 +195,23 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) of all runs, in their order."""
+    return [(arm, seed) for seed in range(SEEDS) for arm in ARMS]
+
+
+def key_of(line: dict[str, Any]) -> tuple[str, int]:
+    return line["arm"], line["seed"]
+
+
 def main() -> None:
     arguments = argument_parser(__doc__).parse_args()
     if arguments.table:
         print(tables(read_results(arguments.paths[-1])))
         return
     folder, results = begin(arguments.paths)
-    done = {(line["arm"], line["seed"]) for line in read_results(results)}
-    missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
+    done = {key_of(line) for line in read_results(results)}
+    missing = [key for key in planned() if key not in done]
     runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
     add_results(results, runs, arguments.seconds)
 

@@ -49,6 +49,10 @@ def planned() -> list[tuple[str, str, int]]:
     ]
 
 
+def key_of(line: dict[str, Any]) -> tuple[str, str, int]:
+    return line["setting"], line["policy"], line["seed"]
+
+
 def run(folder: Path, setting: str, policy: str, seed: int) -> dict[str, Any]:
     """Train the learner under one setting."""
     changes = dict(SETTINGS[setting])
@@ -92,7 +96,7 @@ def main() -> None:
         print(tables(read_results(arguments.paths[-1])))
         return
     folder, results = begin(arguments.paths)
-    done = {(line["setting"], line["policy"], line["seed"]) for line in read_results(results)}
+    done = {key_of(line) for line in read_results(results)}
     runs = ((", ".join(map(str, key)), partial(run, folder, *key)) for key in planned() if key not in done)
     add_results(results, runs, arguments.seconds)
 
