@@ -225,7 +225,7 @@ def plan(
     from .reports.probe import read_probe
     from .scoring.policies import find_policy
     from .studies.plan import make_plan
-    from .studies.probe import run_probe
+    from .studies.probe import curated_names, run_probe
 
     made = make_plan(options, known, watches=any(find_policy(policy).probes for policy in probing["policies"][:1]))
     if measure:
@@ -234,7 +234,7 @@ def plan(
         taken = measure_run(options, int(made.steps), config=known, report=report).to_dict()
     if probing["probe"] is not None:
         probe = ProbeOptions(plan=options, **probing)
-        measured = read_probe(probe.out, run_probe(probe, config=known, report=report))
+        measured = read_probe(probe.out, run_probe(probe, config=known, report=report), curated_names(probe))
         made = replace(made, expected_saving=measured.expected_saving)
     write_plan(made.to_dict(), format, probe=measured, measured=taken)
 

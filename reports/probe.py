@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from .verdict import quality_name
 class Probe:
     """The saving in learner updates at `budget` FLOPs per run, and the FLOPs that all runs spent. `measure` names the quality.
 
-    `others` have the quality and the saving of every policy that was probed beside `policy`.
+    `others` have the quality and the saving of every policy that was probed beside `policy`; `curated` the quality of uniform
+    where it trained on the curated examples, by how.
     """
 
     policy: str
@@ -32,6 +33,13 @@ class Probe:
     quality: Mapping[str, Spread]
     saving: SeededSaving
     others: Mapping[str, tuple[Spread, SeededSaving]] = field(default_factory=dict)
+    curated: Mapping[str, Spread] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> dict[str, Spread]:
+        """The quality of every arm at the same FLOPs, the best first."""
+        found = {**self.quality, **{name: quality for name, (quality, _) in self.others.items()}, **self.curated}
+        return dict(sorted(found.items(), key=lambda item: -item[1].mean))
 
     @property
     def expected_saving(self) -> float | None:
@@ -42,14 +50,20 @@ class Probe:
         return asdict(self)
 
 
-def read_probe(folder: str, compared: Compared) -> Probe:
-    """From the runs under `folder` that `compared` names. Raises RunError where a run's files are damaged."""
+def read_probe(folder: str, compared: Compared, curated: Mapping[str, Sequence[str]] | None = None) -> Probe:
+    """From the runs under `folder` that `compared` names; `curated` names those on curated examples, by how they train on them.
+    Raises RunError where a run's files are damaged."""
     found = read_points([Path(folder, "runs", name) for name in compared.runs], compared.quality)
     analysis = analyse(found, compared.quality, compared.budget_flops)
     named = compared.headline_policy or analysis.savings[0].policy
     row = next(row for row in analysis.savings if row.policy == named)
     uniform = analysis.rung(BASELINE, row.budget_flops)
     assert uniform is not None, "the probe ran uniform at every budget of the policy"
+    more = {
+        arm: read_points([Path(folder, "runs", name) for name in names], compared.quality)
+        for arm, names in (curated or {}).items()
+    }
+    found += [point for points in more.values() for point in points]
     return Probe(
         policy=row.policy,
         measure=compared.quality,
@@ -59,6 +73,7 @@ def read_probe(folder: str, compared: Compared) -> Probe:
         quality={BASELINE: uniform.quality, row.policy: row.quality},
         saving=row.learner_updates,
         others={r.policy: (r.quality, r.learner_updates) for r in analysis.savings if r is not row},
+        curated={arm: Spread.of([point.quality for point in points]) for arm, points in more.items()},
     )
 
 
@@ -74,9 +89,23 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
             f"{name} at the same FLOPs: {accuracy(reached.mean)}; {other.spoken('fewer', 'more')} ({other.between})."
             for name, (reached, other) in probe.others.items()
         ),
+        *(f"{BASELINE}, {arm}, at the same FLOPs: {accuracy(reached.mean)}." for arm, reached in probe.curated.items()),
+        *(_which(probe) if probe.curated else ()),
     ]
     if not saving.gained:
         return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]
     gains = [name for key, name in REGIMES.items() if plan["regimes"][key]["compute_saved"] > 0]
     kept = f"pays off in the regimes: {', '.join(gains)}" if gains else "pays off in no regime"
     return [*lines, f"If that holds at the full budget, selection {kept}."]
+
+
+def _which(probe: Probe) -> list[str]:
+    """Which arm was best, and whether seeds alone could have put another there."""
+    (best, reached), *others = probe.reached.items()
+    level = [name for name, other in others if other.max >= reached.min]
+    named = f"{BASELINE}, {best}" if best in probe.curated else best
+    if probe.seeds < 2:
+        return [f"Best here: {named}, by one seed."]
+    if level:
+        return [f"Best here: {named}; seeds overlap with {', '.join(level)}."]
+    return [f"Best here: {named}, with every seed ahead of all others."]

@@ -91,8 +91,8 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     best = {multiple: max(tried, key=lambda pair: pair[1])[0] for multiple, tried in search.items()}
     rates = {multiple: best.get(multiple, best.get(1.0, given)) for multiple in options.multiples}
     points = planned(options, rates)
-    todo = [p for p in points if not _finished(p)]
-    _refuse_other_rates([p for p in points if _finished(p)])
+    todo = [p for p in points if not is_finished(p)]
+    _refuse_other_rates([p for p in points if is_finished(p)])
     shown = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates.values()))
     report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {shown}")
     run_all(todo, options.jobs, config, quality, report, options.launcher)
@@ -164,7 +164,7 @@ def _search(options: CompareOptions, config: Config, quality: str, report: Repor
     searching, searched_on = _held_out(options.base.dataset, config)
     rates, budgets = ", ".join(f"{lr:g}" for lr in options.search_lr), ", ".join(f"{x:g}x" for x in multiples)
     report(f"searching {BASELINE}'s learning rate at {budgets}: {rates}; measured on {searched_on}")
-    todo = [run for run in runs.values() if not _finished(run)]
+    todo = [run for run in runs.values() if not is_finished(run)]
     run_all(todo, options.jobs, searching, quality, report, options.launcher)
     return {
         multiple: tuple((lr, float(_summary(runs[multiple, lr])["quality"][quality])) for lr in options.search_lr)
@@ -366,7 +366,7 @@ def _folder(options: RunOptions) -> Path:
     return Path(options.records.out, options.records.name)
 
 
-def _finished(options: RunOptions) -> bool:
+def is_finished(options: RunOptions) -> bool:
     """Whether a run is trained and evaluated."""
     return (_folder(options) / "summary.json").exists() and "not_evaluated" not in _summary(options)
 

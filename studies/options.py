@@ -239,6 +239,9 @@ class ProbeOptions:
     """Measure the saving by short complete runs, each of which spends this share of the budget, such as 1%."""
     policies: Policies = (LEARNABILITY.name,)
     """Probe these policies beside uniform, separated by commas, such as learnability,filter. The plan is about the first."""
+    curated: str | None = None
+    """Probe uniform on this data set alone too, and with half of every batch from it: the clean examples that the reference was
+    trained on, say. The answer may be to train on them."""
     seeds: int = 2
     """Repeat every run of the probe with this many seeds: 0, 1, ..."""
     jobs: int = 1
@@ -256,6 +259,10 @@ class ProbeOptions:
         if self.plan.expected_saving is not None:
             raise SpecError("--probe and --expected-saving are both given; the probe measures the saving, drop one")
         check_local(self, "out")
+        if self.curated is not None and self.plan.data.mix is not None:
+            raise SpecError("--curated mixes that data set into every batch itself; leave --mix out")
+        if self.curated is not None and self.curated == self.plan.dataset:
+            raise SpecError(f"--curated is '{self.curated}', the data set itself; name one that is better")
         if not 0 < self.probe <= 1:
             raise SpecError(f"--probe is {self.probe:g}, expected a share of the budget above 0, such as 1%")
         if not self.policies or BASELINE in map(str, self.policies):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from curate.errors import SpecError, TableError
+from curate.reports.probe import probe_lines, read_probe
 from curate.studies.options import PlanOptions, ProbeOptions
-from curate.studies.probe import run_probe
+from curate.studies.probe import curated_names, run_probe
 from support.commands import silent
 
 PLAN = {"dataset": "digits", "learner": "learner", "online": "scorer", "budget_flops": 4e10, "batch_size": 16}
@@ -31,6 +33,46 @@ def test_its_runs_are_pairs_at_a_share_of_the_budget(digits, tmp_path):
     again = []
     run_probe(options, config=digits.config, report=again.append)
     assert "4 runs, 4 of them finished before" in again[1]
+
+
+def test_curated_examples_alone_and_in_every_batch(digits, tmp_path):
+    plan = PlanOptions.of(**PLAN, reference_scores=digits.scores, filter_ratio=0.75, lr=1e-3)
+    options = ProbeOptions(plan=plan, probe=0.05, seeds=1, curated="digits-curated", out=str(tmp_path / "probe"))
+    lines = []
+    compared = run_probe(options, config=digits.config, report=lines.append)
+    assert lines[0] == "probe: runs of 13 GF in all, 32.5% of the budget"
+    about = {
+        name: json.loads(Path(options.out, "runs", name, "config.json").read_text())
+        for names in curated_names(options).values()
+        for name in names
+    }
+    assert {(c["policy"], c["dataset"], c["mix"], c["budget_flops"], c["lr"]) for c in about.values()} == {
+        ("uniform", "digits-curated", None, 2e9, 1e-3),
+        ("uniform", "digits", "digits-curated:50%", 2e9, 1e-3),
+    }
+    probe = read_probe(options.out, compared, curated_names(options))
+    assert probe.spent == pytest.approx(13e9, rel=0.05)
+    said = probe_lines(probe, {"budget": 4e10, "regimes": {}})
+    assert any(line.startswith("uniform, digits-curated alone, at the same FLOPs: ") for line in said)
+    assert any(line.startswith("Best here: ") and line.endswith("by one seed.") for line in said)
+    again = []
+    run_probe(options, config=digits.config, report=again.append)
+    assert len(again) == len(lines) - 2 - 4  # no run was made again
+
+
+def test_curated_examples_of_another_kind_are_refused(digits, tmp_path):
+    plan = PlanOptions.of(**PLAN, reference_scores=digits.scores)
+    with pytest.raises(SpecError, match="--curated is 'digits', the data set itself"):
+        ProbeOptions(plan=plan, probe=0.1, curated="digits")
+    mixed = PlanOptions.of(**PLAN, reference_scores=digits.scores, mix="digits-curated:50%")
+    with pytest.raises(SpecError, match="leave --mix out"):
+        ProbeOptions(plan=mixed, probe=0.1, curated="digits-curated")
+    entry = {**digits.config.datasets["digits-curated"], "image": "jpg"}
+    config = replace(digits.config, datasets={**digits.config.datasets, "other": entry})
+    options = ProbeOptions(plan=plan, probe=0.1, curated="other", out=str(tmp_path / "probe"))
+    with pytest.raises(SpecError, match="'other' has other fields or classes than 'digits'"):
+        run_probe(options, config=config, report=silent)
+    assert not (tmp_path / "probe").exists()
 
 
 @pytest.mark.parametrize(
