@@ -75,7 +75,7 @@ LOSSES = {
     "theirs, loss, T = 0.07": Weighing(0.07),
     "theirs, loss without the reference, T = 0.07": Weighing(0.07, reference=False),
 }
-ARMS = (*OURS, SAMPLER, *LOSSES)
+ARMS = (UNIFORM, *LOSSES, JEST, SAMPLER, "ours, learnability")
 
 
 # Runs.

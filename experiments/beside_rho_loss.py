@@ -115,13 +115,13 @@ def check() -> dict[str, Any]:
 
 def of_ours(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """A run of this package, by its own commands' code."""
-    changes: dict[str, Any] = {"batch_size": BATCH, "precision": "fp32"}
+    changes: dict[str, Any] = {"batch_size": BATCH}
     if arm != UNIFORM:
         scores = score_table(folder, CURATED, "bulk")
         changes |= {"policy": "rho", "sampler": "topk", "filter_ratio": 1 - BATCH / SUPER, "reference_scores": scores}
     if arm == SHORT:
         steps = of_ours(folder, OURS, seed)["steps"]
-        changes = {"batch_size": BATCH, "precision": "fp32", "budget_flops": None, "steps": steps}
+        changes = {"batch_size": BATCH, "budget_flops": None, "steps": steps}
     name = f"{arm.replace(',', '').replace(' ', '-')}-seed{seed}"
     summary = learn(folder, "rho", name, seed, LR, **changes)
     return line_of(arm, seed, summary["quality"]["top1"], summary["steps"], summary["took"]) | {
