@@ -168,7 +168,7 @@ def rows(examples: list[Example]) -> Iterator[dict[str, Any]]:
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Train the learner in one arm."""
     about = rated(folder) if arm == RATED else {}
-    changes = {"dataset": KEPT} if arm == RATED else {}
+    changes: dict[str, Any] = {"dataset": KEPT} if arm == RATED else {}
     name = f"{arm.replace(',', '').replace(chr(39), '').replace(' ', '-')}-seed{seed}"
     summary = learn(folder, "rated", name, seed, **changes)
     return {

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..datasets.writing import write_whole
 from ..errors import ModelError
+from ..scoring import architectures
 from ..scoring.loading import save_weights
 from ..scoring.models import Model
 from ..scoring.open_clip_models import SCHEMES
@@ -21,19 +22,20 @@ def write_library_files(model: Model, folder: Path) -> tuple[str, str]:
 
     timm: config.json and model.safetensors. open_clip: open_clip_config.json and open_clip_model.safetensors.
     """
+    ours = any(type(module).__module__ == architectures.__name__ for module in model.module.modules())
+    register = f"import {architectures.__name__}  # registers this architecture with timm\n" if ours else ""
     if hasattr(model.module, "encode_image"):
         config = open_clip_config(model)
         save_weights(model.module, folder / "open_clip_model.safetensors")
         _write(folder / "open_clip_config.json", config)
         return "open_clip", (
-            "import open_clip\n"
+            f"import open_clip\n{register}"
             'model, preprocess = open_clip.create_model_from_pretrained("local-dir:FOLDER")\n'
+            "model.eval()  # open_clip gives it in training mode\n"
             'tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")'
         )
     save_weights(model.module, folder / "model.safetensors")
     _write(folder / "config.json", timm_config(model))
-    own = type(model.module).__module__.startswith(__package__.partition(".")[0])
-    register = "import curate.scoring.architectures  # registers this architecture with timm\n" if own else ""
     return "timm", (
         f"import timm\n{register}"
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'

@@ -24,7 +24,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Cell:
-    """An example on a sheet. `{caption}` in `head` is its class or caption, where it can be read."""
+    """An example on a sheet. `{caption}` in `head` is its class or caption, where it can be read; `small` may have lines."""
 
     name: Name
     head: str
@@ -151,4 +151,5 @@ def _cell(cell: Cell, shown: Shown | None) -> str:
             f'width="{IMAGE_SIDE}" height="{IMAGE_SIDE}">'
         )
     missing = "" if image else f" {escape(key)}" if head != key else ""
-    return f"<li>{image}<b>{escape(head)}</b><span>{escape(cell.small)}{missing}</span></li>"
+    small = "<br>".join(map(escape, cell.small.splitlines()))
+    return f"<li>{image}<b>{escape(head)}</b><span>{small}{missing}</span></li>"

@@ -236,7 +236,7 @@ def _sheets(connection: duckdb.DuckDBPyConnection, data: Data, options: InspectO
             Cell(
                 (shard, key),
                 "{caption}" if label is None else data.class_name(label),
-                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f", score {score:.3g}"),
+                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f"\nscore {score:.3g}"),
             )
             for shard, key, hits, draws, label, score in found
         ]

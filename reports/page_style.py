@@ -78,6 +78,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) {
   main { padding: 18px 14px 48px; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  th, td { padding: 6px 7px; }
+  thead th { white-space: normal; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: 8px; }
 }

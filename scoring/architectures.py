@@ -64,12 +64,15 @@ def small_resnet(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
     found = kwargs.pop("pretrained_cfg", None)
     for timm_only in ("pretrained_cfg_overlay", "cache_dir", "pretrained_model_args"):
         kwargs.pop(timm_only, None)
+    if found is None or isinstance(found, str):
+        return SmallResNet(**kwargs)
+    known = {k: v for k, v in (found if isinstance(found, dict) else found.to_dict()).items() if v is not None}
+    if "num_classes" in known:  # those of the weights, as timm's own models have it
+        kwargs.setdefault("num_classes", known["num_classes"])
     model = SmallResNet(**kwargs)
-    if found is not None and not isinstance(found, str):
-        known = {k: v for k, v in (found if isinstance(found, dict) else found.to_dict()).items() if v is not None}
-        model.pretrained_cfg = {**model.pretrained_cfg, **known}
-        if pretrained:
-            load_pretrained(model, model.pretrained_cfg, num_classes=model.num_classes)
+    model.pretrained_cfg = {**model.pretrained_cfg, **known}
+    if pretrained:
+        load_pretrained(model, model.pretrained_cfg, num_classes=model.num_classes)
     return model
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -148,3 +150,35 @@ def test_an_unfinished_run_is_refused(clip_run, tmp_path):
     assert done.code == 1 and "it is not finished" in done.error
     done = curate("card", clip_run, "--out", "s3://bucket/x")
     assert done.code == 1 and "a URL" in done.error
+
+
+@pytest.mark.parametrize("library", ["open_clip", "timm"])
+def test_the_lines_of_the_card_load_curates_own_architecture_in_another_process(library, tmp_path):
+    from curate.reports.card_weights import write_library_files
+    from curate.scoring.models import ModelSpec
+
+    tower = {"image_size": 32, "timm_model_name": "small_resnet_w8", "timm_pool": "avg", "timm_proj": ""}
+    words = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    spec = {
+        "open_clip": ModelSpec(
+            name="pair",
+            task="image-text",
+            architecture="",
+            open_clip_config={"embed_dim": 16, "vision_cfg": tower, "text_cfg": words},
+        ),
+        "timm": ModelSpec(name="one", task="classification", architecture="small_resnet_w8", num_classes=3),
+    }[library]
+    model = load_model(spec, seed=1)
+    found, lines = write_library_files(model, tmp_path)
+    assert found == library
+    code = (
+        f"{lines.replace('FOLDER', str(tmp_path))}\nimport torch\n"
+        "images = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)\n"
+        "image_tower = getattr(model, 'encode_image', model)\n"
+        "with torch.no_grad(): torch.save(image_tower(images), 'out.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    module = model.module.eval()
+    with torch.no_grad():
+        expected = getattr(module, "encode_image", module)(torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32))
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected, rtol=0, atol=0)
