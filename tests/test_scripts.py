@@ -73,6 +73,8 @@ def test_the_sources_in_the_findings_are_those_of_their_results(monkeypatch):
         ("beside_rho_loss", lambda m: set(m.planned())),
         ("beside_drrho_clip", lambda m: set(m.planned())),
         ("half_curated", lambda m: set(m.planned())),
+        ("cheap_scorers", lambda m: set(m.planned())),
+        ("data_rater", lambda m: set(m.planned())),
     ],
 )
 def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
