@@ -68,8 +68,7 @@ def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score:
     if times:
         yield Finding(about, "ok", f"last written {ago(time.time() - max(times))} ago")
     yield _reference(table, about)
-    if spec.task == "classification":
-        yield from _unknown_classes(table, about, spec)
+    yield from _unknown_classes(table, about, spec)
 
 
 def _unknown_classes(table: ScoreTable, about: str, spec: DatasetSpec) -> Iterator[Finding]:
@@ -78,7 +77,10 @@ def _unknown_classes(table: ScoreTable, about: str, spec: DatasetSpec) -> Iterat
     names = sorted(table.shard_names())
     try:
         rows = table.read(["label", "predicted"], names[:: -(-len(names) // SAMPLED)])
-    except CurateError:  # told by the look at what it covers
+    except (
+        KeyError,
+        CurateError,
+    ):  # captions are no classes; what cannot be read is told by the look at what it covers
         return
     counts = [np.bincount(rows[column].to_numpy(), minlength=spec.num_classes) for column in rows.column_names]
     labelled, predicted = counts
