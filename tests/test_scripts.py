@@ -75,6 +75,7 @@ def test_the_sources_in_the_findings_are_those_of_their_results(monkeypatch):
         ("half_curated", lambda m: set(m.planned())),
         ("cheap_scorers", lambda m: set(m.planned())),
         ("data_rater", lambda m: set(m.planned())),
+        ("knobs", lambda m: set(m.planned())),
     ],
 )
 def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
