@@ -11,7 +11,6 @@ trained on, drops what it lists, and the learner trains uniformly on the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from curate.datasets.preparers.writer import write_shards
-from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import list_shards
-from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
+from curate.datasets.spec import add_dataset, add_model, load_config
 from curated_map import (
     BASE,
     CHOOSING,
     RATES_AT,
     REFERENCE_EXAMPLES,
+    add_examples,
     add_results,
     argument_parser,
     begin,
     dataset_of,
+    examples_of,
     learn,
     read_results,
     scored_by,
-    written,
 )
 from seeds import cell, difference
 from timm.models import register_model
@@ -113,26 +110,14 @@ def confident(folder: Path) -> dict[str, Any]:
     known = pq.read_table(folder / bulk["analysis"], columns=["shard", "key", "clean_label"]).to_pylist()
     clean = {(row["shard"], row["key"]): row["clean_label"] for row in known}
     wrong = {name for name, label in zip(names, rows["label"].to_pylist(), strict=True) if label != clean[name]}
-    if KEPT not in load_config(toml).datasets:
-        counts, _ = write_shards(folder / "data" / KEPT, map(written, kept(folder, dropped)))
-        entry = {**bulk, "train": f"data/{KEPT}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
-        entry.pop("analysis", None)
-        add_dataset(toml, KEPT, entry)
+    kept = (e for e in examples_of(folder, "bulk") if (e.shard, e.key) not in dropped)
+    add_examples(folder, KEPT, kept)
     return {"listed": len(dropped), "listed_wrong": len(dropped & wrong), "rows": len(names)}
 
 
 def rows_of(table: str) -> pa.Table:
     files = sorted(Path(table).glob("*.parquet"))
     return pa.concat_tables(pq.read_table(path, partitioning=None) for path in files)
-
-
-def kept(folder: Path, dropped: set[tuple[str, str]]) -> Iterator[Example]:
-    spec = find_dataset("bulk", load_config(folder / "curate.toml"))
-    for shard in list_shards(spec):
-        for example in read_shard(spec, shard):
-            assert isinstance(example, Example)
-            if (shard.name, example.key) not in dropped:
-                yield example
 
 
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:

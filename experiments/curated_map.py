@@ -28,7 +28,7 @@ from typing import Any
 from curate.datasets.preparers import prepare
 from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import list_shards
+from curate.datasets.shards import Split, list_shards
 from curate.datasets.spec import add_dataset, add_model, find_dataset, load_config
 from curate.pipelines.options import ScoreOptions
 from curate.pipelines.score_reference import score_reference
@@ -45,9 +45,7 @@ REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
 SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
 FIRST_SEEDS, FIRST_OTHERS = 3, SIZES[:3]
 RATES = (1e-3, 4e-3, 8e-3)
-RATES_AT = 1000
-LAST_TENTH = 0.1
-NEVER = 1_000_000
+RATES_AT, LAST_TENTH, NEVER = 1000, 0.1, 1_000_000
 BASE = "bulk, uniform"
 MODELS = {
     "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),  # 6.9 MFLOPs a forward pass
@@ -271,13 +269,30 @@ def dataset_of(folder: Path, kind: str, curated: int) -> str:
 
 def curated_examples(folder: Path, count: int) -> list[Example]:
     """The first `count` curated examples, a tenth of them of each class."""
-    spec = find_dataset("cifar10n-curated", load_config(folder / "curate.toml"))
     found: dict[Any, list[Example]] = {}
-    for shard in list_shards(spec):
+    for example in examples_of(folder, "cifar10n-curated"):
+        found.setdefault(example.target, []).append(example)
+    return [example for row in zip(*found.values(), strict=True) for example in row][:count]
+
+
+def examples_of(folder: Path, dataset: str, split: Split = "train") -> Iterator[Example]:
+    """The examples of a data set, in their order."""
+    spec = find_dataset(dataset, load_config(folder / "curate.toml"))
+    for shard in list_shards(spec, split):
         for example in read_shard(spec, shard):
             assert isinstance(example, Example)
-            found.setdefault(example.target, []).append(example)
-    return [example for row in zip(*found.values(), strict=True) for example in row][:count]
+            yield example
+
+
+def add_examples(folder: Path, name: str, examples: Iterable[Example], split: Split = "train") -> None:
+    """A data set with these examples in one split, and the bulk's in the other; nothing where it is there."""
+    config = load_config(folder / "curate.toml")
+    if name in config.datasets:
+        return
+    counts, _ = write_shards(folder / "data" / name, map(written, examples))
+    entry = {**config.datasets["bulk"], split: f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
+    entry.pop("analysis", None)
+    add_dataset(folder / "curate.toml", name, entry)
 
 
 def written(example: Example) -> dict[str, Any]:

@@ -14,7 +14,6 @@ rater's training are those that torch counts in one of its updates, times their 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -24,13 +23,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from curate.datasets.batches import decode_all
-from curate.datasets.preparers.writer import write_shards
-from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import list_shards
-from curate.datasets.spec import add_dataset, find_dataset, load_config
+from curate.datasets.readers import Example
+from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.models import Model
-from curated_map import BASE, RATES_AT, add_results, argument_parser, begin, dataset_of, learn, read_results, written
+from curated_map import (
+    BASE,
+    RATES_AT,
+    add_examples,
+    add_results,
+    argument_parser,
+    begin,
+    dataset_of,
+    examples_of,
+    learn,
+    read_results,
+)
 from seeds import cell, difference
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -43,13 +51,6 @@ RATED = "DataRater's better half, uniform"
 ARMS = (BASE, RATED)
 Data = tuple[torch.Tensor, torch.Tensor]
 Weights = dict[str, torch.Tensor]
-
-
-def examples_of(folder: Path, dataset: str) -> list[Example]:
-    spec = find_dataset(dataset, load_config(folder / "curate.toml"))
-    found = [example for shard in list_shards(spec) for example in read_shard(spec, shard)]
-    assert all(isinstance(example, Example) for example in found)
-    return found  # type: ignore[return-value]
 
 
 def new_model(folder: Path, seed: int) -> Model:
@@ -132,11 +133,11 @@ def rated(folder: Path) -> dict[str, Any]:
     if about.exists():
         found: dict[str, Any] = json.loads(about.read_text())
         return found
-    examples = examples_of(folder, "bulk")
+    examples = [*examples_of(folder, "bulk")]
     model = new_model(folder, 0)
     bulk = data_of(model, examples)
     rater, flops = trained_rater(
-        folder, bulk, data_of(model, examples_of(folder, dataset_of(folder, "curated", RATES_AT)))
+        folder, bulk, data_of(model, [*examples_of(folder, dataset_of(folder, "curated", RATES_AT))])
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         ratings = [
@@ -148,10 +149,7 @@ def rated(folder: Path) -> dict[str, Any]:
     bulk_entry = load_config(toml).datasets["bulk"]
     known = pq.read_table(folder / bulk_entry["analysis"], columns=["shard", "key", "clean_label"]).to_pylist()
     clean = {(row["shard"], row["key"]): row["clean_label"] for row in known}
-    counts, _ = write_shards(folder / "data" / KEPT, rows(best))
-    entry = {**bulk_entry, "train": f"data/{KEPT}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
-    entry.pop("analysis", None)
-    add_dataset(toml, KEPT, entry)
+    add_examples(folder, KEPT, best)
     made = {
         "rater_flops": flops + counted.get_total_flops(),
         "kept": len(best),
@@ -159,10 +157,6 @@ def rated(folder: Path) -> dict[str, Any]:
     }
     about.write_text(json.dumps(made))
     return made
-
-
-def rows(examples: list[Example]) -> Iterator[dict[str, Any]]:
-    return map(written, examples)
 
 
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:

@@ -9,30 +9,27 @@ The data, models and rates are those of `curated_map.py`, whose FOLDER it may sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curate.datasets.preparers.writer import write_shards
-from curate.datasets.readers import Example, read_shard
-from curate.datasets.shards import Split, list_shards
-from curate.datasets.spec import add_dataset, find_dataset, load_config
+from curate.datasets.spec import load_config
 from curate.training.evaluate import evaluate_by_name
 from curated_map import (
     BASE,
     CHOOSING,
     DISTILL,
     Arm,
+    add_examples,
     add_results,
     argument_parser,
     begin,
     choosing,
     curated_examples,
+    examples_of,
     learn,
     read_results,
     scored_by,
-    written,
 )
 from seeds import cell, difference
 
@@ -51,30 +48,12 @@ ARMS = {
 }
 
 
-def examples_of(folder: Path, split: Split) -> Iterator[Example]:
-    spec = find_dataset("bulk", load_config(folder / "curate.toml"))
-    for shard in list_shards(spec, split):
-        for example in read_shard(spec, shard):
-            assert isinstance(example, Example)
-            yield example
-
-
 def set_up(folder: Path) -> None:
     """The curated half, and a test split for each half of the classes."""
-    toml = folder / "curate.toml"
-    config = load_config(toml)
-    parts = {
-        CURATED: ("train", [e for e in curated_examples(folder, OF) if e.target in COVERED]),
-        PARTS[0]: ("test", [e for e in examples_of(folder, "test") if e.target in COVERED]),
-        PARTS[1]: ("test", [e for e in examples_of(folder, "test") if e.target not in COVERED]),
-    }
-    for name, (split, examples) in parts.items():
-        if name in config.datasets:
-            continue
-        counts, _ = write_shards(folder / "data" / name, map(written, examples))
-        entry = {**config.datasets["bulk"], split: f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"}
-        entry.pop("analysis", None)
-        add_dataset(toml, name, entry)
+    test = [*examples_of(folder, "bulk", "test")]
+    add_examples(folder, CURATED, (e for e in curated_examples(folder, OF) if e.target in COVERED))
+    add_examples(folder, PARTS[0], (e for e in test if e.target in COVERED), "test")
+    add_examples(folder, PARTS[1], (e for e in test if e.target not in COVERED), "test")
 
 
 def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
