@@ -75,15 +75,15 @@ def _unknown_classes(table: ScoreTable, about: str, spec: DatasetSpec) -> Iterat
     """Classes that the reference hardly ever predicts: it was trained on few of them or on none, and their losses are so high
     that a choice by them leaves nearly all of these examples out."""
     names = sorted(table.shard_names())
+    if not names or not spec.classes:
+        return
     try:
         rows = table.read(["label", "predicted"], names[:: -(-len(names) // SAMPLED)])
-    except (
-        KeyError,
-        CurateError,
-    ):  # captions are no classes; what cannot be read is told by the look at what it covers
+    # Captions are no classes; what cannot be read is told by the look at what the table covers.
+    except (KeyError, CurateError):
         return
-    counts = [np.bincount(rows[column].to_numpy(), minlength=spec.num_classes) for column in rows.column_names]
-    labelled, predicted = counts
+    n = spec.num_classes
+    labelled, predicted = (np.bincount(rows[of].to_numpy(), minlength=n)[:n] for of in ("label", "predicted"))
     unknown = np.flatnonzero((labelled >= FEW) & (predicted < RARELY * labelled))
     if len(unknown):
         shown = ", ".join(spec.classes[i] for i in unknown[:5]) + (", ..." if len(unknown) > 5 else "")

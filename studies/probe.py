@@ -60,6 +60,9 @@ def curated_names(options: ProbeOptions) -> dict[str, list[str]]:
 def _tested_alike(options: ProbeOptions, config: Config) -> Config:
     """The configuration in which the curated data set has the test split of the plan's."""
     assert options.curated is not None and options.plan.dataset is not None
+    if options.curated not in config.datasets:
+        find_dataset(options.curated, config)  # raises where it is no path either
+        raise SpecError(f"--curated is '{options.curated}', expected the name of a data set; add it to curate.toml")
     bulk, curated = (find_dataset(name, config) for name in (options.plan.dataset, options.curated))
     if curated.fingerprint != bulk.fingerprint:
         raise SpecError(

@@ -25,7 +25,8 @@ class DataOptions(Concern):
     """How the data set is read."""
 
     max_failures: Share = 0.01
-    """Stop with an error when more than this share of the examples is bad, of 1,000 or more. Holds for the test split too."""
+    """Stop with an error when more than this share of the examples is bad, of 1,000 or more, or of fewer at the end of the first
+    epoch. Holds for the test split too."""
     max_bad_shards: int | None = None
     """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
     lanes: int | None = None

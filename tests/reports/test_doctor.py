@@ -168,6 +168,11 @@ def test_a_reference_that_knows_half_of_the_classes(digits, tmp_path):
     (text,) = told["half"]
     assert "hardly ever predicts 5 of 10 classes (five, six, seven, eight, nine)" in text
     assert told["digits-curated"] == []
+    (table,) = (tmp_path / "scores" / "half").glob("dataset=digits/*")
+    for path in table.glob("*.parquet"):
+        path.unlink()  # nothing is scored yet
+    _, lines = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores" / "half")
+    assert any("covers 0 of 6 shards" in text for _, text, _ in lines)
 
 
 def test_stores_are_listed(made):

@@ -73,6 +73,9 @@ def test_curated_examples_of_another_kind_are_refused(digits, tmp_path):
     options = ProbeOptions(plan=plan, probe=0.1, curated="other", out=str(tmp_path / "probe"))
     with pytest.raises(SpecError, match="'other' has other fields or classes than 'digits'"):
         run_probe(options, config=config, report=silent)
+    path = ProbeOptions(plan=plan, probe=0.1, curated=f"{digits.root}/data/digits/curated/*.tar", out=options.out)
+    with pytest.raises(SpecError, match="expected the name of a data set; add it to curate"):
+        run_probe(path, config=digits.config, report=silent)
     assert not (tmp_path / "probe").exists()
 
 
