@@ -11,7 +11,7 @@ trained on, drops what it lists, and the learner trains uniformly on the rest.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,12 @@ from curated_map import (
     RATES_AT,
     REFERENCE_EXAMPLES,
     add_examples,
-    add_results,
-    argument_parser,
-    begin,
     dataset_of,
     examples_of,
     learn,
-    read_results,
     scored_by,
 )
+from planned_runs import run_planned
 from seeds import cell, difference
 from timm.models import register_model
 from torch import nn
@@ -161,18 +158,9 @@ def key_of(line: dict[str, Any]) -> tuple[str, int]:
     return line["arm"], line["seed"]
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
+def add_linear(folder: Path) -> None:
     add_model(folder / "curate.toml", "linear", LINEAR)
-    done = {key_of(line) for line in read_results(results)}
-    missing = [key for key in planned() if key not in done]
-    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
-    add_results(results, runs, arguments.seconds)
 
 
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, add_linear)

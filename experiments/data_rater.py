@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,11 @@ from curated_map import (
     BASE,
     RATES_AT,
     add_examples,
-    add_results,
-    argument_parser,
-    begin,
     dataset_of,
     examples_of,
     learn,
-    read_results,
 )
+from planned_runs import run_planned
 from seeds import cell, difference
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -198,17 +195,5 @@ def key_of(line: dict[str, Any]) -> tuple[str, int]:
     return line["arm"], line["seed"]
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    done = {key_of(line) for line in read_results(results)}
-    missing = [key for key in planned() if key not in done]
-    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
-    add_results(results, runs, arguments.seconds)
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run)

@@ -9,7 +9,6 @@ The data, models and rates are those of `curated_map.py`, whose FOLDER it may sh
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,13 @@ from curated_map import (
     DISTILL,
     Arm,
     add_examples,
-    add_results,
-    argument_parser,
-    begin,
     choosing,
     curated_examples,
     examples_of,
     learn,
-    read_results,
     scored_by,
 )
+from planned_runs import run_planned
 from seeds import cell, difference
 
 SEEDS, CURATED, COVERED = 3, "curated-half", range(5)
@@ -104,18 +100,5 @@ def key_of(line: dict[str, Any]) -> tuple[str, int]:
     return line["arm"], line["seed"]
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    set_up(folder)
-    done = {key_of(line) for line in read_results(results)}
-    missing = [key for key in planned() if key not in done]
-    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
-    add_results(results, runs, arguments.seconds)
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, set_up)

@@ -9,11 +9,11 @@ Settings of the choice alone leave uniform as it is.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, LR, RATES_AT, add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import CHOOSING, LR, RATES_AT, learn, score_table
+from planned_runs import run_planned
 from seeds import cell, difference
 
 SEEDS, BASE = 3, "as in the map"
@@ -90,16 +90,5 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    done = {key_of(line) for line in read_results(results)}
-    runs = ((", ".join(map(str, key)), partial(run, folder, *key)) for key in planned() if key not in done)
-    add_results(results, runs, arguments.seconds)
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run)

@@ -81,7 +81,9 @@ def test_the_sources_in_the_findings_are_those_of_their_results(monkeypatch):
 def test_tables_in_the_findings_are_those_of_their_results(monkeypatch, script, planned):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = importlib.import_module(script)
-    results = module.read_results(ROOT / "experiments" / "results" / f"2026-11-26-{script.replace('_', '-')}.jsonl")
+    results = importlib.import_module("curated_map").read_results(
+        ROOT / "experiments" / "results" / f"2026-11-26-{script.replace('_', '-')}.jsonl"
+    )
     assert {module.key_of(line) for line in results} <= planned(module)
     page = (ROOT / "docs" / "findings-tables.md").read_text(encoding="utf-8")
     assert module.tables(results) in page, f"python experiments/{script}.py --table RESULTS.jsonl"
