@@ -40,8 +40,9 @@ from curate.training.schedule import learning_rate
 from curate.training.startup import stream_seed
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
-from curated_map import NEVER, add_results, argument_parser, quiet, read_results
+from curated_map import add_results, argument_parser, quiet, read_results
 from drrho_code import CHUNKS, check, process_group, their_loss, their_sample
+from map_settings import NEVER
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 from sources import IN_THIS_PROCESS, pairs_of

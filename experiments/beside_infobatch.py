@@ -32,7 +32,8 @@ from curate.training.evaluate import evaluate
 from curate.training.schedule import learning_rate
 from curate.training.trainee import Trainee
 from curate.training.weighing import Weighed
-from curated_map import LR, add_results, argument_parser, begin, read_results
+from curated_map import add_results, argument_parser, begin, read_results
+from map_settings import LR
 from seeds import cell, difference
 
 SIZE, MULTIPLE, SEEDS, WARMUP, RATE = 1_000, 2, 3, 0.05, 0.5

@@ -20,17 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from curate.datasets.spec import add_dataset, add_model, load_config
-from curated_map import (
-    BASE,
-    CHOOSING,
-    RATES_AT,
-    REFERENCE_EXAMPLES,
-    add_examples,
-    dataset_of,
-    examples_of,
-    learn,
-    scored_by,
-)
+from curated_map import add_examples, dataset_of, examples_of, learn, scored_by
+from map_settings import BASE, CHOOSING, RATES_AT, REFERENCE_EXAMPLES
 from planned_runs import run_planned
 from seeds import cell, difference
 from timm.models import register_model

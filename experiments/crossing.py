@@ -22,35 +22,34 @@ from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, find_dataset, load_config
-from curated_map import (
-    BUDGET,
-    CHOOSING,
-    RATES_AT,
-    add_results,
-    argument_parser,
-    begin,
-    dataset_of,
-    learn,
-    read_results,
-    score_table,
-    written,
-)
+from curated_map import add_results, argument_parser, begin, dataset_of, learn, read_results, score_table, written
+from map_settings import BUDGET, CHOOSING, RATES_AT
 from seeds import cell, difference
 
 SIZES = (1_000, 5_000, 20_000)
 MULTIPLES, SEEDS = (1, 2, 4, 8), 3
 PER_SHARD, BULK_SHARDS, BATCH = 1_000, 20, 128
 NOISY, CLEAN = "noisy", "clean"
-BASE, ALONE = "uniform", "the 1,000 curated alone, uniform"
-# What an arm changes in the run; `stored` stands for the score table.
-ARMS: dict[str, dict[str, Any]] = {
-    BASE: {},
-    "learnability": {"policy": "learnability", "reference_scores": "stored", **CHOOSING},
-    "filter 50 %": {"policy": "filter", "reference_scores": "stored", "keep": 0.5},
-    "InfoBatch": {"policy": "infobatch", "filter_ratio": 0.3},
-    ALONE: {},
+BASE, MANY = "uniform", 10_000
+INFOBATCH, ALONE, MANY_ALONE = "InfoBatch", "the 1,000 curated alone, uniform", "the 10,000 curated alone, uniform"
+LEARNABILITY = {"policy": "learnability", **CHOOSING}
+FILTER = {"policy": "filter", "keep": 0.5}
+# What an arm changes in the run, and how many curated examples its reference was trained on, 0 where it has none; those alone
+# for the last two.
+ARMS: dict[str, tuple[dict[str, Any], int]] = {
+    BASE: ({}, 0),
+    "learnability": (LEARNABILITY, RATES_AT),
+    "filter 50 %": (FILTER, RATES_AT),
+    "auto": ({**CHOOSING, "policy": "auto"}, RATES_AT),
+    "learnability, 10,000 curated": (LEARNABILITY, MANY),
+    "filter 50 %, 10,000 curated": (FILTER, MANY),
+    INFOBATCH: ({"policy": "infobatch", "filter_ratio": 0.3}, 0),
+    ALONE: ({}, RATES_AT),
+    MANY_ALONE: ({}, MANY),
 }
 FIRST = ("uniform", "learnability")
+# Those that are run on the whole bulk alone.
+AT_ALL = ("learnability, 10,000 curated", "filter 50 %, 10,000 curated", MANY_ALONE)
 
 
 @dataclass(frozen=True)
@@ -71,31 +70,40 @@ class Point:
 
 
 def planned() -> Iterator[Point]:
-    """All runs, in their order: the first arms at all budgets but the largest, on noisy and on clean labels, then with more
-    seeds, then at the largest budget; then the others so."""
-    for arms in (FIRST, [arm for arm in ARMS if arm not in FIRST]):
-        for multiples in (MULTIPLES[:-1], MULTIPLES[-1:]):
-            for seed in range(SEEDS):
-                for labels in (NOISY, CLEAN):
-                    for size in SIZES:
-                        for multiple in multiples:
-                            for arm in arms:
-                                if arm != ALONE or (size, labels) == (SIZES[0], NOISY):
-                                    yield Point(size, arm, multiple, seed, labels)
+    """All runs, in their order: the first arms at all budgets but the largest, on noisy and on clean labels; the others on the
+    whole bulk at the least and the third budget; those with all seeds; then what is left, by seeds."""
+    everything = [
+        Point(size, arm, multiple, seed, labels)
+        for seed in range(SEEDS)
+        for labels in (NOISY, CLEAN)
+        for size in SIZES
+        for multiple in MULTIPLES
+        for arm in ARMS
+        if is_run(arm, size, labels)
+    ]
+    first = [point for point in everything if point.arm in FIRST and point.multiple != MULTIPLES[-1] and not point.seed]
+    on_all = [p for p in everything if p.size == SIZES[-1] and p.multiple in (1, 4) and p.arm != INFOBATCH]
+    yield from dict.fromkeys([*first, *on_all, *everything])
+
+
+def is_run(arm: str, size: int, labels: str) -> bool:
+    """The curated examples alone are the same for every bulk."""
+    if arm == ALONE:
+        return (size, labels) == (SIZES[0], NOISY)
+    return arm not in AT_ALL or (size, labels) == (SIZES[-1], NOISY)
 
 
 def run(folder: Path, point: Point) -> dict[str, Any]:
-    """Train the learner in one arm. The curated examples alone are the same for every size of the bulk."""
-    alone = point.arm == ALONE
-    dataset = dataset_of(folder, "curated", RATES_AT) if alone else bulk_of(folder, point.size, point.labels)
-    changes = dict(ARMS[point.arm])
-    if "reference_scores" in changes:
-        changes["reference_scores"] = score_table(folder, RATES_AT, dataset)
+    """Train the learner in one arm."""
+    alone, (changes, curated) = point.arm in (ALONE, MANY_ALONE), ARMS[point.arm]
+    dataset = dataset_of(folder, "curated", curated) if alone else bulk_of(folder, point.size, point.labels)
+    if curated and not alone:
+        changes = {**changes, "reference_scores": score_table(folder, curated, dataset)}
     budget = point.multiple * BUDGET
     summary = learn(folder, "crossing", point.name, point.seed, dataset=dataset, budget_flops=budget, **changes)
     return {
         "name": point.name,
-        "examples": RATES_AT if alone else point.size,
+        "examples": point.size,
         "labels": point.labels,
         "arm": point.arm,
         "multiple": point.multiple,

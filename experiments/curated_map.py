@@ -33,79 +33,30 @@ from curate.datasets.spec import add_dataset, add_model, find_dataset, load_conf
 from curate.pipelines.options import ScoreOptions
 from curate.pipelines.score_reference import score_reference
 from curate.scoring.loading import find_model
-from curate.scoring.settings import Precision
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
-from findings_settings import conv
+from map_settings import (
+    ARMS,
+    BASE,
+    BUDGET,
+    FIRST_OTHERS,
+    FIRST_SEEDS,
+    LR,
+    MAIN,
+    MODELS,
+    NEVER,
+    OTHERS,
+    PRECISION,
+    RATES,
+    RATES_AT,
+    REFERENCE_EXAMPLES,
+    REFERENCE_LR,
+    SEEDS,
+    SIZES,
+    UNIFORM_EXAMPLES,
+    Arm,
+)
 from seeds import cell, difference
-
-BUDGET, LR, ONLINE_LR, FILTER_RATIO, DISTILL, GCE = 0.4e12, 2e-3, 5e-3, 0.8, 0.7, 0.7
-PRECISION: Precision = "fp32"  # on every machine, also on one that gains by bf16
-REFERENCE_EXAMPLES, REFERENCE_LR = 64_000, 5e-3
-SEEDS, SIZES = 5, (1000, 0, 10_000, 250, 5000, 2500)
-FIRST_SEEDS, FIRST_OTHERS = 3, SIZES[:3]
-RATES = (1e-3, 4e-3, 8e-3)
-RATES_AT, LAST_TENTH, NEVER = 1000, 0.1, 1_000_000
-BASE = "bulk, uniform"
-MODELS = {
-    "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),  # 6.9 MFLOPs a forward pass
-    "reference": conv(4, 8, 16, 32, layers=(0, 0, 0)),  # 1/11 of it
-    "online": {**conv(4, 8, 12, 24, layers=(0, 0, 0)), "preprocessing": {"size": 16}},  # 1/50 of it
-}
-# DRRho's weights come out of the training pass, and cost nothing. Here the learner scores before it, a forward pass more for
-# a step's three, so these arms get a third more: as many updates as uniform.
-DRRHO: dict[str, Any] = {"filter_ratio": 0.0, "sampler": "reweight", "budget_flops": BUDGET * 4 / 3}
-CHOOSING: dict[str, Any] = {"online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What an arm trains on: `data` of `bulk`, `curated` and `mixed`; with the `reference` made of the curated examples (of
-    the bulk itself where there are none), and the `prior` made of the bulk; what it `changes` in the run. `counted`: whether
-    the number of curated examples matters; `needs_curated`: whether it needs any. `mix`: the share of them in every batch."""
-
-    data: str
-    changes: dict[str, Any]
-    reference: bool = False
-    counted: bool = True
-    needs_curated: bool = True
-    mix: float = 0.0
-    prior: bool = False
-
-
-def choosing(policy: str, data: str = "bulk", *, needs_curated: bool = False, **changes: Any) -> Arm:
-    return Arm(data, {"policy": policy, **changes}, reference=True, needs_curated=needs_curated)
-
-
-# The main arms come first: they are run for every number of curated examples before the others are.
-MAIN = {
-    BASE: Arm("bulk", {}, counted=False, needs_curated=False),
-    "curated only, uniform": Arm("curated", {}),
-    "bulk + curated, mixed": Arm("mixed", {}),
-    "bulk, learnability": choosing("learnability", **CHOOSING),
-    "bulk, filter 50 %": choosing("filter", keep=0.5),
-    "bulk, distilled from the reference": choosing("uniform", distill=DISTILL),
-}
-OTHERS = {
-    "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
-    "bulk, small-loss": Arm("bulk", {"policy": "small-loss", **CHOOSING}, counted=False, needs_curated=False),
-    "bulk, curated in the last tenth": Arm("bulk", {"mix_last": LAST_TENTH}, mix=1.0),
-    "bulk + curated, a quarter of all drawn": Arm("bulk", {}, mix=0.25),
-    "bulk + curated, half of all drawn": Arm("bulk", {}, mix=0.5),
-    "bulk + curated, learnability": choosing("learnability", "mixed", needs_curated=True, **CHOOSING),
-    "bulk, filter 25 %": choosing("filter", keep=0.25),
-    "bulk, CoLoR-Filter 50 %": Arm("bulk", {"policy": "color-filter", "keep": 0.5}, reference=True, prior=True),
-    "bulk, re-weighted by learnability": choosing(
-        "learnability", **{**CHOOSING, "filter_ratio": 0.0, "sampler": "reweight"}
-    ),
-    "bulk, auto": choosing("auto", **CHOOSING),
-    # As its paper chooses: the tenth with the highest scores, by the learner's own loss.
-    "bulk, RHO-LOSS": choosing("rho", filter_ratio=0.9, sampler="topk"),
-    "bulk, generalised cross-entropy": Arm("bulk", {"gce": GCE}, counted=False, needs_curated=False),
-    "bulk, InfoBatch": Arm("bulk", {"policy": "infobatch", "filter_ratio": 0.3}, counted=False, needs_curated=False),
-    **{f"bulk, DRRho weights, temperature {t}": choosing("rho", temperature=float(t), **DRRHO) for t in (1, 4)},
-}
-ARMS = {**MAIN, **OTHERS}
 
 
 @dataclass(frozen=True)
@@ -119,17 +70,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        arm = self.arm.replace(",", "").replace("+", "and").replace(" %", "").replace(" ", "-")
+        arm = self.arm.replace(",", "").replace("+", "and").replace(" %", "").replace("'", "").replace(" ", "-")
         return f"{arm}-{self.curated}-lr{self.lr:g}-seed{self.seed}"
 
 
 def planned() -> Iterator[Cell]:
     """All cells, in the order in which they are run: the main arms with the first seeds, the others with one seed, the rates at
-    one size, the others with the first seeds, then what is left."""
+    one size, the others with the first seeds, the main arms with all seeds, then what is left."""
     first = [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, MAIN, SIZES)]
     first += of_seed(0, OTHERS, FIRST_OTHERS)
     first += [Cell(name, RATES_AT if arm.counted else 0, 0, lr) for lr in RATES for name, arm in MAIN.items()]
-    first += [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, OTHERS, FIRST_OTHERS)]
+    first += [cell for seed in range(FIRST_SEEDS) for cell in of_seed(seed, OTHERS, FIRST_OTHERS[:1])]
+    first += [cell for seed in range(SEEDS) for cell in of_seed(seed, MAIN, SIZES)]
+    first += [cell for seed in range(SEEDS) for cell in of_seed(seed, OTHERS, FIRST_OTHERS)]
     yield from dict.fromkeys([*first, *(cell for seed in range(SEEDS) for cell in of_seed(seed, ARMS, SIZES))])
 
 
@@ -312,14 +265,20 @@ def score_table(folder: Path, curated: int, dataset: str, examples: int = REFERE
 
 @cache
 def scored_by(
-    folder: Path, name: str, trained_on: str, dataset: str, examples: int = REFERENCE_EXAMPLES, model: str = "reference"
+    folder: Path,
+    name: str,
+    trained_on: str,
+    dataset: str,
+    examples: int = REFERENCE_EXAMPLES,
+    model: str = "reference",
+    lr: float = REFERENCE_LR,
 ) -> str:
     """The score table of a data set by a reference of this name, which is trained where it is not there."""
     options = RunOptions.of(
         dataset=trained_on,
         learner=model,
         examples=examples,
-        lr=REFERENCE_LR,
+        lr=lr,
         seed=100,
         precision=PRECISION,
         checkpoint_every=NEVER,
@@ -368,6 +327,11 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     changes = dict(arm.changes)
     if arm.reference:
         changes["reference_scores"] = score_table(folder, cell.curated, dataset)
+    if arm.own_past:
+        examples = round(arm.own_past * UNIFORM_EXAMPLES)
+        changes["reference_scores"] = scored_by(folder, "own-past", "bulk", dataset, examples, "learner", LR)
+    if arm.pretrained:
+        changes |= pretrained(folder, cell, arm.pretrained)
     if arm.prior:
         changes["prior_scores"] = score_table(folder, 0, dataset)
     if arm.mix:
@@ -385,6 +349,15 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         "regimes": summary["regimes"],
         "seconds": summary["took"],
     }
+
+
+def pretrained(folder: Path, cell: Cell, share: float) -> dict[str, Any]:
+    """Train the learner on the curated examples alone for this share of the budget. The rest of the run starts from there."""
+    name, dataset = f"{cell.name}-first", dataset_of(folder, "curated", cell.curated)
+    first = learn(
+        folder, "runs", name, cell.seed, cell.lr, dataset=dataset, budget_flops=share * BUDGET, evaluate=False
+    )
+    return {"learner": str(folder / "runs" / name), "budget_flops": BUDGET - first["regimes"]["foundation"]}
 
 
 def validation(folder: Path, cell: Cell) -> float:

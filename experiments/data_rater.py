@@ -27,14 +27,8 @@ from curate.datasets.readers import Example
 from curate.datasets.spec import find_dataset, load_config
 from curate.scoring.loading import find_model, load_model
 from curate.scoring.models import Model
-from curated_map import (
-    BASE,
-    RATES_AT,
-    add_examples,
-    dataset_of,
-    examples_of,
-    learn,
-)
+from curated_map import add_examples, dataset_of, examples_of, learn
+from map_settings import BASE, RATES_AT
 from planned_runs import run_planned
 from seeds import cell, difference
 from torch.func import functional_call

@@ -14,18 +14,8 @@ from typing import Any
 
 from curate.datasets.spec import load_config
 from curate.training.evaluate import evaluate_by_name
-from curated_map import (
-    BASE,
-    CHOOSING,
-    DISTILL,
-    Arm,
-    add_examples,
-    choosing,
-    curated_examples,
-    examples_of,
-    learn,
-    scored_by,
-)
+from curated_map import add_examples, curated_examples, examples_of, learn, scored_by
+from map_settings import BASE, CHOOSING, DISTILL, Arm, choosing
 from planned_runs import run_planned
 from seeds import cell, difference
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, LR, RATES_AT, learn, score_table
+from curated_map import learn, score_table
+from map_settings import CHOOSING, LR, RATES_AT
 from planned_runs import run_planned
 from seeds import cell, difference
 

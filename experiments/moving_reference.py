@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import add_results, argument_parser, begin, learn, read_results, score_table
+from map_settings import CHOOSING
 from seeds import cell
 
 SEEDS = 3

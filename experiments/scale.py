@@ -19,19 +19,9 @@ from curate.datasets.spec import add_model, find_dataset, load_config
 from curate.scoring.flops import forward_flops
 from curate.scoring.loading import find_model, load_model
 from curate.training.evaluate import evaluate_by_name
-from curated_map import (
-    CHOOSING,
-    RATES_AT,
-    REFERENCE_EXAMPLES,
-    add_results,
-    argument_parser,
-    begin,
-    learn,
-    read_results,
-    reference_name,
-    score_table,
-)
+from curated_map import add_results, argument_parser, begin, learn, read_results, reference_name, score_table
 from findings_settings import conv
+from map_settings import CHOOSING, RATES_AT, REFERENCE_EXAMPLES
 from seeds import cell, difference
 
 STEPS, SEEDS, CURATED = 150, 3, 10_000

@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import CHOOSING, RATES_AT, add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import add_results, argument_parser, begin, learn, read_results, score_table
+from map_settings import CHOOSING, RATES_AT
 
 AGES, SEEDS = (0, 64, 4, 16, 1), 3
 

@@ -45,7 +45,8 @@ from curate.scoring.settings import Precision
 from curate.scoring.tasks.image_text import ImageText
 from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
-from curated_map import NEVER, argument_parser, commit_here, quiet, read_results
+from curated_map import argument_parser, commit_here, quiet, read_results
+from map_settings import NEVER
 from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
