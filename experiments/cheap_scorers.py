@@ -27,7 +27,7 @@ from seeds import cell, difference
 from timm.models import register_model
 from torch import nn
 
-SEEDS, SIDE = 3, 8
+SEEDS, SIDE = 5, 8
 KEPT = "bulk-confident"
 CONFIDENT = "confident learning, then uniform"
 HALVES = {"bulk-first": "{00000..00009}", "bulk-second": "{00010..00019}"}

@@ -35,7 +35,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-SEEDS, KEPT, SHARE = 3, "bulk-rated", 0.5
+SEEDS, KEPT, SHARE = 5, "bulk-rated", 0.5
 UPDATES, INNER, MODELS, OLD, BATCH = 1_000, 2, 4, 200, 128
 RATER_LR, INNER_LR = 1e-3, 0.1
 RATED = "DataRater's better half, uniform"

@@ -19,7 +19,7 @@ from map_settings import BASE, CHOOSING, DISTILL, Arm, choosing
 from planned_runs import run_planned
 from seeds import cell, difference
 
-SEEDS, CURATED, COVERED = 3, "curated-half", range(5)
+SEEDS, CURATED, COVERED = 5, "curated-half", range(5)
 # Half of so many curated examples are of the covered classes.
 OF = 2_000
 PARTS = ("covered", "others")

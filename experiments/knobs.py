@@ -17,7 +17,7 @@ from map_settings import CHOOSING, LR, RATES_AT
 from planned_runs import run_planned
 from seeds import cell, difference
 
-SEEDS, BASE = 3, "as in the map"
+SEEDS, BASE = 5, "as in the map"
 UNIFORM, LEARNABILITY = "uniform", "learnability"
 # What a setting changes in both arms, and in learnability alone.
 BOTH: dict[str, dict[str, Any]] = {
