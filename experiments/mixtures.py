@@ -78,6 +78,17 @@ def drawn(sizes: Sequence[int], weights: Weights, total: int, rng: np.random.Gen
     return [found[i] for i in rng.permutation(len(found))]
 
 
+def word_scores(captions: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """Moore and Lewis's score (2010) of each caption, float64 [N]: how much likelier its words are among the wanted captions than
+    among all, in nats a word, by counts of single words with one added to each. High is wanted."""
+    words, wanted_words = ([text.lower().split() for text in texts] for texts in (captions, wanted))
+    counts, wanted_counts = (Counter(word for text in texts for word in text) for texts in (words, wanted_words))
+    known = counts.keys() | wanted_counts.keys()
+    least = np.log((wanted_counts.total() + len(known)) / (counts.total() + len(known)))
+    score = {word: np.log((wanted_counts[word] + 1) / (counts[word] + 1)) - least for word in known}
+    return np.array([sum(score[word] for word in text) / max(1, len(text)) for text in words])
+
+
 def within_sources(score_B: torch.Tensor, source_B: np.ndarray, b: int, generator: torch.Generator) -> np.ndarray:
     """Which b are chosen, bool [B]: of each source as many as its part of the B, drawn within it as by softmax(score)."""
     chosen = np.zeros(len(source_B), dtype=bool)

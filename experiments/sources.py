@@ -47,7 +47,7 @@ from curate.training import RunOptions, train
 from curate.training.evaluate import evaluate_by_name
 from curated_map import argument_parser, commit_here, quiet, read_results
 from map_settings import NEVER
-from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources
+from mixtures import BATCH, Pairs, Weights, doremi, drawn, grouped, regmix, within_sources, word_scores
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
 from seeds import cell, difference
 
@@ -56,7 +56,8 @@ PRECISION: Precision = "fp32"  # on every CPU; the default would be bf16 on some
 IN_THIS_PROCESS = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
 BASE, CHOOSING, MIXED_ONLY = "uniform", "learnability", "learnability's mixture, drawn at random"
 LEARNABILITY = {"policy": "learnability", "online": "online", "online_lr": ONLINE_LR, "filter_ratio": FILTER_RATIO}
-FILTER = {"policy": "filter", "keep": 0.5}
+FILTER: dict[str, Any] = {"policy": "filter", "keep": 0.5}
+BY_WORDS = "sources-by-words"
 # What an arm changes in the run, and the name of the mixture that it trains on.
 ARMS: dict[str, tuple[dict[str, Any], str]] = {
     BASE: ({}, ""),
@@ -67,6 +68,8 @@ ARMS: dict[str, tuple[dict[str, Any], str]] = {
     "RegMix's mixture": ({}, "regmix"),
     "filter 50 %": (FILTER, ""),
     "filter 50 % of each source": ({**FILTER, "keep_by": "shard"}, ""),
+    "50 % by the words of captions": ({"dataset": BY_WORDS}, ""),
+    "the reference's emoji alone": ({"dataset": "emoji"}, ""),
 }
 FIRST = [*ARMS][:4]
 
@@ -93,6 +96,7 @@ def main() -> None:
     folder, results = (path.resolve() for path in arguments.paths)
     set_up(folder)
     write_bulk(folder)
+    write_by_words(folder)
     commit, started = commit_here(), time.perf_counter()
     done = {(line["arm"], line["seed"]) for line in read_results(results)}
     for arm, seed in planned():
@@ -171,6 +175,22 @@ def dataset_of(folder: Path, name: str, mixture: Mixture) -> str:
     counts, _ = write_shards(folder / "data" / name, made)
     add_entry(folder, name, [f"data/{name}/{{00000..{counts['shards'] - 1:05d}}}.tar"])
     return name
+
+
+def write_by_words(folder: Path) -> None:
+    """The half of the bulk whose captions' words are likeliest to be those of the emoji that the reference was trained on."""
+    config = load_config(folder / "curate.toml")
+    if BY_WORDS in config.datasets:
+        return
+    bulk, emoji = (
+        [e for shard in list_shards(spec) for e in read_shard(spec, shard) if isinstance(e, Example)]
+        for spec in (find_dataset(name, config) for name in (BULK, "emoji"))
+    )
+    scores = word_scores([str(e.target) for e in bulk], [str(e.target) for e in emoji])
+    best = np.sort(np.argsort(-scores, kind="stable")[: round(FILTER["keep"] * len(bulk))])
+    kept = np.random.default_rng(0).permutation(best)
+    counts, _ = write_shards(folder / "data" / BY_WORDS, (written(bulk[row]) for row in kept))
+    add_entry(folder, BY_WORDS, [f"data/{BY_WORDS}/{{00000..{counts['shards'] - 1:05d}}}.tar"])
 
 
 def new_proxy(folder: Path, seed: int) -> Model:
