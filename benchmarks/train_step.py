@@ -101,6 +101,7 @@ def our_step(work: Path, data: SuperBatches) -> float:
         online=None,
         steps=STEPS,
         warmup=round(0.05 * STEPS),
+        cooldown=None,
         augment="none",
         augmenting=torch.Generator(),
         cost=StepCost(learner_train=1.0),

@@ -12,12 +12,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from curate.datasets.spec import add_model
+from curate.scoring.architectures import small_resnet
 from curated_map import learn, score_table
-from map_settings import CHOOSING, LR, RATES_AT
+from map_settings import CHOOSING, LR, MODELS, RATES_AT
 from planned_runs import run_planned
 from seeds import cell, difference
+from timm.models import register_model
+from torch import nn
 
-SEEDS, BASE = 5, "as in the map"
+SEEDS, BASE, BY_BATCH = 5, "as in the map", "online-by-batch"
 UNIFORM, LEARNABILITY = "uniform", "learnability"
 # What a setting changes in both arms, and in learnability alone.
 BOTH: dict[str, dict[str, Any]] = {
@@ -28,6 +32,7 @@ BOTH: dict[str, dict[str, Any]] = {
     "rate 1e-3": {"lr": LR / 2},
     "warm-up over 30 % of the steps": {"warmup": 0.3},
     "weight decay 0.2": {"weight_decay": 0.2},
+    "the rate held, then lowered over the last fifth": {"cooldown": 0.2},
 }
 CHOICE: dict[str, dict[str, Any]] = {
     "filter ratio 0.5": {"filter_ratio": 0.5},
@@ -36,8 +41,25 @@ CHOICE: dict[str, dict[str, Any]] = {
     "temperature 2": {"temperature": 2.0},
     "the highest scores, not drawn": {"sampler": "topk"},
     "online rate 2e-3": {"online_lr": 2e-3},
+    "online model normalised by the super-batch": {"online": BY_BATCH},
 }
 SETTINGS = {**BOTH, **CHOICE}
+
+
+@register_model  # type: ignore[untyped-decorator]
+def small_resnet_by_batch(pretrained: bool = False, **kwargs: Any) -> Any:
+    """A timm entry point: `small_resnet` whose BatchNorm has no running statistics, so that it normalises by the batch in
+    evaluation mode too."""
+    model = small_resnet(pretrained, **kwargs)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return model
+
+
+def add_by_batch(folder: Path) -> None:
+    add_model(folder / "curate.toml", BY_BATCH, {**MODELS["online"], "architecture": "small_resnet_by_batch"})
 
 
 def planned() -> list[tuple[str, str, int]]:
@@ -92,4 +114,4 @@ def tables(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    run_planned(__doc__, tables, planned, key_of, run)
+    run_planned(__doc__, tables, planned, key_of, run, add_by_batch)

@@ -64,6 +64,12 @@ OTHERS = {
     "bulk, label smoothing 0.3": Arm("bulk", {"label_smoothing": 0.3}, counted=False, needs_curated=False),
     "bulk, small-loss": Arm("bulk", {"policy": "small-loss", **CHOOSING}, counted=False, needs_curated=False),
     "bulk, curated in the last tenth": Arm("bulk", {"mix_last": LAST_TENTH}, mix=1.0),
+    "bulk, curated in the last tenth, where alone the rate falls": Arm(
+        "bulk", {"mix_last": LAST_TENTH, "cooldown": LAST_TENTH}, mix=1.0
+    ),
+    "bulk, uniform, the rate falls in the last tenth alone": Arm(
+        "bulk", {"cooldown": LAST_TENTH}, counted=False, needs_curated=False
+    ),
     "bulk, curated in the first tenth": Arm("bulk", {}, pretrained=FIRST_TENTH),
     "bulk + curated, a quarter of all drawn": Arm("bulk", {}, mix=0.25),
     "bulk + curated, half of all drawn": Arm("bulk", {}, mix=0.5),

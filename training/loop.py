@@ -37,7 +37,7 @@ from .trainee import Trainee, align
 
 @dataclass
 class TrainingJob:
-    """All that the loop works with. `warmup` counts steps; `augmenting` are the random numbers of the augmentation,
+    """All that the loop works with. `warmup` and `cooldown` count steps; `augmenting` are the random numbers of the augmentation,
     `peak` the FLOP/s of all devices where they are known. `reference` trains on super-batches, where one does."""
 
     run: Path
@@ -46,6 +46,7 @@ class TrainingJob:
     online: Trainee | None
     steps: int
     warmup: int
+    cooldown: int | None
     augment: str
     augmenting: torch.Generator
     cost: StepCost
@@ -121,7 +122,7 @@ def _steps(job: TrainingJob, step: int, after_step: Callable[[int], None] | None
                 break
 
             # Steps 4 and 5: the learner and the online model take one step each on the same sub-batch.
-            share = learning_rate(step, job.steps, 1.0, job.warmup)
+            share = learning_rate(step, job.steps, 1.0, job.warmup, job.cooldown)
             if job.subs.trains:
                 with job.timing("train"):
                     losses = _train(job, sub, step, share)

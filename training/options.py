@@ -74,6 +74,8 @@ class OptimizationOptions(Concern):
     """Decay weights by this much. Biases and norms do not decay."""
     warmup: float = 0.05
     """Raise the learning rate linearly over this share of the steps."""
+    cooldown: float | None = None
+    """Hold the learning rate, and lower it linearly to zero over this last share of the steps. Default: a cosine."""
     layer_decay: float | None = None
     """Give each layer of the learner this share of the learning rate of the layer above it. Default: all the same."""
     beta1: float | None = None
@@ -150,6 +152,7 @@ class OptimizationOptions(Concern):
             "online_lr": 1e9,
             "weight_decay": 1e9,
             "warmup": 1,
+            "cooldown": 1,
             "label_smoothing": 1,
             "layer_decay": 1,
             "distill": 1,
@@ -159,6 +162,11 @@ class OptimizationOptions(Concern):
             if value is not None and not 0 <= value <= most:
                 expected = "0 or more" if most > 1 else "0 to 1"
                 raise SpecError(f"{flag(option)} is {value:g}, expected {expected}")
+        if self.warmup + (self.cooldown or 0) > 1:
+            raise SpecError(
+                f"--warmup is {self.warmup:g} and --cooldown {self.cooldown:g}, expected shares of the steps of 1 together"
+                " at most"
+            )
         for option in ("beta1", "beta2", "ema"):
             value = getattr(self, option)
             if value is not None and not 0 <= value < 1:

@@ -64,6 +64,7 @@ class Resolved:
     scale: float
     augment: str
     warmup: int
+    cooldown: int | None
     joint_loss: ContrastiveLoss
     choosing: dict[str, int]
 
@@ -77,6 +78,7 @@ class Resolved:
                 "score scale": self.scale,
                 "joint loss": self.joint_loss,
             },
+            **({} if self.cooldown is None else {"cooldown": self.cooldown}),
             **self.choosing,
         }
 
@@ -124,7 +126,9 @@ def resolve(setup: Setup, models: RunModels, joint_loss: ContrastiveLoss, steps:
         choosing["super-batches a reference step"] = options.reference_every
     if setup.mix is not None:
         choosing[MIXED_FROM] = startup.mix_first(options, steps, setup.recorded)
-    return Resolved(scale, augment, round(options.optimization.warmup * steps), joint_loss, choosing)
+    rate = options.optimization
+    cooldown = None if rate.cooldown is None else round(rate.cooldown * steps)
+    return Resolved(scale, augment, round(rate.warmup * steps), cooldown, joint_loss, choosing)
 
 
 def manifest_of(
@@ -293,6 +297,7 @@ def job_of(setup: Setup, models: RunModels, cost: RunCost, resolved: Resolved) -
         online=models.online,
         steps=cost.steps,
         warmup=resolved.warmup,
+        cooldown=resolved.cooldown,
         augment=resolved.augment,
         augmenting=torch.Generator().manual_seed(startup.stream_seed(options.seed, "augment")),
         cost=of_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from curate.errors import BudgetError
@@ -10,6 +11,7 @@ from curate.ledger import Ledger, steps_within
 from curate.training import RunOptions, train
 from curate.training.schedule import learning_rate
 from curate.units import format_flops, parse_flops
+from open_clip_train.scheduler import const_lr_cooldown
 from support.commands import silent
 from support.counting import OfRealTensors
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -106,6 +108,18 @@ def test_the_schedule_ends_where_the_budget_does(steps, warmup):
     assert learning_rate(steps, steps, 0.3, warmup) == pytest.approx(0, abs=1e-12)
     if steps > 50:
         assert rates[-1] < 1e-3 * 0.3
+
+
+@pytest.mark.parametrize(("steps", "warmup", "cooldown"), [(100, 5, 20), (10, 2, 8), (1, 0, 1), (50, 0, 0)])
+def test_a_cooldown_holds_the_peak_and_is_open_clips(steps, warmup, cooldown):
+    rates = [learning_rate(step, steps, 0.3, warmup, cooldown) for step in range(steps)]
+    groups = [{"lr": 0.0}]
+    theirs = const_lr_cooldown(SimpleNamespace(param_groups=groups), 0.3, warmup, steps, cooldown)
+    for step in range(steps):
+        theirs(step)
+        assert rates[step] == pytest.approx(groups[0]["lr"])
+    assert rates[warmup : steps - cooldown] == [0.3] * (steps - cooldown - warmup)
+    assert learning_rate(steps, steps, 0.3, warmup, cooldown) == 0
 
 
 def test_format():

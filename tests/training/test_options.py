@@ -27,7 +27,7 @@ BEFORE = """
 SINCE = """
 keep keep_by replay distill distill_temperature layer_decay beta1 beta2 eps clip_grad ema ema_warmup accumulate
 score_ahead selection sync_bn fsdp grad_checkpointing keep_every evaluate_every score_precision report_to
-mix mix_last mix_scores gce prior_scores decode_processes follow reference_online reference_every reference_lr
+mix mix_last mix_scores gce prior_scores cooldown decode_processes follow reference_online reference_every reference_lr
 actors scorers refresh refresh_scores max_age samples_per_insert pool_size deterministic
 """.split()
 NOW = dict(dataset="digits", learner="learner", online="scorer", reference_scores="scores", steps=3, batch_size=16)
@@ -90,6 +90,11 @@ def test_a_policy_of_your_own_is_written_by_its_name():
         ({"clip_grad": -1.0}, "--clip-grad is -1, expected a number above 0"),
         ({"layer_decay": 1.5}, "--layer-decay is 1.5, expected 0 to 1"),
         ({"ema": 1.0}, "--ema is 1, expected from 0 to below 1"),
+        (
+            {"warmup": 0.4, "cooldown": 0.7},
+            "--warmup is 0.4 and --cooldown 0.7, expected shares of the steps of 1 together",
+        ),
+        ({"cooldown": 1.5}, "--cooldown is 1.5, expected 0 to 1"),
         ({"ema_warmup": True}, "--ema-warmup is for a moving average; give --ema DECAY too"),
         ({"on_missing": "ask"}, "--on-missing is 'ask', expected error, score or skip"),
         ({"micro_batches": 3}, "no option 'micro_batches'; the nearest is 'micro_batch'"),
