@@ -94,20 +94,24 @@ def run(folder: Path, setting: str, policy: str, seed: int) -> dict[str, Any]:
     }
 
 
+def by_seed(results: list[dict[str, Any]]) -> dict[tuple[str, str], dict[int, float]]:
+    """Top-1 by seed, of each setting and policy."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for line in results:
+        found.setdefault((line["setting"], line["policy"]), {})[line["seed"]] = line["top1"]
+    return found
+
+
 def tables(results: list[dict[str, Any]]) -> str:
     """Top-1 of both arms by setting, and their difference; and what a setting changes in learnability."""
-
-    def top1(setting: str, policy: str) -> dict[int, float]:
-        found = [line for line in results if (line["setting"], line["policy"]) == (setting, policy)]
-        return {line["seed"]: line["top1"] for line in found}
-
+    top1 = by_seed(results)
     lines = [
         "| setting | uniform | learnability | learnability minus uniform | what it changes in learnability |",
         "|---" * 5 + "|",
     ]
-    for setting in SETTINGS:
-        chosen, base = top1(setting, LEARNABILITY), top1(setting if setting in BOTH else BASE, UNIFORM)
-        changed = "" if setting == BASE else difference(chosen, top1(BASE, LEARNABILITY))
+    for setting in (setting for setting in SETTINGS if (setting, LEARNABILITY) in top1):
+        chosen, base = top1[setting, LEARNABILITY], top1[setting if setting in BOTH else BASE, UNIFORM]
+        changed = "" if setting == BASE else difference(chosen, top1[BASE, LEARNABILITY])
         shares = (cell([*base.values()]) if setting in BOTH else "", cell([*chosen.values()]))
         lines.append(f"| {setting} | {' | '.join(shares)} | {difference(chosen, base)} | {changed} |")
     return "\n".join(lines)

@@ -10,48 +10,52 @@ each for the same learner at the map's budget.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from curate.datasets.spec import add_model, find_dataset, load_config
+from curate.reports.interval import t_95
 from curate.scoring.flops import forward_flops
 from curate.scoring.loading import find_model, load_model
 from curate.training.evaluate import evaluate_by_name
 from curated_map import add_results, argument_parser, begin, learn, read_results, reference_name, score_table
 from findings_settings import conv
 from map_settings import CHOOSING, RATES_AT, REFERENCE_EXAMPLES
-from seeds import cell, difference
+from seeds import cell, difference, paired
 
 STEPS, SEEDS, CURATED = 150, 3, 10_000
 LEARNERS = {
     "learner": conv(8, 16, 32, 64, layers=(0, 1, 1)),
     "learner4": conv(16, 32, 64, 128, layers=(0, 1, 1)),
     "learner16": conv(32, 64, 128, 256, layers=(0, 1, 1)),
+    "learner64": conv(64, 128, 256, 512, layers=(0, 1, 1)),
     # A state-space model; its stem strides by 16, so that it needs more pixels.
     "state-space": {"architecture": "efficientvim_m1", "preprocessing": {"size": 64}},
 }
+CONVOLUTIONAL = [name for name in LEARNERS if name != "state-space"]
 # Examples drawn for the reference: from one step to what the map's references got.
 DRAWN = (128, 512, 2_048, 8_192, 32_768, REFERENCE_EXAMPLES)
+LEARNABILITY = {"policy": "learnability", **CHOOSING}
 POLICIES: dict[str, dict[str, Any]] = {
     "uniform": {},
-    "learnability": {"policy": "learnability", **CHOOSING},
+    "learnability": LEARNABILITY,
     "filter 50 %": {"policy": "filter", "keep": 0.5},
+    **{f"learnability, filter ratio {ratio}": {**LEARNABILITY, "filter_ratio": ratio} for ratio in (0.5, 0.9)},
 }
-
-
 # Uniform for twice the updates.
 TWICE = "uniform, twice"
 
 
 def of_learner(folder: Path, learner: str, policy: str, seed: int) -> dict[str, Any]:
     """Train a learner for the updates that all learners get, or twice as many of them for "uniform, twice"."""
-    base, _, twice = policy.partition(", ")
-    changes = dict(POLICIES[base])
+    changes = {} if policy == TWICE else dict(POLICIES[policy])
     if changes:
         changes["reference_scores"] = score_table(folder, RATES_AT, "bulk")
-    steps = 2 * STEPS if twice else STEPS
+    steps = 2 * STEPS if policy == TWICE else STEPS
     name = f"{learner}-{policy.replace(',', '').replace(' %', '').replace(' ', '-')}-seed{seed}"
     summary = learn(folder, "scale", name, seed, learner=learner, budget_flops=None, steps=steps, **changes)
     config = load_config(folder / "curate.toml")
@@ -85,17 +89,23 @@ def measured(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def planned() -> dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]]:
-    """All runs, by (learner or examples drawn, policy, seed), in their order."""
+    """All runs, by (learner or examples drawn, policy, seed), in their order: by one policy with all seeds, then the others."""
     found: dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]] = {}
+
+    def add(learner: str, policy: str, seed: int) -> None:
+        found[learner, policy, seed] = partial(of_learner, learner=learner, policy=policy, seed=seed)
+
+    for seed in range(SEEDS):
+        for learner in LEARNERS:
+            add(learner, "uniform", seed)
+            add(learner, "learnability", seed)
     for seed in range(SEEDS):
         for policy in ("learnability", "filter 50 %"):
             for drawn in DRAWN:
                 found[drawn, policy, seed] = partial(of_reference, drawn=drawn, policy=policy, seed=seed)
+        for policy in (*POLICIES, TWICE):
             for learner in LEARNERS:
-                for one in ("uniform", policy):
-                    found[learner, one, seed] = partial(of_learner, learner=learner, policy=one, seed=seed)
-        for learner in LEARNERS:
-            found[learner, TWICE, seed] = partial(of_learner, learner=learner, policy=TWICE, seed=seed)
+                add(learner, policy, seed)
     return found
 
 
@@ -127,8 +137,33 @@ def tables(results: list[dict[str, Any]]) -> str:
         "learner | its FLOPs over the online model's | updates | policy | top-1 | minus uniform at as many updates": learners,
         "examples drawn for the reference | its top-1 | learnability | filter 50 %": references,
     }
-    return "\n\n".join(
-        "\n".join([f"| {head} |", "|---" * (head.count("|") + 1) + "|", *rows]) for head, rows in heads.items() if rows
+    gains = {
+        learner: paired(by_seed(learner, "learnability"), by_seed(learner, "uniform")) for learner in CONVOLUTIONAL
+    }
+    ratios = {line["learner"]: line["ratio"] for line in results if "learner" in line}
+    points = [(math.log10(ratios[learner]), gain) for learner in CONVOLUTIONAL for gain in gains[learner]]
+    return (
+        fitted(points)
+        + "\n\n"
+        + "\n\n".join(
+            "\n".join([f"| {head} |", "|---" * (head.count("|") + 1) + "|", *rows])
+            for head, rows in heads.items()
+            if rows
+        )
+    )
+
+
+def fitted(points: list[tuple[float, float]]) -> str:
+    """The least-squares line through gains in points over log10 of the ratio, with the 90 % interval of its slope."""
+    x, y = zip(*points, strict=True)
+    slope, intercept = statistics.linear_regression(x, y)
+    left = sum((gain - intercept - slope * at) ** 2 for at, gain in points)
+    mean = statistics.fmean(x)
+    spread = math.sqrt(left / (len(points) - 2) / sum((at - mean) ** 2 for at in x))
+    more = t_95(len(points) - 2) * spread
+    return (
+        f"Through {len(points)} pairs of convolutional learners: {intercept + slope * mean:+.1f} points at the mean ratio, and"
+        f" {slope:+.1f} ({slope - more:+.1f} to {slope + more:+.1f}) for each tenfold."
     )
 
 

@@ -23,7 +23,7 @@ def cell(shares: Sequence[float]) -> str:
 def difference(shares: Mapping[int, float], others: Mapping[int, float]) -> str:
     """What an arm has more than another with the same seed, in points: the mean over the seeds that both have, and its 90 %
     interval by a paired t-test / by a bootstrap over seeds. Empty where no seed is in both."""
-    found = [100 * (shares[seed] - others[seed]) for seed in sorted(shares.keys() & others.keys())]
+    found = paired(shares, others)
     if len(found) < 2:
         return "".join(f"{value:+.1f}" for value in found)
     mean = statistics.fmean(found)
@@ -31,6 +31,11 @@ def difference(shares: Mapping[int, float], others: Mapping[int, float]) -> str:
     if len(found) >= BOOTSTRAP_FROM:
         intervals.append(bootstrap(found))
     return f"{mean:+.1f} ({' / '.join(f'{low:+.1f}..{high:+.1f}' for low, high in intervals)})"
+
+
+def paired(shares: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """What an arm has more than another with the same seed, in points, for each seed that both have."""
+    return [100 * (shares[seed] - others[seed]) for seed in sorted(shares.keys() & others.keys())]
 
 
 def half(values: Sequence[float]) -> float:
