@@ -22,8 +22,20 @@ from curate.datasets.preparers.writer import write_shards
 from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, find_dataset, load_config
-from curated_map import add_results, argument_parser, begin, dataset_of, learn, read_results, score_table, written
-from map_settings import BUDGET, CHOOSING, RATES_AT
+from curate.training.evaluate import evaluate_by_name
+from curated_map import (
+    add_results,
+    argument_parser,
+    begin,
+    dataset_of,
+    learn,
+    read_results,
+    reference_name,
+    score_table,
+    scored_by,
+    written,
+)
+from map_settings import BUDGET, CHOOSING, RATES_AT, REFERENCE_EXAMPLES
 from seeds import cell, difference
 
 SIZES = (1_000, 5_000, 20_000)
@@ -31,6 +43,7 @@ MULTIPLES, SEEDS = (1, 2, 4, 8), 3
 PER_SHARD, BULK_SHARDS, BATCH = 1_000, 20, 128
 NOISY, CLEAN = "noisy", "clean"
 BASE, MANY = "uniform", 10_000
+BETTER = "learnability, 10,000 curated, a better reference"
 INFOBATCH, ALONE, MANY_ALONE = "InfoBatch", "the 1,000 curated alone, uniform", "the 10,000 curated alone, uniform"
 LEARNABILITY = {"policy": "learnability", **CHOOSING}
 FILTER = {"policy": "filter", "keep": 0.5}
@@ -43,12 +56,15 @@ ARMS: dict[str, tuple[dict[str, Any], int]] = {
     "auto": ({**CHOOSING, "policy": "auto"}, RATES_AT),
     "learnability, 10,000 curated": (LEARNABILITY, MANY),
     "filter 50 %, 10,000 curated": (FILTER, MANY),
+    BETTER: (LEARNABILITY, MANY),
     INFOBATCH: ({"policy": "infobatch", "filter_ratio": 0.3}, 0),
     ALONE: ({}, RATES_AT),
     MANY_ALONE: ({}, MANY),
 }
 FIRST = ("uniform", "learnability")
-# Those that are run on the whole bulk alone.
+# A reference as large as the learner, trained for four times as many examples as the others.
+BETTER_EXAMPLES = 4 * REFERENCE_EXAMPLES
+# Those that are run on the whole bulk under people's labels alone.
 AT_ALL = ("learnability, 10,000 curated", "filter 50 %, 10,000 curated", MANY_ALONE)
 
 
@@ -70,8 +86,8 @@ class Point:
 
 
 def planned() -> Iterator[Point]:
-    """All runs, in their order: the first arms at all budgets but the largest, on noisy and on clean labels; the others on the
-    whole bulk at the least and the third budget; those with all seeds; then what is left, by seeds."""
+    """All runs, in their order: the first arms at all budgets but the largest, and the better reference at the two largest; all
+    on the whole bulk at the least and the third budget, with all seeds; then what is left, by seeds."""
     everything = [
         Point(size, arm, multiple, seed, labels)
         for seed in range(SEEDS)
@@ -83,6 +99,7 @@ def planned() -> Iterator[Point]:
     ]
     first = [point for point in everything if point.arm in FIRST and point.multiple != MULTIPLES[-1] and not point.seed]
     on_all = [p for p in everything if p.size == SIZES[-1] and p.multiple in (1, 4) and p.arm != INFOBATCH]
+    first += [p for p in everything if p.arm == BETTER and p.multiple in (4, 8) and not p.seed]
     yield from dict.fromkeys([*first, *on_all, *everything])
 
 
@@ -90,6 +107,8 @@ def is_run(arm: str, size: int, labels: str) -> bool:
     """The curated examples alone are the same for every bulk."""
     if arm == ALONE:
         return (size, labels) == (SIZES[0], NOISY)
+    if arm == BETTER:
+        return size == SIZES[-1]
     return arm not in AT_ALL or (size, labels) == (SIZES[-1], NOISY)
 
 
@@ -97,8 +116,12 @@ def run(folder: Path, point: Point) -> dict[str, Any]:
     """Train the learner in one arm."""
     alone, (changes, curated) = point.arm in (ALONE, MANY_ALONE), ARMS[point.arm]
     dataset = dataset_of(folder, "curated", curated) if alone else bulk_of(folder, point.size, point.labels)
+    about: dict[str, Any] = {}
     if curated and not alone:
-        changes = {**changes, "reference_scores": score_table(folder, curated, dataset)}
+        reference, table = reference_of(folder, point.arm, curated, dataset)
+        changes = {**changes, "reference_scores": table}
+        quality = evaluate_by_name(str(folder / "references" / reference), "bulk", load_config(folder / "curate.toml"))
+        about = {"reference_top1": quality["top1"]}
     budget = point.multiple * BUDGET
     summary = learn(folder, "crossing", point.name, point.seed, dataset=dataset, budget_flops=budget, **changes)
     return {
@@ -109,10 +132,19 @@ def run(folder: Path, point: Point) -> dict[str, Any]:
         "multiple": point.multiple,
         "seed": point.seed,
         "top1": summary["quality"]["top1"],
+        **about,
         "steps": summary["steps"],
         "regimes": summary["regimes"],
         "seconds": summary["took"],
     }
+
+
+def reference_of(folder: Path, arm: str, curated: int, dataset: str) -> tuple[str, str]:
+    """The name of an arm's reference, and its score table of the data set."""
+    if arm == BETTER:
+        trained_on, name = dataset_of(folder, "curated", curated), "reference-better"
+        return name, scored_by(folder, name, trained_on, dataset, BETTER_EXAMPLES, "learner")
+    return reference_name(curated, REFERENCE_EXAMPLES), score_table(folder, curated, dataset)
 
 
 def key_of(line: dict[str, Any]) -> str:
