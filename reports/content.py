@@ -19,6 +19,7 @@ class Point:
 
     `costs` has the keys of COSTS: `total_flops` is learner train + online score + online train (the foundation regime),
     `seconds` is training time without evaluation and compiling. `lines` and `regimes` are the ledger's, None where not known.
+    `reference` is the quality of the reference behind the run's scores, None where there is none or it is not known.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Point:
     lr: float
     lines: Mapping[str, float | None]
     regimes: Mapping[str, float | None]
+    reference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -35,6 +35,7 @@ def _point(run: Path, quality: str) -> Point:
             lr=config["lr"],
             lines={line: summary["ledger"][line] for line in LINES},
             regimes={name: summary["regimes"][name] for name in REGIMES},
+            reference=summary.get("reference_quality"),
         )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RunError(

@@ -22,7 +22,7 @@ class Probe:
     """The saving in learner updates at `budget` FLOPs per run, and the FLOPs that all runs spent. `measure` names the quality.
 
     `others` have the quality and the saving of every policy that was probed beside `policy`; `curated` the quality of uniform
-    where it trained on the curated examples, by how.
+    where it trained on the curated examples, by how. `reference` is the quality of the reference, None where it is not known.
     """
 
     policy: str
@@ -34,6 +34,7 @@ class Probe:
     saving: SeededSaving
     others: Mapping[str, tuple[Spread, SeededSaving]] = field(default_factory=dict)
     curated: Mapping[str, Spread] = field(default_factory=dict)
+    reference: float | None = None
 
     @property
     def reached(self) -> dict[str, Spread]:
@@ -73,6 +74,7 @@ def read_probe(folder: str, compared: Compared, curated: Mapping[str, Sequence[s
         quality={BASELINE: uniform.quality, row.policy: row.quality},
         saving=row.learner_updates,
         others={r.policy: (r.quality, r.learner_updates) for r in analysis.savings if r is not row},
+        reference=next((point.reference for point in found if point.reference is not None), None),
         curated={arm: Spread.of([point.quality for point in points]) for arm, points in more.items()},
     )
 
@@ -91,12 +93,24 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
         ),
         *(f"{BASELINE}, {arm}, at the same FLOPs: {accuracy(reached.mean)}." for arm, reached in probe.curated.items()),
         *(_which(probe) if probe.curated else ()),
+        *_beside_reference(probe),
     ]
     if not saving.gained:
         return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]
     gains = [name for key, name in REGIMES.items() if plan["regimes"][key]["compute_saved"] > 0]
     kept = f"pays off in the regimes: {', '.join(gains)}" if gains else "pays off in no regime"
     return [*lines, f"If that holds at the full budget, selection {kept}."]
+
+
+def _beside_reference(probe: Probe) -> list[str]:
+    """How far the learner is from the reference: choosing gains little once it has passed it."""
+    if probe.reference is None:
+        return []
+    reached = probe.quality[BASELINE].mean
+    named = f"The reference has {accuracy(probe.reference)} on the same test split"
+    if reached > probe.reference:
+        return [f"{named}, less than {BASELINE} here: at the full budget choosing by it is likely to gain nothing."]
+    return [f"{named}. Where {BASELINE} passes that before the budget ends, expect less of choosing than here."]
 
 
 def _which(probe: Probe) -> list[str]:

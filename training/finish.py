@@ -73,6 +73,7 @@ def finish(
         "regimes": ledger.regimes(),
         "seconds": {"total": total(seconds), **seconds, "wall": time.perf_counter() - started},
         "quality": quality,
+        **({} if job.keeping.reference is None else {"reference_quality": job.keeping.reference}),
         **({"best": best} if best else {}),
         **({"autopilot": job.auto.summary()} if job.auto else {}),
         **({"not_evaluated": told(error)} if error else {}),

@@ -7,6 +7,7 @@ after step N again, and so ends with what an undisturbed run has.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..datasets.writing import write_errors
@@ -22,7 +23,8 @@ BEST_KEPT = 3
 
 
 class Keeping:
-    """`measure` returns all measures of the learner, of which `quality` is the one that the best weights are chosen by.
+    """`measure` returns all measures of the learner, of which `quality` is the one that the best weights are chosen by;
+    `measure_reference` those of the reference by whose scores is chosen, which are measured once.
 
     `evaluate_every` and `keep_every` are steps, None for never; after the last of `steps` neither is due, since the end of
     a run measures and keeps its weights itself. Of a `group` all ranks call it, and rank 0 writes.
@@ -35,6 +37,7 @@ class Keeping:
         records: RunRecords,
         measure: Callable[[], Mapping[str, float]],
         *,
+        measure_reference: Callable[[], Mapping[str, float]] | None = None,
         quality: str,
         steps: int,
         evaluate_every: int | None = None,
@@ -45,6 +48,8 @@ class Keeping:
         self._named, self._steps = quality, steps
         self._evaluate_every, self._keep_every = evaluate_every, keep_every
         self._group = group or Group()
+        self._measure_reference, self._passed = measure_reference, False
+        self.reference: float | None = None
         self.best: tuple[int, float] | None = None
         self._best_then: tuple[int, float] | None = None
 
@@ -72,9 +77,23 @@ class Keeping:
         return self._due(self._evaluate_every, step)
 
     def quality(self) -> Mapping[str, float]:
-        """All measures of the learner as it is now. A collective."""
+        """All measures of the learner as it is now; whether it is better than its reference is logged once. A collective."""
         with self._learner.whole(result=True):
-            return self._measure()
+            found = self._measure()
+        self._beside_reference(found.get(self._named))
+        return found
+
+    def _beside_reference(self, quality: float | None) -> None:
+        if self._measure_reference is not None:
+            measure, self._measure_reference = self._measure_reference, None
+            with suppress(CurateError):  # the learner's own evaluation says what is wrong with the test split
+                self.reference = measure().get(self._named)
+        if quality is not None and self.reference is not None and quality > self.reference and not self._passed:
+            self._passed = True
+            self._records.log(
+                f"the learner has passed its reference: {self._named} {quality:.4g}, the reference {self.reference:.4g}; choosing"
+                " gains less from here on (docs/findings.md)"
+            )
 
     def measure(self, step: int) -> Mapping[str, float]:
         """The learner's quality after `step`; its weights are written where it is the best so far. Where the test split

@@ -362,17 +362,29 @@ def _keeping_of(setup: Setup, models: RunModels, cost: RunCost) -> Keeping:
     evaluates = options.records.evaluate and setup.dataset.test
     # Shards of a model could not be measured later.
     flops = learner.model.task.evaluation_flops(learner.model) if evaluates else EvaluationFlops(0.0)
-    known: Any = (setup.device, setup.precision, setup.group, flops)
+    reference = models.reference if evaluates and models.moving is None else None
+
+    def quality(model: Model, flops: EvaluationFlops, outside: dict[str, float]) -> dict[str, float]:
+        how = (setup.device, setup.precision, setup.group)
+        return quality_of(options, model, setup.dataset, outside, *how, flops)
 
     def measure() -> dict[str, float]:
         setup.roles.send(learner.result.module)  # all ranks evaluate
-        return quality_of(options, learner.result, setup.dataset, cost.ledger.outside, *known)
+        return quality(learner.result, flops, cost.ledger.outside)
+
+    def measure_reference() -> dict[str, float]:
+        assert reference is not None
+        own: dict[str, float] = {}
+        found = quality(reference, reference.task.evaluation_flops(reference), own)
+        cost.ledger.outside["reference_evaluation"] = own["evaluation"]  # once, also where a run resumes
+        return found
 
     return Keeping(
         setup.run,
         learner,
         setup.records,
         measure,
+        measure_reference=measure_reference if reference is not None else None,
         quality=learner.model.task.quality,
         steps=cost.steps,
         evaluate_every=options.records.evaluate_every if setup.dataset.test else None,

@@ -10,7 +10,7 @@ from curate.studies.comparison import Compared
 from support.commands import curate
 
 
-def write_run(folder, policy, budget, quality, seed):
+def write_run(folder, policy, budget, quality, seed, reference=None):
     """A finished run whose update costs 1 FLOP."""
     run = folder / "runs" / f"{policy}-{budget:g}-{seed}"
     run.mkdir(parents=True)
@@ -24,15 +24,16 @@ def write_run(folder, policy, budget, quality, seed):
         "regimes": regimes,
         "seconds": {"total": 1.0},
         "ledger": lines,
+        **({} if reference is None else {"reference_quality": reference}),
     }
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "config.json").write_text(json.dumps({"budget_flops": budget, "filter_ratio": 0.5, "lr": 1e-3}))
     return run.name
 
 
-def probed(folder, reached, others=()):
+def probed(folder, reached, others=(), reference=None):
     names = [write_run(folder, "uniform", b, q, s) for b, q in ((50, 0.4), (100, 0.5), (200, 0.6)) for s in (0, 1)]
-    names += [write_run(folder, "learnability", 100, q, s) for s, q in enumerate(reached)]
+    names += [write_run(folder, "learnability", 100, q, s, reference) for s, q in enumerate(reached)]
     names += [write_run(folder, policy, 100, q, s) for policy, qs in others for s, q in enumerate(qs)]
     compared = Compared(
         runs=tuple(names), quality="top1", dataset="", budget_flops=100, learning_rates={1.0: 1e-3}, settings={}
@@ -72,6 +73,21 @@ def test_other_policies_are_told_beside_the_first(tmp_path):
     said = " ".join(probe_lines(probe, PLAN))
     assert "filter at the same FLOPs: 55.0 %; 29 % fewer" in said
     assert "hard-learner at the same FLOPs: 30.0 %; at least 100 % more" in said
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (0.45, "The reference has 45.0 % on the same test split, less than uniform here"),
+        (0.55, "Where uniform passes that before the budget ends, expect less of choosing than here."),
+        (None, ""),
+    ],
+)
+def test_how_far_the_learner_is_from_its_reference(tmp_path, reference, words):
+    probe = probed(tmp_path, (0.6, 0.6), reference=reference)
+    assert probe.reference == reference  # uniform reaches 0.5
+    said = " ".join(probe_lines(probe, PLAN))
+    assert words in said and ("The reference has" in said) == (reference is not None)
 
 
 @pytest.mark.parametrize(("reached", "words"), [((0.45, 0.45), "41 % more"), ((0.3, 0.3), "at least 100 % more")])

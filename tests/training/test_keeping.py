@@ -8,8 +8,9 @@ from contextlib import nullcontext
 import pytest
 import safetensors.torch
 import torch
-from curate.errors import SpecError, StorageError
-from curate.training import RunOptions
+from curate.errors import FailuresError, SpecError, StorageError
+from curate.training import RunOptions, train
+from curate.training.evaluate import evaluate_by_name
 from curate.training.keeping import Keeping
 from curate.training.records import RunRecords
 from curate.training.trainee import TraineeState
@@ -156,3 +157,48 @@ def test_a_test_split_that_cannot_be_read_just_now_does_not_end_the_run(keeping)
 def test_options():
     with pytest.raises(SpecError, match="--evaluate-every and --no-evaluate contradict"):
         RunOptions.of(dataset="d", learner="l", steps=1, evaluate_every=3, evaluate=False)
+
+
+def test_that_the_learner_has_passed_its_reference_is_said_once(tmp_path):
+    learner, measured, said, calls = Learner(), {}, [], []
+    records = RunRecords(tmp_path, said.append)
+    made = Keeping(
+        *(tmp_path, learner, records, lambda: measured),
+        measure_reference=lambda: calls.append(1) or {"top1": 0.5},
+        quality="top1",
+        steps=100,
+    )
+    for top1 in (0.4, 0.5, 0.51, 0.6):
+        measured["top1"] = top1
+        made.quality()
+        assert len(said) == (top1 > 0.5)
+    assert "the learner has passed its reference: top1 0.51, the reference 0.5;" in said[0]
+    assert calls == [1] and made.reference == 0.5
+
+
+def test_a_reference_that_cannot_be_measured_is_left_out(tmp_path):
+    def fails():
+        raise FailuresError("the test split cannot be read")
+
+    said = []
+    made = Keeping(
+        *(tmp_path, Learner(), RunRecords(tmp_path, said.append), lambda: {"top1": 0.9}),
+        measure_reference=fails,
+        quality="top1",
+        steps=100,
+    )
+    assert made.quality() == {"top1": 0.9} and made.reference is None and not said
+
+
+def test_a_run_that_chooses_by_a_table_measures_its_reference(digits, tmp_path):
+    options = digits.run_options(tmp_path, steps=4, precision="fp32", evaluate=True, evaluate_every=2)
+    summary = train(options, config=digits.config, report=silent)
+    table = json.loads((digits.table / "_manifest.json").read_text())
+    expected = evaluate_by_name(digits.reference, "digits", digits.config, "fp32")["top1"]
+    assert summary["reference_quality"] == pytest.approx(expected)
+    outside = summary["outside_the_ledger"]
+    once = table["flops"]["forward_per_example"] * summary["quality"]["test_examples"]
+    assert outside["reference_evaluation"] == pytest.approx(once)  # though the learner was measured twice
+    uniform = options.but(policy="uniform", online=None, reference_scores=None, name="uniform")
+    alone = train(uniform, config=digits.config, report=silent)
+    assert "reference_quality" not in alone and "reference_evaluation" not in alone["outside_the_ledger"]
