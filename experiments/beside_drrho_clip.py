@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,10 +39,11 @@ from curate.training.schedule import learning_rate
 from curate.training.startup import stream_seed
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
-from curated_map import add_results, argument_parser, quiet, read_results
+from curated_map import quiet
 from drrho_code import CHUNKS, check, process_group, their_loss, their_sample
 from map_settings import NEVER
 from pairs import DATASET, FILTER_RATIO, ONLINE_LR, QUALITY, score_table, set_up
+from planned_runs import run_planned
 from seeds import cell, difference
 from sources import IN_THIS_PROCESS, pairs_of
 
@@ -232,14 +232,15 @@ def rank_on_test(folder: Path, model: Model) -> float:
     return before.item() / 2
 
 
-def planned() -> dict[tuple[str, int], Callable[[Path], dict[str, Any]]]:
-    """All lines, by (arm, seed), in their order."""
-    runs = {
-        (arm, seed): partial(of_ours if arm in OURS else of_theirs, arm=arm, seed=seed)
-        for seed in range(SEEDS)
-        for arm in ARMS
-    }
-    return {(CHECK, 0): lambda folder: {"arm": CHECK, "seed": 0, **check()}, **runs}
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) of all lines, in their order."""
+    return [(CHECK, 0), *((arm, seed) for seed in range(SEEDS) for arm in ARMS)]
+
+
+def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    if arm == CHECK:
+        return {"arm": CHECK, "seed": seed, **check()}
+    return (of_ours if arm in OURS else of_theirs)(folder, arm, seed)
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int]:
@@ -277,24 +278,12 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--public", type=Path, help="a clone of DRRho-CLIP's repository")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    if not arguments.public:
-        parser.error("--public is needed")
-    sys.path.append(str(arguments.public.resolve() / "src"))
-    folder, results = (path.resolve() for path in arguments.paths)
+def first(paths: list[Path]) -> tuple[Path, Path]:
+    """The folder, with the data of the pairs in it, and the file of the results."""
+    folder, results = (path.resolve() for path in paths)
     set_up(folder)
-    done = {key_of(line) for line in read_results(results)}
-    runs = {key: run for key, run in planned().items() if key not in done}
-    add_results(
-        results, ((", ".join(map(str, key)), partial(run, folder)) for key, run in runs.items()), arguments.seconds
-    )
+    return folder, results
 
 
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, first=first, public="src")

@@ -11,10 +11,8 @@ that nothing differs but what prunes. With a rate of 0 theirs draws plain epochs
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,8 @@ from curate.training.evaluate import evaluate
 from curate.training.schedule import learning_rate
 from curate.training.trainee import Trainee
 from curate.training.weighing import Weighed
-from curated_map import add_results, argument_parser, begin, read_results
 from map_settings import LR
+from planned_runs import run_planned
 from seeds import cell, difference
 
 SIZE, MULTIPLE, SEEDS, WARMUP, RATE = 1_000, 2, 3, 0.05, 0.5
@@ -44,7 +42,7 @@ CPU = torch.device("cpu")
 
 def of_ours(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     policy = BASE if arm == UNIFORM else "InfoBatch"
-    found = run_ours(folder, Point(SIZE, policy, MULTIPLE, seed))
+    found = run_ours(folder, *Point(SIZE, policy, MULTIPLE, seed))
     return {"arm": arm, "seed": seed, "top1": found["top1"], "steps": found["steps"], "seconds": found["seconds"]}
 
 
@@ -113,13 +111,13 @@ def images_of(data: Any, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.concatenate(pixels)), model.targets(labels)
 
 
-def planned() -> dict[tuple[str, int], Callable[[Path], dict[str, Any]]]:
-    """All runs, by (arm, seed), in their order."""
-    return {
-        (arm, seed): partial(of_ours if arm in (UNIFORM, OURS) else of_theirs, arm=arm, seed=seed)
-        for seed in range(SEEDS)
-        for arm in ARMS
-    }
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) of all runs, in their order."""
+    return [(arm, seed) for seed in range(SEEDS) for arm in ARMS]
+
+
+def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    return (of_ours if arm in (UNIFORM, OURS) else of_theirs)(folder, arm, seed)
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int]:
@@ -140,23 +138,5 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--public", type=Path, help="a clone of InfoBatch's repository")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    if not arguments.public:
-        parser.error("--public is needed")
-    sys.path.append(str(arguments.public.resolve()))
-    folder, results = begin(arguments.paths)
-    done = {key_of(line) for line in read_results(results)}
-    runs = {key: run for key, run in planned().items() if key not in done}
-    add_results(
-        results, ((", ".join(map(str, key)), partial(run, folder)) for key, run in runs.items()), arguments.seconds
-    )
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, public=".")

@@ -20,10 +20,9 @@ import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,7 +40,8 @@ from curate.training.schedule import learning_rate
 from curate.training.startup import stream_seed
 from curate.training.superbatch import SuperBatches
 from curate.training.trainee import Trainee
-from curated_map import add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import learn, score_table
+from planned_runs import run_planned
 from seeds import cell, difference
 
 SEEDS, CURATED, BATCH, SUPER, LR, WARMUP = 3, 1000, 32, 320, 1e-3, 0.05
@@ -164,14 +164,13 @@ def line_of(arm: str, seed: int, top1: float, steps: int, seconds: float) -> dic
     return {"arm": arm, "seed": seed, "top1": top1, "steps": steps, "seconds": seconds}
 
 
-def planned() -> dict[tuple[str, int], Callable[[Path], dict[str, Any]]]:
-    """All lines, by (arm, seed), in their order."""
-    runs = {
-        (arm, seed): partial(of_theirs if arm in THEIRS else of_ours, arm=arm, seed=seed)
-        for seed in range(SEEDS)
-        for arm in ARMS
-    }
-    return {(CHECK, 0): lambda folder: check(), **runs}
+def planned() -> list[tuple[str, int]]:
+    """(arm, seed) of all lines, in their order."""
+    return [(CHECK, 0), *((arm, seed) for seed in range(SEEDS) for arm in ARMS)]
+
+
+def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
+    return check() if arm == CHECK else (of_theirs if arm in THEIRS else of_ours)(folder, arm, seed)
 
 
 def key_of(line: dict[str, Any]) -> tuple[str, int]:
@@ -198,23 +197,5 @@ def tables(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--public", type=Path, help="a clone of RHO-Loss's repository")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    if not arguments.public:
-        parser.error("--public is needed")
-    sys.path.append(str(arguments.public.resolve()))
-    folder, results = begin(arguments.paths)
-    done = {key_of(line) for line in read_results(results)}
-    runs = {key: run for key, run in planned().items() if key not in done}
-    add_results(
-        results, ((", ".join(map(str, key)), partial(run, folder)) for key, run in runs.items()), arguments.seconds
-    )
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, public=".")

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from curate.datasets.preparers.writer import write_shards
@@ -23,19 +21,9 @@ from curate.datasets.readers import Example, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, find_dataset, load_config
 from curate.training.evaluate import evaluate_by_name
-from curated_map import (
-    add_results,
-    argument_parser,
-    begin,
-    dataset_of,
-    learn,
-    read_results,
-    reference_name,
-    score_table,
-    scored_by,
-    written,
-)
+from curated_map import dataset_of, learn, reference_name, score_table, scored_by, written
 from map_settings import BUDGET, CHOOSING, RATES_AT, REFERENCE_EXAMPLES
+from planned_runs import run_planned
 from seeds import cell, difference
 
 SIZES = (1_000, 5_000, 20_000)
@@ -68,8 +56,7 @@ BETTER_EXAMPLES = 4 * REFERENCE_EXAMPLES
 AT_ALL = ("learnability, 10,000 curated", "filter 50 %, 10,000 curated", MANY_ALONE)
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """One run: an arm on so many examples, under people's or under clean labels, at a multiple of the map's budget."""
 
     size: int
@@ -112,8 +99,9 @@ def is_run(arm: str, size: int, labels: str) -> bool:
     return arm not in AT_ALL or (size, labels) == (SIZES[-1], NOISY)
 
 
-def run(folder: Path, point: Point) -> dict[str, Any]:
+def run(folder: Path, *of: Any) -> dict[str, Any]:
     """Train the learner in one arm."""
+    point = Point(*of)
     alone, (changes, curated) = point.arm in (ALONE, MANY_ALONE), ARMS[point.arm]
     dataset = dataset_of(folder, "curated", curated) if alone else bulk_of(folder, point.size, point.labels)
     about: dict[str, Any] = {}
@@ -147,8 +135,8 @@ def reference_of(folder: Path, arm: str, curated: int, dataset: str) -> tuple[st
     return reference_name(curated, REFERENCE_EXAMPLES), score_table(folder, curated, dataset)
 
 
-def key_of(line: dict[str, Any]) -> str:
-    return str(line["name"])
+def key_of(line: dict[str, Any]) -> Point:
+    return Point(line["examples"], line["arm"], line["multiple"], line["seed"], line.get("labels", NOISY))
 
 
 def bulk_of(folder: Path, size: int, labels: str = NOISY) -> str:
@@ -211,16 +199,5 @@ def by_seed(found: list[dict[str, Any]]) -> dict[int, float]:
     return {line["seed"]: line["top1"] for line in found}
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    done = {key_of(line) for line in read_results(results)}
-    missing = [point for point in planned() if point.name not in done]
-    add_results(results, ((point.name, partial(run, folder, point)) for point in missing), arguments.seconds)
-
-
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run)

@@ -11,12 +11,12 @@ reference's training and scoring are charged to its run, the moving one's are pa
 from __future__ import annotations
 
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import learn, score_table
 from map_settings import CHOOSING
+from planned_runs import run_planned
 from seeds import cell
 
 SEEDS = 3
@@ -47,7 +47,7 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def tables(results: list[dict[str, Any]]) -> str:
     """Top-1, updates of the learner and FLOPs by arm."""
     head = "top-1 | updates | FLOPs of the run | with the reference paid for"
     lines = [f"| arm | {head} |", "|---" * 5 + "|"]
@@ -63,17 +63,13 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(table(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    done = {(line["arm"], line["seed"]) for line in read_results(results)}
-    missing = [(arm, seed) for seed in range(SEEDS) for arm in ARMS if (arm, seed) not in done]
-    runs = ((f"{arm}, seed {seed}", partial(run, folder, arm, seed)) for arm, seed in missing)
-    add_results(results, runs, arguments.seconds)
+def planned() -> list[tuple[Any, ...]]:
+    return [(arm, seed) for seed in range(SEEDS) for arm in ARMS]
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["arm"], line["seed"]
 
 
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from curate.reports.interval import t_95
 from curate.scoring.flops import forward_flops
 from curate.scoring.loading import find_model, load_model
 from curate.training.evaluate import evaluate_by_name
-from curated_map import add_results, argument_parser, begin, learn, read_results, reference_name, score_table
+from curated_map import learn, reference_name, score_table
 from findings_settings import conv
 from map_settings import CHOOSING, RATES_AT, REFERENCE_EXAMPLES
+from planned_runs import run_planned
 from seeds import cell, difference, paired
 
 STEPS, SEEDS, CURATED = 150, 3, 10_000
@@ -88,29 +87,27 @@ def measured(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def planned() -> dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]]:
-    """All runs, by (learner or examples drawn, policy, seed), in their order: by one policy with all seeds, then the others."""
-    found: dict[tuple[Any, ...], Callable[[Path], dict[str, Any]]] = {}
-
-    def add(learner: str, policy: str, seed: int) -> None:
-        found[learner, policy, seed] = partial(of_learner, learner=learner, policy=policy, seed=seed)
-
+def planned() -> list[tuple[Any, ...]]:
+    """All runs, as (learner or examples drawn, policy, seed), in their order: by one policy with all seeds, then the others."""
+    first = [
+        (learner, policy, seed)
+        for seed in range(SEEDS)
+        for learner in LEARNERS
+        for policy in ("uniform", "learnability")
+    ]
+    others: list[tuple[Any, ...]] = []
     for seed in range(SEEDS):
-        for learner in LEARNERS:
-            add(learner, "uniform", seed)
-            add(learner, "learnability", seed)
-    for seed in range(SEEDS):
-        for policy in ("learnability", "filter 50 %"):
-            for drawn in DRAWN:
-                found[drawn, policy, seed] = partial(of_reference, drawn=drawn, policy=policy, seed=seed)
-        for policy in (*POLICIES, TWICE):
-            for learner in LEARNERS:
-                add(learner, policy, seed)
-    return found
+        others += [(drawn, policy, seed) for policy in ("learnability", "filter 50 %") for drawn in DRAWN]
+        others += [(learner, policy, seed) for policy in (*POLICIES, TWICE) for learner in LEARNERS]
+    return [*dict.fromkeys([*first, *others])]
 
 
 def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
     return line.get("learner", line.get("drawn")), line["policy"], line["seed"]
+
+
+def run(folder: Path, what: Any, policy: str, seed: int) -> dict[str, Any]:
+    return (of_learner if what in LEARNERS else of_reference)(folder, what, policy, seed)
 
 
 def tables(results: list[dict[str, Any]]) -> str:
@@ -167,19 +164,10 @@ def fitted(points: list[tuple[float, float]]) -> str:
     )
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(tables(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
+def add_learners(folder: Path) -> None:
     for name, entry in LEARNERS.items():
         add_model(folder / "curate.toml", name, entry)
-    done = {key_of(line) for line in read_results(results)}
-    missing = {key: run for key, run in planned().items() if key not in done}
-    runs = ((", ".join(map(str, key)), partial(run, folder)) for key, run in missing.items())
-    add_results(results, runs, arguments.seconds)
 
 
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run, add_learners)

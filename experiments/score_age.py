@@ -10,12 +10,12 @@ it may share. A run has 145 steps.
 from __future__ import annotations
 
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curated_map import add_results, argument_parser, begin, learn, read_results, score_table
+from curated_map import learn, score_table
 from map_settings import CHOOSING, RATES_AT
+from planned_runs import run_planned
 
 AGES, SEEDS = (0, 64, 4, 16, 1), 3
 
@@ -34,7 +34,7 @@ def run(folder: Path, age: int, seed: int) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def tables(results: list[dict[str, Any]]) -> str:
     """Top-1 by age."""
     lines = ["| steps | top-1: mean (least..greatest) | n |", "| --- | --- | --- |"]
     for age in sorted(AGES):
@@ -45,17 +45,13 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    arguments = argument_parser(__doc__).parse_args()
-    if arguments.table:
-        print(table(read_results(arguments.paths[-1])))
-        return
-    folder, results = begin(arguments.paths)
-    done = {(line["age"], line["seed"]) for line in read_results(results)}
-    missing = [(age, seed) for seed in range(SEEDS) for age in AGES if (age, seed) not in done]
-    runs = ((f"age {age}, seed {seed}", partial(run, folder, age, seed)) for age, seed in missing)
-    add_results(results, runs, arguments.seconds)
+def planned() -> list[tuple[Any, ...]]:
+    return [(age, seed) for seed in range(SEEDS) for age in AGES]
+
+
+def key_of(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["age"], line["seed"]
 
 
 if __name__ == "__main__":
-    main()
+    run_planned(__doc__, tables, planned, key_of, run)
