@@ -32,7 +32,8 @@ def figure_of(path: Path) -> str:
         for row, setting in enumerate(settings):
             for policy in POLICIES if setting in BOTH else (LEARNABILITY,):
                 shares = top1[setting, policy]
-                mark(changed, paired(shares, top1[BASE, policy]), row - OFFSET[policy], policy, label=not row)
+                beside = OFFSET[policy] if setting in BOTH else 0.0
+                mark(changed, paired(shares, top1[BASE, policy]), row - beside, policy, label=not row)
             uniform = top1[setting if setting in BOTH else BASE, UNIFORM]
             mark(gained, paired(top1[setting, LEARNABILITY], uniform), row, LEARNABILITY)
         changed.set_yticks(range(len(settings)), settings)

@@ -91,8 +91,8 @@ class Keeping:
         if quality is not None and self.reference is not None and quality > self.reference and not self._passed:
             self._passed = True
             self._records.log(
-                f"the learner has passed its reference: {self._named} {quality:.4g}, the reference {self.reference:.4g}; choosing"
-                " gains less from here on (docs/findings.md)"
+                f"the learner has passed its reference: {self._named} {quality:.4g}, the reference {self.reference:.4g}; where"
+                " that was measured, choosing gained little from there on (docs/findings.md)"
             )
 
     def measure(self, step: int) -> Mapping[str, float]:
