@@ -17,7 +17,7 @@ from ..scoring.models import Model, ModelSpec
 from ..scoring.settings import super_batch_size
 from ..scoring.tables.lookup import ScoreTable, open_scores
 from ..scoring.tables.reference import reference_of_table
-from ..scoring.tables.run_costs import recorded_train_flops
+from ..scoring.tables.run_costs import recorded_quality, recorded_train_flops
 from ..scoring.tasks import find_task
 from ..training import autopilot
 from ..training.startup import coarse_of
@@ -130,6 +130,7 @@ def plan_from_models(options: PlanOptions, config: Config, watches: bool = False
         known = reference if reference_spec else None
         train_once, note = _reference_training(options, table, known, online, uniform_steps)
         notes.append(note)
+    notes += _reference_quality(options, table, learner)
     also_scored, also_trained, also_said = _other_tables(options, config)
     notes += also_said
     zero = unusual(uncounted)
@@ -196,6 +197,19 @@ def _reference_training(
     model = reference or online
     training = train_flops(model, model.task.training_loss(model), b)
     return float(training.total * steps), note
+
+
+def _reference_quality(options: PlanOptions, table: ScoreTable | None, learner: Model) -> list[str]:
+    """What is known of the reference's quality: choosing by it gains little once the learner has passed it."""
+    name = table.manifest["reference"]["name"] if table is not None else options.selection.reference
+    found = recorded_quality(name, learner.task.quality) if name else None
+    if found is None:
+        return []
+    quality, dataset = found
+    return [
+        f"reference: {learner.task.quality} {quality:.4g} on the test split of '{dataset}'; a learner that passes it within the"
+        " budget gained little by choosing where that was measured (docs/findings.md)"
+    ]
 
 
 def _reference_spec(

@@ -1,4 +1,5 @@
 import json
+import shutil
 from fractions import Fraction
 
 import pytest
@@ -98,6 +99,16 @@ def test_a_table_knows_its_cost(digits):
     steps = trained.ledger()
     assert steps.reference_train == 7 * 16 * LEARNER_TRAIN
     assert steps.reference_score == 1000 * LEARNER
+
+
+def test_the_quality_of_the_reference_is_said_where_its_run_knows_it(digits, tmp_path):
+    shutil.copytree(digits.reference, tmp_path / "run")
+    path = tmp_path / "run" / "summary.json"
+    summary = json.loads(path.read_text())
+    for quality, said in (({"top1": 0.75}, True), ({}, False)):
+        path.write_text(json.dumps({**summary, "quality": quality}))
+        notes = real(digits, reference=str(tmp_path / "run")).notes
+        assert any("reference: top1 0.75 on the test split of 'digits-curated'" in note for note in notes) == said
 
 
 def test_the_scores_of_a_mixture_and_of_a_prior_are_counted_beside(digits):
