@@ -86,7 +86,9 @@ def planned() -> Iterator[Point]:
     ]
     first = [point for point in everything if point.arm in FIRST and point.multiple != MULTIPLES[-1] and not point.seed]
     on_all = [p for p in everything if p.size == SIZES[-1] and p.multiple in (1, 4) and p.arm != INFOBATCH]
-    first += [p for p in everything if p.arm == BETTER and p.multiple in (4, 8) and not p.seed]
+    first += [
+        p for p in everything if p.arm in (BASE, BETTER) and p.size == SIZES[-1] and p.multiple in (4, 8) and not p.seed
+    ]
     yield from dict.fromkeys([*first, *on_all, *everything])
 
 
