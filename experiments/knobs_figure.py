@@ -38,9 +38,10 @@ def figure_of(path: Path) -> str:
             mark(gained, paired(top1[setting, LEARNABILITY], uniform), row, LEARNABILITY)
         changed.set_yticks(range(len(settings)), settings)
         changed.invert_yaxis()
-        changed.set_xlabel("top-1 under the setting, minus the map's (points)")
-        gained.set_xlabel("learnability minus uniform (points)")
+        changed.set_title("what the setting changes", fontsize="medium")
+        gained.set_title("learnability minus uniform", fontsize="medium")
         for axes in (changed, gained):
+            axes.set_xlabel("points of top-1")
             axes.axvline(0, color="#999999", linewidth=1)
             axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper center", ncols=2)

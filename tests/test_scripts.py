@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("script", ["findings", "pairs", "chart"])
+@pytest.mark.parametrize("script", ["findings", "pairs", "chart", "knobs_figure", "crossing_figure"])
 def test_experiments_start(script):
     done = subprocess.run(
         [sys.executable, f"experiments/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True
