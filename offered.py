@@ -25,7 +25,11 @@ COMPARED = without(RunOptions, *OWN) | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
     ),
-    "selections_every": replace(RUN["selections_every"], default=5),
+    "selections_every": replace(
+        RUN["selections_every"],
+        default=5,
+        help="Leave this many steps between two records of a super-batch and what was chosen of it.",
+    ),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
 NOT_PLANNED = (

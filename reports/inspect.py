@@ -13,7 +13,7 @@ from ..datasets.storage import exists, full_url, join_url
 from ..datasets.writing import write_errors, write_whole
 from ..errors import CurateError, QueryError, SpecError, TableError
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from ..units import Report
+from ..units import Report, counted
 from .example_images import Name, Shown, read_images
 from .inspect_options import InspectOptions
 from .inspect_page import IMAGE_SIDE, Page, page_html
@@ -65,7 +65,7 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
         raise QueryError(f"{what}: {error_line(e)}") from None
     text = page_html(page, plots, images).encode()
     write_whole(out / INDEX, text)
-    report(f"{len(images):,} images, {len(text) / 1e6:.2g} MB")
+    report(f"{counted(len(images), 'image')}, {len(text) / 1e6:.2g} MB")
     return str(out / INDEX)
 
 

@@ -120,10 +120,10 @@ def _cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell
     cells = []
     for shard, key, loss, other, label, predicted, other_predicted in found:
         head = "{caption}" if label is None else rows.data.class_name(label)
-        small = f"A: {loss:.3g}\nB: {other:.3g}"
+        small = f"A: {loss:#.3g}\nB: {other:#.3g}"
         if label is not None:
             said = rows.data.class_name(predicted), rows.data.class_name(other_predicted)
-            small = f"A: {said[0]} ({loss:.3g})\nB: {said[1]} ({other:.3g})"
+            small = f"A: {said[0]} ({loss:#.3g})\nB: {said[1]} ({other:#.3g})"
         cells.append(Cell((shard, key), head, small))
     return cells
 

@@ -17,6 +17,7 @@ from ..errors import CurateError, QueryError, TableError
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable
 from ..scoring.tables.schema import ENDING
+from ..units import counted
 from .sql import error_line, parquet_sql
 from .views import SCORES_COLUMNS, open_root
 
@@ -130,7 +131,7 @@ class Rows:
     def sample_line(self) -> str:
         """What was read."""
         if self.read == self.total:
-            return f"All {self.total:,} scored examples in {self.shards_of:,} shards were read."
+            return f"All {self.total:,} scored examples in {counted(self.shards_of, 'shard')} were read."
         return (
             f"A sample: {self.read:,} of {self.total:,} scored examples, those of {len(self.shards):,} of "
             f"{self.shards_of:,} shards, drawn at random. Counts are of the sample."

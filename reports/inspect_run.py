@@ -14,7 +14,7 @@ from ..datasets.storage import join_url, read_bytes
 from ..errors import CurateError, RunError
 from ..scoring.tables.lookup import open_scores
 from ..scoring.tables.schema import ENDING
-from ..units import accuracy
+from ..units import accuracy, counted
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import over_time
@@ -79,7 +79,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run: str, pattern: str, options
     )
     connection.unregister("_about")
     if every == 1:
-        return f"All {total:,} rows of {steps:,} recorded steps were read."
+        return f"All {total:,} rows of {counted(steps, 'recorded step')} were read."
     ((kept,),) = connection.execute("SELECT count(DISTINCT step) FROM chosen").fetchall()
     return f"A sample: {kept:,} of {steps:,} recorded steps, every {every:,}th. Counts are of the sample."
 
@@ -236,7 +236,7 @@ def _sheets(connection: duckdb.DuckDBPyConnection, data: Data, options: InspectO
             Cell(
                 (shard, key),
                 "{caption}" if label is None else data.class_name(label),
-                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f"\nscore {score:.3g}"),
+                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f"\nscore {score:#.3g}"),
             )
             for shard, key, hits, draws, label, score in found
         ]

@@ -126,7 +126,7 @@ def cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell]
         f'SELECT shard, key, {rows.measure}, {label} FROM rows WHERE imaged AND ({where}) {order}, shard, "row" LIMIT {count}'
     ).fetchall()
     return [
-        Cell((shard, key), _head(rows, label, predicted), f"{rows.measure} {value:.3g}")
+        Cell((shard, key), _head(rows, label, predicted), f"{rows.measure} {value:#.3g}")
         for shard, key, value, label, predicted in found
     ]
 

@@ -133,7 +133,7 @@ def write_status(
     console = Console(file=file, highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(status.folder)}[/bold]")
     read = status.examples + status.failures
-    share = f" ({status.failures / read:.2%})" if read else ""
+    share = f" ({100 * status.failures / read:.2f} %)" if read else ""
     total = "" if status.complete is None else f" of {len(status.shards):,}"
     console.print(
         f"{status.count('done'):,}{total} shards done: {status.examples:,} examples scored, {status.failures:,} failed{share}; "

@@ -59,7 +59,7 @@ def test_a_data_set_that_is_well(collection):
     told = "\n".join(text for _, text, _ in found)
     assert "3 shards," in told
     assert "members of '00000': .png 20, .txt 20, .json 20" in told
-    assert "60 examples of 3 shards read, keys such as '000000000'; 0.00% bad" in told
+    assert "60 examples of 3 shards read, keys such as '000000000'; 0.00 % bad" in told
     assert "captions have 5 to 5 tokens, median 5; CLIP's context is 77" in told
     assert "covers 3 of 3 shards, 60 examples, 0 failed" in told
     assert "its reference is not here (/nowhere/clip.safetensors)" in told
@@ -118,7 +118,7 @@ def test_every_source_is_looked_at(made):
     entry = {"train": "data/{00000..00002}.tar::more/a.tar", "test": "more/a.tar", "text": "txt"}
     add_dataset(made / "curate.toml", "pairs", entry)
     _, found = examine(made)
-    assert [text[:36] for text, _ in acts(found) if "bad" in text] == ["1 examples of 1 shards read, keys su"] * 2
+    assert [text[:36] for text, _ in acts(found) if "bad" in text] == ["1 example of 1 shard read, keys such"] * 2
 
 
 def test_a_table_that_is_not_complete(made):

@@ -275,7 +275,7 @@ def test_what_a_run_chose(digits, tmp_path):
     others = [i for i, row in enumerate(scored) if row[2] != 3]
     wanted = hits[:-6:-1] + others[:5]  # all were drawn equally often: by score
     assert [image["alt"] for image, _ in page.images] == [f"image of {scored[i][0]} / {scored[i][1]}" for i in wanted]
-    assert f"chosen 2 of 2 times<br>score {hits[-1]:.3g}" in page.text
+    assert f"chosen 2 of 2 times<br>score {hits[-1]:#.3g}" in page.text
     assert {p.stem for p in (tmp_path / "page/plots").glob("*.svg")} == {"by_class", "online_loss"}
     done = curate("inspect", run, "--config", digits.toml, "--out", tmp_path / "page", "--rows", rows // 5)
     assert done.code == 0, done.err
