@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import IO, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -121,16 +121,13 @@ def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
     return sum(examples for _, examples in stretch[1:]) / (stretch[-1][0] - stretch[0][0])
 
 
-def write_status(
-    status: TableStatus, format: str = "table", *, show_all: bool = False, file: IO[str] | None = None
-) -> None:
+def write_status(status: TableStatus, format: str = "table", *, show_all: bool = False) -> None:
     """Print totals, and the shards with failures or not done (`show_all`: all). Raises SpecError for an unknown format."""
-    file = file or sys.stdout
     check_format(format)
     if format == "json":
-        file.write(json.dumps(status.to_dict(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(status.to_dict(), indent=2) + "\n")
         return
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(status.folder)}[/bold]")
     read = status.examples + status.failures
     share = f" ({100 * status.failures / read:.2f} %)" if read else ""

@@ -57,13 +57,8 @@ def score_batch(
 
 def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
     """ActiveCLIP's scoring loss of B pairs from their unit-norm embeddings."""
-    similarity_B = losses.dot_product_similarity(image_BD, text_BD)
-    return Scored(
-        loss=-similarity_B,
-        similarity=similarity_B,
-        image_embedding=image_BD,
-        text_embedding=text_BD,
-    )
+    loss_B = losses.negative_dot_product(image_BD, text_BD)
+    return Scored(loss=loss_B, similarity=-loss_B, image_embedding=image_BD, text_embedding=text_BD)
 
 
 def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
