@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -24,6 +25,12 @@ from .views import SCORES_COLUMNS, open_root
 WIDE = ("image_embedding", "text_embedding")
 COLUMNS = {name: kind for name, kind in SCORES_COLUMNS.items() if name not in WIDE}
 MOST_SOURCES = 100
+T = TypeVar("T")
+
+
+def both_ends(rows: Sequence[T], most: int) -> list[T]:
+    """The first and the last of the rows, half of `most` each; all rows where they are no more than `most`."""
+    return list(rows) if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..units import accuracy, counted
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import over_time
-from .inspect_rows import Data, find_data, imaged_shards, shuffled
+from .inspect_rows import Data, both_ends, find_data, imaged_shards, shuffled
 from .inspect_scores import CLEAN, MOST_GROUPS, Figures
 from .sql import parquet_sql
 from .views import SCORES_COLUMNS, SELECTIONS_COLUMNS, connect, open_root
@@ -173,20 +173,16 @@ def _over_time(connection: duckdb.DuckDBPyConnection, column: str, word: str, da
         """
     ).fetchall()
     total = sum(row[1] for row in found)
-    ends = found if len(found) <= LINES else found[: LINES // 2] + found[-LINES // 2 :]
     names = {value: data.class_name(value) if column == "label" else str(value) for value, *_ in found}
     rates = connection.execute(f"SELECT {column}, bin, avg(selected::INT) FROM drawn GROUP BY 1, 2").fetchall()
     of = {(value, place): rate for value, place, rate in rates}
     steps = _steps(connection)
-    lines = {names[value]: [of.get((value, place)) for place in steps] for value, *_ in ends}
+    lines = {names[value]: [of.get((value, place)) for place in steps] for value, *_ in both_ends(found, LINES)}
     figures[f"by_{word}"] = lambda: over_time(list(steps.values()), lines, "share of draws that are chosen", True)
-    cut = ""
-    if len(found) > MOST_GROUPS:
-        cut = f"; of {len(found):,}, those that are chosen most and least often"
-        found = found[: MOST_GROUPS // 2] + found[-MOST_GROUPS // 2 :]
+    cut = f"; of {len(found):,}, those that are chosen most and least often" if len(found) > MOST_GROUPS else ""
     table = [
         (names[value], f"{n:,}", accuracy(n / total), *("-" if rate is None else accuracy(rate) for rate in shares))
-        for value, n, *shares in found
+        for value, n, *shares in both_ends(found, MOST_GROUPS)
     ]
     few = f" Lines: the {LINES} that are chosen most and least often." if len(names) > LINES else ""
     return Section(

@@ -74,15 +74,19 @@ def measured_lines(measured: dict[str, Any]) -> list[str]:
         f"{_short(measured['read_seconds'])} for a step's {measured['super_batch']:,} examples."
     )
     if measured["binds"] == "reading":
-        binds = f"Reading binds: {counted(wanted, 'such core')} would keep up, if all of them only read."
+        bottleneck = (
+            f"Reading is the bottleneck: {counted(wanted, 'such core')} would keep up, if all of them only read."
+        )
     else:
-        binds = f"The stage '{measured['binds']}' binds; reading would keep up with {counted(wanted, 'core')}."
+        bottleneck = (
+            f"The bottleneck is the stage '{measured['binds']}'; reading would keep up with {counted(wanted, 'core')}."
+        )
     return [
         f"\nMeasured here, on {measured['device']}, with --batch-size {measured['batch_size']} (super-batch "
         f"{measured['super_batch']:,}): {_short(measured['step_seconds'])} a step ({stages}), so "
         f"{format_duration(measured['seconds'])} for {measured['steps']:,} steps, without evaluation.",
         reading,
-        binds,
+        bottleneck,
         f"Disk: up to {measured['disk_bytes'] / 1e9:.2g} GB. Memory: {measured['memory_bytes'] / 1e9:.2g} GB at most so far.",
     ]
 

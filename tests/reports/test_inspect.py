@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -18,6 +19,8 @@ from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, load_config
 from curate.pipelines.score_reference import score_reference
+from curate.reports.inspect import inspect
+from curate.reports.inspect_options import InspectOptions
 from curate.reports.inspect_page import Page as InspectPage
 from curate.reports.inspect_page import Section, Table, page_html
 from curate.reports.inspect_rows import add_rows, find_data
@@ -154,6 +157,19 @@ def test_the_page_opens_alone_and_its_images_are_small(flipped):
     drawn = {p.stem for p in (path.parent / "plots").glob("*.png")}
     assert drawn == {"losses", "losses_by_group"}
     assert [h for h in page.headings if h in ("Likely wrong labels", "What a filter would drop")]
+
+
+@pytest.mark.parametrize(("most", "said"), [(10, ""), (8, "Of 10 groups the 8 with the lowest and highest median")])
+def test_many_groups_are_cut_to_both_ends_and_that_is_said(flipped, tmp_path, monkeypatch, most, said):
+    root, _ = flipped
+    monkeypatch.setattr("curate.reports.inspect_scores.MOST_GROUPS", most)
+    options = InspectOptions(out=str(tmp_path / "page"), images=1)
+    page = Page(Path(inspect(str(root / "scores"), None, options, load_config(root / "curate.toml"), silent)))
+    assert said in page.text and ("groups the" in page.text) == bool(said)
+    (caption,) = [caption for caption in page.tables if caption.startswith("By class")]
+    assert ("; of 10, those" in caption) == bool(said)
+    dropped = [float(row[5].removesuffix(" %")) for row in page.tables[caption][1:]]
+    assert len(dropped) == most and dropped == sorted(dropped, reverse=True)
 
 
 def test_a_sample_is_whole_shards_and_is_said(flipped, tmp_path):
