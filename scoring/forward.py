@@ -119,6 +119,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:
+    """torch's autocast to bf16 at that precision; nothing at fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -161,6 +162,7 @@ def best_device(worker: int | None = None) -> torch.device:
 
 
 def device_of(worker: int | None, gpus: int) -> torch.device:
+    """The device of one worker on a machine of so many GPUs; the CPU where there is none."""
     if not gpus:
         return torch.device("cpu")
     return torch.device("cuda") if worker is None else torch.device("cuda", worker % gpus)
