@@ -117,17 +117,17 @@ def score_reference(
 
 @cli.command()
 def status(
-    table: Annotated[
+    what: Annotated[
         str,
         typer.Argument(
-            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
+            help="Look at this score table (its folder or URL, or one above that holds one), or at this run's folder."
         ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    """Show how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
     stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
@@ -136,10 +136,10 @@ def status(
     from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    if is_run(table):
-        write_run_status(run_status(table), format)
+    if is_run(what):
+        write_run_status(run_status(what), format)
     else:
-        write_status(table_status(table, load_config(config)), format, show_all=show_all)
+        write_status(table_status(what, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
@@ -196,7 +196,8 @@ def plan(
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Make some steps here, and say what the run takes: seconds, disk, memory, and what binds."
+            "--measure",
+            help="Run some steps here, and say what the whole run takes: seconds, disk, memory, and the bottleneck.",
         ),
     ] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
@@ -349,7 +350,8 @@ cli.command()(card)
 @cli.command()
 def doctor(
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Look at this data set, and give it again for another. Default: all named.")
+        list[str] | None,
+        typer.Option(help="Look at this data set; repeat the option for several. Default: all of curate.toml."),
     ] = None,
     scores: ScoresOption = "scores",
     shards: Annotated[int, typer.Option(help="Read this many shards of each source of a data set.")] = 3,

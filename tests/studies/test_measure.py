@@ -43,7 +43,7 @@ def test_reading_binds_where_it_takes_longer_than_all_else():
     found = measured(read_per_second=64.0)
     assert found.binds == "reading"
     assert found.cores_wanted == 5, "1 s on two cores has to become 0.4 s"
-    assert any("Reading binds: 5 such cores" in line for line in measured_lines(found.to_dict()))
+    assert any("Reading is the bottleneck: 5 such cores" in line for line in measured_lines(found.to_dict()))
 
 
 def test_the_first_steps_are_not_counted():
