@@ -19,6 +19,7 @@ from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
 from .reports.export_options import ExportOptions
+from .reports.formats import check_format
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions, unused_in_plan
 from .training.options import RunOptions
 
@@ -120,7 +121,7 @@ def status(
     what: Annotated[
         str,
         typer.Argument(
-            help="Look at this score table (its folder or URL, or one above that holds one), or at this run's folder."
+            help="Look at this score table (a folder or URL, or one above that holds one), or this run's folder."
         ),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
@@ -197,7 +198,7 @@ def plan(
         bool,
         typer.Option(
             "--measure",
-            help="Run some steps here, and say what the whole run takes: seconds, disk, memory, and the bottleneck.",
+            help="Run some steps here, and say what the run takes: seconds, disk, memory, and its bottleneck.",
         ),
     ] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
@@ -211,7 +212,7 @@ def plan(
     Example: curate plan --ratio 1/49 --expected-saving 25%
     """
     from .datasets.spec import find_dataset, load_config
-    from .reports.plan import check_format, write_plan
+    from .reports.plan import write_plan
 
     alone("plan")
     options = PlanOptions.of(**given)
@@ -366,7 +367,7 @@ def doctor(
     """
     from .datasets.spec import load_config
     from .reports.doctor import diagnose
-    from .reports.doctor_findings import check_format, write_findings
+    from .reports.doctor_findings import write_findings
 
     check_format(format)
     if not write_findings(diagnose(load_config(config), dataset or [], scores, shards, report), format):

@@ -67,7 +67,7 @@ class ScoreSummary:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
         return (
             f"{counted(self.examples, 'example')} scored, {self.failures:,} failed, {counted(self.shards, 'shard')} "
-            f"({self.scored_now:,} now{waiting}) in {self.seconds:.1f} s"
+            f"({self.scored_now:,} in this call{waiting}) in {self.seconds:.1f} s"
             + (f"; over all workers: {stages}" if stages else "")
         )
 

@@ -11,9 +11,8 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import SpecError
+from .formats import check_format
 
-FORMATS = ("table", "json")
 Level = Literal["ok", "note", "act"]
 MARKS = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "act": "[red]act [/red]"}
 
@@ -27,12 +26,6 @@ class Finding:
     level: Level
     found: str
     do: str = ""
-
-
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that `write_findings` does not know."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def write_findings(found: Sequence[Finding], format: str = "table") -> bool:

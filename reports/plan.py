@@ -12,20 +12,13 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ..errors import SpecError
 from ..ledger import BASELINE, REGIMES
 from ..units import counted, format_duration, format_flops
+from .formats import check_format
 from .probe import Probe, probe_lines
 
-FORMATS = ("table", "json")
 # What each regime counts in addition to the one before it.
 COUNTS = ("learner train", "online score and online train", "reference score", "reference train")
-
-
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that `write_plan` does not know. Call it before a probe trains for hours."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def write_plan(

@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from ..errors import RunError
 from ..units import format_flops, percent
-from .status import ago, check_format
+from .formats import check_format
+from .status import ago
 
 RATES = ("samples_per_second", "mfu", "data_share")
 SPENT = ("learner_train", "online_score", "online_train")

@@ -19,12 +19,12 @@ from rich.table import Table
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, find_dataset
 from ..datasets.storage import list_times
-from ..errors import SpecError, TableError
+from ..errors import TableError
 from ..scoring.tables.lookup import open_scores
 from ..scoring.tables.read import noted_errors, shard_counts
 from ..scoring.tables.schema import ENDING
+from .formats import check_format
 
-FORMATS = ("table", "json")
 MAX_LISTED = 20
 # A longer pause (seconds) between two commits means that scoring was stopped and started again.
 PAUSE = 600.0
@@ -151,12 +151,6 @@ def write_status(status: TableStatus, format: str = "table", *, show_all: bool =
         console.print(_shards(listed if show_all else listed[:MAX_LISTED]))
     if len(listed) > MAX_LISTED and not show_all:
         console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
-
-
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that is none."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def _shards(listed: Sequence[ShardStatus]) -> Table:
