@@ -120,9 +120,7 @@ def score_reference(
 def status(
     what: Annotated[
         str,
-        typer.Argument(
-            help="Look at this score table (a folder or URL, or one above that holds one), or this run's folder."
-        ),
+        typer.Argument(help="Look at this run's folder, or at this score table: its folder or URL, or one above it."),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
