@@ -19,6 +19,7 @@ from .options import options_of, refuse_url
 from .pages import card, inspect
 from .pipelines.options import ScoreOptions
 from .reports.export_options import ExportOptions
+from .reports.formats import check_format
 from .studies.options import CompareOptions, PlanOptions, ProbeOptions, unused_in_plan
 from .training.options import RunOptions
 
@@ -117,17 +118,15 @@ def score_reference(
 
 @cli.command()
 def status(
-    table: Annotated[
+    what: Annotated[
         str,
-        typer.Argument(
-            help="Look at this score table (its folder or URL, or one above that holds one), or run folder."
-        ),
+        typer.Argument(help="Look at this run's folder, or at this score table: its folder or URL, or one above it."),
     ],
     show_all: Annotated[bool, typer.Option("--all", help="List every shard, not only those with a problem.")] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
     config: ConfigOption = None,
 ) -> None:
-    """Say how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
+    """Show how far a score table is (done, missing, failed and unreadable shards), or a run: its step, speed, seconds by
     stage, and quality so far. Reads only the folder's files.
 
     Example: curate status scores
@@ -136,10 +135,10 @@ def status(
     from .reports.run_status import is_run, run_status, write_run_status
     from .reports.status import table_status, write_status
 
-    if is_run(table):
-        write_run_status(run_status(table), format)
+    if is_run(what):
+        write_run_status(run_status(what), format)
     else:
-        write_status(table_status(table, load_config(config)), format, show_all=show_all)
+        write_status(table_status(what, load_config(config)), format, show_all=show_all)
 
 
 @cli.command()
@@ -196,7 +195,8 @@ def plan(
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Make some steps here, and say what the run takes: seconds, disk, memory, and what binds."
+            "--measure",
+            help="Run some steps here, and say what the run takes: seconds, disk, memory, and its bottleneck.",
         ),
     ] = False,
     format: Annotated[str, typer.Option(metavar="table|json", help="Print in this format.")] = "table",
@@ -210,7 +210,7 @@ def plan(
     Example: curate plan --ratio 1/49 --expected-saving 25%
     """
     from .datasets.spec import find_dataset, load_config
-    from .reports.plan import check_format, write_plan
+    from .reports.plan import write_plan
 
     alone("plan")
     options = PlanOptions.of(**given)
@@ -349,7 +349,8 @@ cli.command()(card)
 @cli.command()
 def doctor(
     dataset: Annotated[
-        list[str] | None, typer.Option(help="Look at this data set, and give it again for another. Default: all named.")
+        list[str] | None,
+        typer.Option(help="Look at this data set; repeat the option for several. Default: all of curate.toml."),
     ] = None,
     scores: ScoresOption = "scores",
     shards: Annotated[int, typer.Option(help="Read this many shards of each source of a data set.")] = 3,
@@ -364,7 +365,7 @@ def doctor(
     """
     from .datasets.spec import load_config
     from .reports.doctor import diagnose
-    from .reports.doctor_findings import check_format, write_findings
+    from .reports.doctor_findings import write_findings
 
     check_format(format)
     if not write_findings(diagnose(load_config(config), dataset or [], scores, shards, report), format):

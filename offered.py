@@ -11,7 +11,7 @@ from .training.options import RunOptions
 
 RUN = options_of(RunOptions)
 # A replay trains on the data set of the run that it replays.
-OF_THE_RUN = f"{RUN['dataset'].help} Needed, but for --replay, which takes the run's."
+OF_THE_RUN = f"{RUN['dataset'].help} Required, except with --replay, which takes it from the run."
 TRAINED = RUN | {"dataset": replace(RUN["dataset"], default=None, help=OF_THE_RUN)}
 BUDGET, ASYNCHRONOUS = (
     [o.name for o in RUN.values() if o.concern == concern] for concern in ("budget", "asynchronous")
@@ -25,7 +25,11 @@ COMPARED = without(RunOptions, *OWN) | {
     "budget_flops": replace(
         RUN["budget_flops"], concern="", default=MISSING, help="Take this many FLOPs as 1x, such as 2e13, 20TF or 1EF."
     ),
-    "selections_every": replace(RUN["selections_every"], default=5),
+    "selections_every": replace(
+        RUN["selections_every"],
+        default=5,
+        help="Record a super-batch and what was chosen of it every N steps.",
+    ),
 }
 PLANNED = "Plan with this reference. Default: the model of the table, or one as large as the online model."
 NOT_PLANNED = (

@@ -203,10 +203,10 @@ def check_least(options: Any, least: float, *names: str) -> None:
 
 
 def refuse_with(name: str, reasons: Mapping[str, bool]) -> None:
-    """Raises SpecError for the first of `reasons` that is so: what the option called `name` cannot be with."""
+    """Raises SpecError for the first of `reasons` that is so: what the option called `name` cannot be combined with."""
     for what, is_so in reasons.items():
         if is_so:
-            raise SpecError(f"{flag(name)} cannot be with {what}; leave one of them out")
+            raise SpecError(f"{flag(name)} cannot be combined with {what}; leave one of them out")
 
 
 def check_local(options: Any, name: str) -> None:

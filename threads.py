@@ -44,8 +44,8 @@ def settle(environment: MutableMapping[str, str] = os.environ) -> None:
     A waiting OpenMP thread spins on its core. Where another process needs that core, every operator of a small model waits
     for the spinning to end: beside two busy processes on two cores, 300 steps of a tiny ResNet took 60 s. With threads that
     sleep they took 7 s; on the quiet machine 3.0 s spinning, 3.4 s sleeping. How busy the machine will be is not known at
-    the start, so threads sleep. Where a container has a
-    limit of CPUs, OpenMP does not know it, and starts a thread per core of the machine. What the user has set stays.
+    the start, so threads sleep. OpenMP does not know a container's limit of CPUs and would start a thread per core of the
+    machine. What the user has set stays.
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"

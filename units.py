@@ -93,6 +93,11 @@ def took(seconds: float) -> str:
     return f" ({format_duration(seconds)})" if seconds >= NOT_WORTH_SAYING else ""
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 shard`, `1,000 shards`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def parse_ratio(text: str) -> float:
     """A positive ratio from `1/49` or `0.02`. Raises SpecError."""
     above, _, below = text.partition("/")

@@ -10,13 +10,14 @@ and without.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from curate.datasets.spec import DatasetSpec
 from curate.scoring.forward import score_batch
-from curate.scoring.gradients import early_statistics
+from curate.scoring.gradients import batch_norms
 from curate.scoring.loading import load_model
 from curate.scoring.models import Model, ModelSpec
 from curate.training.schedule import learning_rate
@@ -61,6 +62,22 @@ def overlaps(spec: DatasetSpec, seed: int, closely: bool) -> list[float]:
             trainee.step(pixels[chosen], labels[chosen], learning_rate(step, 10 * STEPS, 1.0, WARM_UP))
     data.close()
     return found
+
+
+@contextmanager
+def early_statistics(module: torch.nn.Module, step: int) -> Iterator[None]:
+    """What a pass in the block adds to BatchNorm's running statistics counts for 2 / (step + 2) of them, where a layer's own
+    momentum would count it for less. `step` counts from 0."""
+    share = 2 / (step + 2)
+    found = []
+    for layer in batch_norms(module):
+        if layer.track_running_stats and layer.momentum and share > layer.momentum:
+            means = [b for b in (layer.running_mean, layer.running_var) if b is not None]
+            found += [(b, b.clone(), share / layer.momentum) for b in means]
+    yield
+    with torch.no_grad():
+        for statistic, before, times in found:
+            statistic.copy_(before + times * (statistic - before))
 
 
 def by_the_batch(model: Model, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Embeddings: a table of 10 shards of 10,000 rows with two embeddings of 512 float16 each, written by the project's own
 writer (their content does not matter), is read, joined by key and hash and gathered into super-batches of 8,192, as
-training does; and once more without the embeddings. No picture is read.
+training does; and once more without the embeddings. No image is read.
 
 Choosing: 1,638 of 8,192 pairs (filter ratio 0.8) from two models' embeddings, 16 chunks, in float32 on all cores; and the
 memory that it takes at its peak in a process of its own, where one [B, B] matrix of float32 would be 268 MB and the two

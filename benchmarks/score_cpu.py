@@ -1,6 +1,6 @@
 """Where `score-reference`'s CPU time goes, which neighbours on the machine hardly disturb. About 1 minute.
 
-One thread scores shards with the function that every Beam worker calls (`score_shard`: read, decode, resize, forward,
+One thread scores shards with the code that every Beam worker runs (`score_shard`: read, decode, resize, forward,
 rows of the table), then runs the same forward pass over ready tensors. CPU seconds of the process are counted, not time
 on the clock. The share says what `score_throughput` can reach at most on a CPU, where all cores do all the work; what
 that one misses beyond it is waiting and Beam.

@@ -12,7 +12,7 @@ from ..datasets.shards import Shard
 from ..errors import CurateError
 from ..progress import Progress
 from ..scoring.tables.read import error_names, finished_shards, noted_error, row_count
-from ..units import Report
+from ..units import Report, counted
 
 PROGRESS_SECONDS = 5.0
 # If storage does not answer, only a line of progress is lost.
@@ -45,7 +45,9 @@ def watch_landing(folder: str, done: Set[str], report: Report, stop: threading.E
             known |= new
             if new:
                 minutes = (time.perf_counter() - started) / 60
-                report(f"{len(known):,} shards done, {len(new):,} new; {examples:,} examples in {minutes:,.1f} minutes")
+                report(
+                    f"{counted(len(known), 'shard')} done, {len(new):,} new; {examples:,} examples in {minutes:,.1f} minutes"
+                )
             failed = set(error_names(folder))
             for name in sorted(failed - told):
                 report(f"shard '{name}' cannot be read for now: {noted_error(folder, name)}")

@@ -35,7 +35,7 @@ from ..scoring.tables.run_costs import recorded_train_flops
 from ..scoring.tables.schema import shards_digest, table_folder
 from ..scoring.tables.source import check_source, source_of
 from ..scoring.tables.write import write_manifest, writing
-from ..units import Report
+from ..units import Report, counted
 from .committed import watch, watch_landing
 from .finish import check_size, finish
 from .follow import LandingShards, children_ignore_interrupts, until_stopped
@@ -66,8 +66,8 @@ class ScoreSummary:
         waiting = f", {self.waiting:,} more landed" if self.waiting else ""
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.stage_seconds.items())
         return (
-            f"{self.examples:,} examples scored, {self.failures:,} failed, {self.shards:,} shards "
-            f"({self.scored_now:,} now{waiting}) in {self.seconds:.1f} s"
+            f"{counted(self.examples, 'example')} scored, {self.failures:,} failed, {counted(self.shards, 'shard')} "
+            f"({self.scored_now:,} in this call{waiting}) in {self.seconds:.1f} s"
             + (f"; over all workers: {stages}" if stages else "")
         )
 
@@ -86,14 +86,14 @@ def score_reference(options: ScoreOptions, report: Report = print) -> ScoreSumma
     flops = forward_flops(model)
     folder = table_folder(options.out, options.dataset, options.model.name, fingerprint)
     name = without_secrets(options.model.name)
-    report(f"{len(shards):,} shards of '{options.dataset.name}', reference '{name}' {fingerprint[:8]}")
+    report(f"{counted(len(shards), 'shard')} of '{options.dataset.name}', reference '{name}' {fingerprint[:8]}")
     with _or_another_out():
         make_folder(folder)
     with _or_another_out(), writing(folder):
         before = read_manifest(folder)
         done = _check_existing(folder, before, options, shards, fingerprint, report)
         todo = [shard for shard in shards if shard.name not in done]
-        report(f"{without_secrets(folder)}: {len(done):,} shards done, {len(todo):,} to do")
+        report(f"{without_secrets(folder)}: {counted(len(done), 'shard')} done, {len(todo):,} to do")
         precision = _precision(folder, before if done else None, options)
         manifest = _manifest(options, shards, model, fingerprint, flops, precision)
         # A table that an older version began is finished without the images' places.

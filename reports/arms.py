@@ -77,7 +77,7 @@ def _row(arm: Arm, analysis: Analysis) -> str:
         f"{arm.super_batch:,}" if arm.super_batch else "all drawn",
         *("not known" if epochs is None else f"{epochs:.3g}" for epochs in (arm.epochs, arm.drawn)),
         "not known" if arm.lr is None else f"{arm.lr:g}",
-        ", ".join(map(str, arm.seeds)),
+        f"{len(arm.seeds)} ({', '.join(map(str, arm.seeds))})",
     )
     return f"<tr><td>{policy_name(arm.policy, analysis)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 

@@ -15,7 +15,7 @@ from ..ledger import LINES, REGIMES
 from ..options import refuse_url
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from ..units import format_flops, percent
+from ..units import counted, format_flops, percent
 from .table_choice import columns_of
 
 NAME = "README.md"
@@ -127,7 +127,7 @@ def model_card(
         [
             f"# {_plain(name)}",
             "",
-            f"A {_plain(summary['learner'])} ({task}), trained for {summary['steps']:,} steps of "
+            f"A {_plain(summary['learner'])} ({task}), trained for {counted(summary['steps'], 'step')} of "
             f"{about['batch_size']:,} examples of {_plain(data['name'])}, {chosen}. Trained with curate.",
             "",
             *_licence(license),
@@ -162,7 +162,7 @@ def model_card(
             "",
             "## Data",
             f"- {_plain(data['name'])}: {_plain(data.get('description') or 'no description')}",
-            f"- fingerprint of its fields `{data['fingerprint']}`, {data['shards']:,} shards, "
+            f"- fingerprint of its fields `{data['fingerprint']}`, {counted(data['shards'], 'shard')}, "
             f"{counts.get('examples', 0):,} examples that could be used, {counts.get('failures', 0):,} that could not",
             "",
             "What the labels and captions get wrong, the model may have learned.",

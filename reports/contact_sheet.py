@@ -10,7 +10,7 @@ import duckdb
 
 from ..datasets.spec import DatasetSpec
 from .content import Point
-from .example_images import Shown, read_images
+from .example_images import Shown, shown_images
 
 IMAGES, SHARDS = 12, 3
 # The last quarter of the steps: by then the online model has learned.
@@ -30,7 +30,7 @@ def contact_sheets(root: Path, found: Sequence[Point], budget: float, dataset: D
     seed = min((p.seed for p in found), default=0)
     drawn = {p.policy: _draw(root / "runs" / p.run) for p in found if (p.budget_flops, p.seed) == (budget, seed)}
     wanted = {(shard, key) for groups in drawn.values() for those in groups.values() for shard, key in those}
-    images = read_images(dataset, wanted)
+    images = shown_images(dataset, wanted)
     return {
         policy: {group: [images[name] for name in those if name in images] for group, those in groups.items()}
         for policy, groups in drawn.items()

@@ -41,7 +41,7 @@ def diagnose(config: Config, datasets: Sequence[str], scores: str, shards: int, 
         report(f"looking at data set '{spec.name}'")
         found += look_at_data(spec, shards)
         try:
-            found += look_at_tables(spec, scores)
+            found += look_at_tables(spec, scores, config)
         except CurateError as e:
             found.append(Finding(f"score tables of {spec.name}", "act", str(e), f"curate doctor --dataset {spec.name}"))
     return found

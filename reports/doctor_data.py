@@ -19,7 +19,7 @@ from ..datasets.shards import Shard, Split, list_shards
 from ..datasets.spec import DatasetSpec
 from ..datasets.tars import tar_members
 from ..errors import CurateError
-from ..units import format_bytes
+from ..units import counted, format_bytes
 from .doctor_findings import Finding
 
 # Of each sampled shard. A thousand examples take about a second.
@@ -48,11 +48,11 @@ def _source(spec: DatasetSpec, split: Split, pattern: str, count: int) -> Iterat
         yield Finding(about, "act", str(e), check)
         return
     sizes = [shard.bytes for shard in shards]
+    spread = f"; a shard has {_size(min(sizes))} to {_size(max(sizes))}, median {_size(median(sizes))}"
     yield Finding(
         about,
         "ok",
-        f"{len(shards):,} shards, {_size(sum(sizes))}; a shard has {_size(min(sizes))} to {_size(max(sizes))}, median "
-        f"{_size(median(sizes))}",
+        f"{counted(len(shards), 'shard')}, {_size(sum(sizes))}" + (spread if len(shards) > 1 else ""),
     )
     step = max(1, (len(shards) - 1) // max(1, count - 1))
     sampled = shards[::step][:count] if count > 1 else shards[:1]
@@ -113,14 +113,14 @@ def _examples(spec: DatasetSpec, records: Sequence[Example | Failure], about: st
     yield Finding(
         about,
         level,
-        f"{len(records):,} examples of {shards} shards read{keys}; {share:.2%} bad{why}{where}",
+        f"{counted(len(records), 'example')} of {counted(shards, 'shard')} read{keys}; {100 * share:.2f} % bad{why}{where}",
         line if level == "act" else "",
     )
     if some and seconds > 0:
         yield Finding(
             about,
             "ok",
-            f"decoding to {GEOMETRY.size} pixels a side: {len(some) / seconds:,.0f} images/s in {threads} threads",
+            f"decoding to {GEOMETRY.size} pixels a side: {len(some) / seconds:,.0f} images/s in {counted(threads, 'thread')}",
         )
     captions = [example.target for example in examples if isinstance(example.target, str)]
     if captions:

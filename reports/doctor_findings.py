@@ -6,14 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import IO, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import SpecError
+from .formats import check_format
 
-FORMATS = ("table", "json")
 Level = Literal["ok", "note", "act"]
 MARKS = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "act": "[red]act [/red]"}
 
@@ -29,21 +28,14 @@ class Finding:
     do: str = ""
 
 
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that `write_findings` does not know."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
-
-
-def write_findings(found: Sequence[Finding], format: str = "table", file: IO[str] | None = None) -> bool:
+def write_findings(found: Sequence[Finding], format: str = "table") -> bool:
     """Print the findings as lines for people or as JSON. Returns whether nothing has to be done. Raises SpecError."""
-    file = file or sys.stdout
     check_format(format)
     actions = sum(finding.level == "act" for finding in found)
     if format == "json":
-        file.write(json.dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False) + "\n")
         return not actions
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     about = ""
     for finding in found:
         if finding.about != about:

@@ -17,6 +17,7 @@ from ..datasets.storage import filesystem, is_local
 from ..errors import StorageError
 from ..scoring.settings import Precision
 from ..threads import CGROUP, cgroup_limit, cores
+from ..units import counted
 from .doctor_findings import Finding
 
 MACHINE = "machine"
@@ -80,7 +81,9 @@ def _devices() -> Iterator[Finding]:
             "python -m torch.utils.collect_env",
         )
     else:
-        yield Finding(MACHINE, "note", f"no GPU; torch computes on the CPU in {torch.get_num_threads()} threads")
+        yield Finding(
+            MACHINE, "note", f"no GPU; torch computes on the CPU in {counted(torch.get_num_threads(), 'thread')}"
+        )
     device = best_device()
     yield _precision(best_precision(device), bf16_speed(device))
 

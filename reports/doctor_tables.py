@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..datasets.shards import Shard, list_shards
-from ..datasets.spec import DatasetSpec
-from ..datasets.storage import exists, list_times
-from ..errors import CurateError
+from ..datasets.spec import Config, DatasetSpec
+from ..datasets.storage import list_times
+from ..errors import CurateError, ModelError, TableError
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable
 from ..scoring.tables.read import error_names
@@ -25,17 +25,19 @@ SAMPLED = 32
 FEW, RARELY = 20, 0.1
 
 
-def look_at_tables(spec: DatasetSpec, scores: str) -> list[Finding]:
+def look_at_tables(spec: DatasetSpec, scores: str, config: Config) -> list[Finding]:
     """Findings on every table of the data set in or below `scores`. Raises as list_shards does."""
     tables = tables_of(scores, spec.name)
     score = f"curate score-reference --dataset {spec.name} --out {scores} --reference"
     if not tables:
         return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", f"{score} MODEL")]
     shards = list_shards(spec)
-    return [finding for table in tables for finding in _table(table, spec, shards, score)]
+    return [finding for table in tables for finding in _table(table, spec, config, shards, score)]
 
 
-def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score: str) -> Iterator[Finding]:
+def _table(
+    table: ScoreTable, spec: DatasetSpec, config: Config, shards: Sequence[Shard], score: str
+) -> Iterator[Finding]:
     about, reference = f"score table {table.folder}", table.manifest["reference"]["name"]
     again = f"{score} {reference}"
     if table.manifest["dataset_fingerprint"] != spec.fingerprint:
@@ -67,7 +69,7 @@ def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score:
     times = [t for name, t in list_times(table.folder).items() if name.endswith(ENDING) and t is not None]
     if times:
         yield Finding(about, "ok", f"last written {ago(time.time() - max(times))} ago")
-    yield _reference(table, about)
+    yield _reference(table, about, spec, config)
     yield from _unknown_classes(table, about, spec)
 
 
@@ -96,31 +98,34 @@ def _unknown_classes(table: ScoreTable, about: str, spec: DatasetSpec) -> Iterat
         )
 
 
-def _reference(table: ScoreTable, about: str) -> Finding:
-    """Whether the model that made the table can be loaded, so that a run can check some losses before it starts."""
+def _reference(table: ScoreTable, about: str, spec: DatasetSpec, config: Config) -> Finding:
+    """Whether the user's own model that made the table is here, so that a run can check some losses before it starts. What the
+    table says of its model is never built: the table may be a stranger's."""
     from ..scoring.loading import load_model
-    from ..scoring.models import ModelSpec
+    from ..scoring.tables.reference import reference_of_table
 
-    spec = ModelSpec(**table.manifest["reference"]["model"])
-    look = f"curate evaluate {spec.name} --dataset {table.manifest['dataset']}"
-    if "/" not in spec.weights:
-        return Finding(about, "ok", f"made by {spec.name}, which is loaded by its name")
-    if not exists(spec.weights):
+    name = table.manifest["reference"]["name"]
+    try:
+        own = reference_of_table(table, spec, config)
+    except TableError as e:
+        return Finding(about, "act", str(e), f"curate status {table.folder}")
+    except ModelError:
         return Finding(
             about,
             "note",
-            f"its reference is not here ({spec.weights}); runs cannot check its losses",
-            f"curate status {table.folder}",
+            f"its reference, {name}, is no model of yours here; runs cannot check its losses, unless --reference names it",
+            f"curate train --dataset {spec.name} --reference-scores {table.folder} --reference {name} ...",
         )
     try:
-        fingerprint = load_model(spec, trained=True).fingerprint()
+        fingerprint = load_model(own, trained=True).fingerprint()
     except CurateError as e:
+        look = f"curate evaluate {name} --dataset {spec.name}"
         return Finding(about, "act", f"its reference cannot be loaded: {e}", look)
     if fingerprint != table.reference_fingerprint:
         return Finding(
             about,
             "act",
-            f"its reference {spec.name} changed: it was {table.reference_fingerprint[:8]}, and is {fingerprint[:8]}",
-            f"curate score-reference --dataset {table.manifest['dataset']} --reference {spec.name}",
+            f"its reference {name} changed: it was {table.reference_fingerprint[:8]}, and is {fingerprint[:8]}",
+            f"curate score-reference --dataset {spec.name} --reference {name}",
         )
-    return Finding(about, "ok", f"its reference {spec.name} is here, with the same weights")
+    return Finding(about, "ok", f"its reference {name} is here, with the same weights")

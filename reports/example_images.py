@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from ..datasets.decoding import Geometry, decode
 from ..datasets.readers import Example, read_shard
-from ..datasets.shards import list_shards
+from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import DatasetSpec
 from ..errors import CurateError, ExampleError
 
@@ -27,7 +29,7 @@ class Shown:
     caption: str
 
 
-def read_images(
+def shown_images(
     dataset: DatasetSpec,
     wanted: set[Name],
     *,
@@ -40,22 +42,29 @@ def read_images(
     A shard is read up to the last wanted example. What cannot be read is left out: runs and tables may outlive their data.
     """
     left: dict[str, set[str]] = {}
-    for shard, key in wanted:
-        left.setdefault(shard, set()).add(key)
+    for name, key in wanted:
+        left.setdefault(name, set()).add(key)
     images: dict[Name, Shown] = {}
-    try:
-        for found in list_shards(dataset) if wanted else ():
-            keys = left.get(found.name, set())
-            for example in read_shard(dataset, found) if keys else ():
-                if example.key in keys:
-                    keys.discard(example.key)
-                    if isinstance(example, Example):
-                        images[found.name, example.key] = _shown(dataset, example, size, kind, longest_caption)
-                if not keys:
-                    break
-    except (CurateError, OSError):
-        pass
+    with suppress(CurateError, OSError):
+        for shard in list_shards(dataset) if wanted else ():
+            keys = left.get(shard.name)
+            if keys:
+                with suppress(CurateError, OSError):  # the images of other shards can still be read
+                    for example in _wanted_of(dataset, shard, keys):
+                        images[shard.name, example.key] = _shown(dataset, example, size, kind, longest_caption)
     return images
+
+
+def _wanted_of(dataset: DatasetSpec, shard: Shard, keys: set[str]) -> Iterator[Example]:
+    """The usable examples of these keys, in the shard's order. Raises as `read_shard` does."""
+    left = set(keys)
+    for example in read_shard(dataset, shard):
+        if example.key in left:
+            left.discard(example.key)
+            if isinstance(example, Example):
+                yield example
+        if not left:
+            return
 
 
 def _shown(dataset: DatasetSpec, example: Example, size: int, kind: str, longest: int) -> Shown:

@@ -13,8 +13,8 @@ from ..datasets.storage import exists, full_url, join_url
 from ..datasets.writing import write_errors, write_whole
 from ..errors import CurateError, QueryError, SpecError, TableError
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from ..units import Report
-from .example_images import Name, Shown, read_images
+from ..units import Report, counted
+from .example_images import Name, Shown, shown_images
 from .inspect_options import InspectOptions
 from .inspect_page import IMAGE_SIDE, Page, page_html
 from .inspect_pair import pair_page
@@ -65,14 +65,14 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
         raise QueryError(f"{what}: {error_line(e)}") from None
     text = page_html(page, plots, images).encode()
     write_whole(out / INDEX, text)
-    report(f"{len(images):,} images, {len(text) / 1e6:.2g} MB")
+    report(f"{counted(len(images), 'image')}, {len(text) / 1e6:.2g} MB")
     return str(out / INDEX)
 
 
 def _images(page: Page, spec: DatasetSpec, options: InspectOptions, report: Report) -> dict[Name, Shown]:
     """The images of a page. Raises TableError where the user named the data set and it has none of the examples."""
     names = page.names()
-    images = read_images(spec, names, size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
+    images = shown_images(spec, names, size=IMAGE_SIDE, kind="JPEG", longest_caption=LONGEST_CAPTION)
     if names and not images:
         none = f"no images: data set '{spec.name}' has none of the {len(names):,} examples, such as '{min(names)[1]}'"
         if options.dataset is not None:

@@ -13,7 +13,7 @@ from ..units import accuracy, percent
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import density
-from .inspect_rows import Data, Rows, add_rows
+from .inspect_rows import Data, Rows, add_rows, both_ends
 from .inspect_scores import FILTERS, MOST_GROUPS, TAILS, Figures, facts_of
 from .sql import one_row
 
@@ -120,10 +120,10 @@ def _cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell
     cells = []
     for shard, key, loss, other, label, predicted, other_predicted in found:
         head = "{caption}" if label is None else rows.data.class_name(label)
-        small = f"A: {loss:.3g}\nB: {other:.3g}"
+        small = f"A: {loss:#.3g}\nB: {other:#.3g}"
         if label is not None:
             said = rows.data.class_name(predicted), rows.data.class_name(other_predicted)
-            small = f"A: {said[0]} ({loss:.3g})\nB: {said[1]} ({other:.3g})"
+            small = f"A: {said[0]} ({loss:#.3g})\nB: {said[1]} ({other:#.3g})"
         cells.append(Cell((shard, key), head, small))
     return cells
 
@@ -136,11 +136,11 @@ def _groups(rows: Rows) -> Section:
         f"SELECT {rows.group}, count(*), avg(loss), avg(other_loss), avg(other_place - place) AS d FROM both_rows "
         "GROUP BY 1 ORDER BY d DESC, 1"
     ).fetchall()
-    cut = ""
-    if len(found) > MOST_GROUPS:
-        cut = f"; of {len(found):,}, those that differ most"
-        found = found[: MOST_GROUPS // 2] + found[-MOST_GROUPS // 2 :]
-    lines = [(rows.group_name(g), f"{n:,}", f"{a:.3f}", f"{b:.3f}", f"{d * 100:+.1f} %") for g, n, a, b, d in found]
+    cut = f"; of {len(found):,}, those that differ most" if len(found) > MOST_GROUPS else ""
+    lines = [
+        (rows.group_name(group), f"{n:,}", f"{a:.3f}", f"{b:.3f}", f"{d * 100:+.1f} %")
+        for group, n, a, b, d in both_ends(found, MOST_GROUPS)
+    ]
     head = ("group", "examples", "mean loss A", "mean loss B", "mean difference in place")
     return Section(
         "By group",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -17,12 +18,19 @@ from ..errors import CurateError, QueryError, TableError
 from ..scoring.tables.counts import all_counts
 from ..scoring.tables.lookup import ScoreTable
 from ..scoring.tables.schema import ENDING
+from ..units import counted
 from .sql import error_line, parquet_sql
 from .views import SCORES_COLUMNS, open_root
 
 WIDE = ("image_embedding", "text_embedding")
 COLUMNS = {name: kind for name, kind in SCORES_COLUMNS.items() if name not in WIDE}
 MOST_SOURCES = 100
+T = TypeVar("T")
+
+
+def both_ends(rows: Sequence[T], most: int) -> list[T]:
+    """The first and the last of the rows, half of `most` each; all rows where they are no more than `most`."""
+    return list(rows) if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Rows:
     def sample_line(self) -> str:
         """What was read."""
         if self.read == self.total:
-            return f"All {self.total:,} scored examples in {self.shards_of:,} shards were read."
+            return f"All {self.total:,} scored examples in {counted(self.shards_of, 'shard')} were read."
         return (
             f"A sample: {self.read:,} of {self.total:,} scored examples, those of {len(self.shards):,} of "
             f"{self.shards_of:,} shards, drawn at random. Counts are of the sample."

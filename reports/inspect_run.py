@@ -14,11 +14,11 @@ from ..datasets.storage import join_url, read_bytes
 from ..errors import CurateError, RunError
 from ..scoring.tables.lookup import open_scores
 from ..scoring.tables.schema import ENDING
-from ..units import accuracy
+from ..units import accuracy, counted
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import over_time
-from .inspect_rows import Data, find_data, imaged_shards, shuffled
+from .inspect_rows import Data, both_ends, find_data, imaged_shards, shuffled
 from .inspect_scores import CLEAN, MOST_GROUPS, Figures
 from .sql import parquet_sql
 from .views import SCORES_COLUMNS, SELECTIONS_COLUMNS, connect, open_root
@@ -79,7 +79,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run: str, pattern: str, options
     )
     connection.unregister("_about")
     if every == 1:
-        return f"All {total:,} rows of {steps:,} recorded steps were read."
+        return f"All {total:,} rows of {counted(steps, 'recorded step')} were read."
     ((kept,),) = connection.execute("SELECT count(DISTINCT step) FROM chosen").fetchall()
     return f"A sample: {kept:,} of {steps:,} recorded steps, every {every:,}th. Counts are of the sample."
 
@@ -173,20 +173,16 @@ def _over_time(connection: duckdb.DuckDBPyConnection, column: str, word: str, da
         """
     ).fetchall()
     total = sum(row[1] for row in found)
-    ends = found if len(found) <= LINES else found[: LINES // 2] + found[-LINES // 2 :]
     names = {value: data.class_name(value) if column == "label" else str(value) for value, *_ in found}
     rates = connection.execute(f"SELECT {column}, bin, avg(selected::INT) FROM drawn GROUP BY 1, 2").fetchall()
     of = {(value, place): rate for value, place, rate in rates}
     steps = _steps(connection)
-    lines = {names[value]: [of.get((value, place)) for place in steps] for value, *_ in ends}
+    lines = {names[value]: [of.get((value, place)) for place in steps] for value, *_ in both_ends(found, LINES)}
     figures[f"by_{word}"] = lambda: over_time(list(steps.values()), lines, "share of draws that are chosen", True)
-    cut = ""
-    if len(found) > MOST_GROUPS:
-        cut = f"; of {len(found):,}, those that are chosen most and least often"
-        found = found[: MOST_GROUPS // 2] + found[-MOST_GROUPS // 2 :]
+    cut = f"; of {len(found):,}, those that are chosen most and least often" if len(found) > MOST_GROUPS else ""
     table = [
         (names[value], f"{n:,}", accuracy(n / total), *("-" if rate is None else accuracy(rate) for rate in shares))
-        for value, n, *shares in found
+        for value, n, *shares in both_ends(found, MOST_GROUPS)
     ]
     few = f" Lines: the {LINES} that are chosen most and least often." if len(names) > LINES else ""
     return Section(
@@ -236,7 +232,7 @@ def _sheets(connection: duckdb.DuckDBPyConnection, data: Data, options: InspectO
             Cell(
                 (shard, key),
                 "{caption}" if label is None else data.class_name(label),
-                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f"\nscore {score:.3g}"),
+                f"chosen {hits:,} of {draws:,} times" + ("" if score is None else f"\nscore {score:#.3g}"),
             )
             for shard, key, hits, draws, label, score in found
         ]

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..units import accuracy
+from ..units import accuracy, percent
 from .duplicates import groups_of, nearest_earlier
 from .inspect_options import InspectOptions
 from .inspect_page import Cell, Page, Part, Plot, Section, Sheet, Table, Tile
 from .inspect_plots import histogram, spreads
-from .inspect_rows import Rows
+from .inspect_rows import Rows, both_ends
 from .sql import one_row
 from .table_choice import columns_of
 
@@ -47,12 +47,12 @@ def scores_page(rows: Rows, options: InspectOptions) -> tuple[Page, Figures]:
     parts: list[Part] = [Plot("losses", "All examples")]
     groups = group_rows(rows) if rows.group else []
     if groups:
-        shown = dict(groups)
+        shown = dict(both_ends(groups, MOST_GROUPS))
         figures["losses_by_group"] = lambda: spreads(shown, label)
         parts.append(Plot("losses_by_group", f"By {_word(rows)}: 5, 25, 50, 75 and 95 % quantiles"))
     note = "The outermost bins also count what is below the 0.5 % and above the 99.5 % quantile."
-    if rows.group and len(groups) == MOST_GROUPS:
-        note += f" Of more groups the {MOST_GROUPS} with the lowest and highest median are shown."
+    if len(groups) > MOST_GROUPS:
+        note += f" Of {len(groups):,} groups the {MOST_GROUPS} with the lowest and highest median are shown."
     sections = [Section(f"How {LOSSES_OR[rows.measure]} are spread", note, parts)]
     if rows.has_classes:
         agreed = "predicted = label"
@@ -109,13 +109,11 @@ def binned(rows: Rows, column: str) -> tuple[list[float], list[int]]:
 
 
 def group_rows(rows: Rows) -> list[tuple[str, list[float]]]:
-    """(name, quantiles of the measure) of each group, by median loss. Of many groups only those at both ends."""
+    """(name, quantiles of the measure) of each group, in order of the median."""
     found = rows.connection.execute(
         f"SELECT {rows.group}, quantile_cont({rows.measure}::DOUBLE, {list(QUANTILES)}) AS q FROM rows "
         f"GROUP BY ALL ORDER BY q[3], 1"
     ).fetchall()
-    if len(found) > MOST_GROUPS:
-        found = found[: MOST_GROUPS // 2] + found[-MOST_GROUPS // 2 :]
     return [(rows.group_name(group), quantiles) for group, quantiles in found]
 
 
@@ -126,7 +124,7 @@ def cells(rows: Rows, order: str, count: int, where: str = "true") -> list[Cell]
         f'SELECT shard, key, {rows.measure}, {label} FROM rows WHERE imaged AND ({where}) {order}, shard, "row" LIMIT {count}'
     ).fetchall()
     return [
-        Cell((shard, key), _head(rows, label, predicted), f"{rows.measure} {value:.3g}")
+        Cell((shard, key), _head(rows, label, predicted), f"{rows.measure} {value:#.3g}")
         for shard, key, value, label, predicted in found
     ]
 
@@ -266,20 +264,18 @@ def _filters(rows: Rows) -> Section:
         found = ask(
             f"SELECT {column}, count(*), avg(loss), {drops} FROM ranked GROUP BY 1 ORDER BY 5 DESC, 1"
         ).fetchall()
-        cut = ""
-        if len(found) > MOST_GROUPS:
-            cut = f"; of {len(found):,}, those of which a filter of 50 % drops most and least"
-            found = found[: MOST_GROUPS // 2] + found[-MOST_GROUPS // 2 :]
+        many = len(found) > MOST_GROUPS
+        cut = f"; of {len(found):,}, those of which a filter of 50 % drops most and least" if many else ""
         lines = [
             (rows.group_name(group), f"{n:,}", accuracy(n / rows.read), f"{loss:.3f}", *map(accuracy, dropped))
-            for group, n, loss, *dropped in found
+            for group, n, loss, *dropped in both_ends(found, MOST_GROUPS)
         ]
         head = (
             word,
             "examples",
             "share",
             "mean loss",
-            *(f"dropped at {share:.0%}".replace("%", " %") for share in FILTERS),
+            *(f"dropped at {percent(share)}" for share in FILTERS),
         )
         parts.append(Table(f"By {word}{cut}", head, lines))
     return Section(

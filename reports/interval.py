@@ -60,7 +60,7 @@ class SeededSaving(Saving):
     @property
     def between(self) -> str:
         """The interval in words, or why there is none."""
-        return "one seed: no interval" if self.interval is None else f"90 % interval {self.interval}"
+        return "one seed, no interval" if self.interval is None else f"90 % interval {self.interval}"
 
 
 def saving_interval(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from ..ledger import BASELINE, REGIMES
-from ..units import accuracy, format_flops, percent
+from ..units import accuracy, counted, format_flops, percent
 from .arms import Arm, arms_table
 from .content import COSTS, Analysis, Comparison
 from .page_style import document, inline_svg
@@ -79,9 +79,10 @@ def _tiles(analysis: Analysis) -> str:
         if (known := best.total_compute[name]) is not None:
             savings[f"less total compute, {REGIMES[name]}"] = known
     for words, saving in savings.items():
+        between = saving.between if saving.interval is None else f"saved: {saving.between}"
         shown = percent(-saving.share) if saving.lost else saving.short
         words = words.replace("fewer", "more").replace("less", "more") if saving.lost else words
-        tiles.append((shown, words, f"at equal quality; saved: {saving.between}", saving.shows == "gain"))
+        tiles.append((shown, words, f"at equal quality; {between}", saving.shows == "gain"))
     for cost in ("total_flops", "seconds"):
         row = next((r for r in analysis.equal[cost] if r.budget_flops == best.budget_flops), None)
         if row is not None and best.policy in row.quality:
@@ -140,7 +141,6 @@ def _made(comparison: Comparison) -> str:
     analysis, made = comparison.analysis, comparison.made
     regimes = "".join(f"<li><b>{name}</b> {escape(REGIME_WORDS[key])}</li>" for key, name in REGIMES.items())
     budgets = sorted({rung.budget_flops for curve in analysis.curves.values() for rung in curve})
-    n_seeds = len(analysis.seeds)
     facts = {
         "data set": f"{comparison.dataset}: {made.description}" if made.description else comparison.dataset,
         "seeds": ", ".join(map(str, analysis.seeds)),
@@ -158,7 +158,7 @@ def _made(comparison: Comparison) -> str:
     return f"""<ul>
 <li>Every point is a complete run: its learning rate rises and decays to zero within its own budget. No point is a snapshot
 of a longer run.</li>
-<li>All policies train with {BASELINE}'s learning rate; {n_seeds} seed{"s" * (n_seeds != 1)} for each point.</li>
+<li>All policies train with {BASELINE}'s learning rate; {counted(len(analysis.seeds), "seed")} for each point.</li>
 <li>FLOPs = 2 &times; multiply-adds, measured once on the shapes that were used. A budget pays for learner train, online score
 and online train. Seconds are training time without evaluation.</li>
 <li>Values are interpolated between complete runs, linearly in log cost, and never extrapolated.</li>

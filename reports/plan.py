@@ -12,20 +12,13 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ..errors import SpecError
 from ..ledger import BASELINE, REGIMES
-from ..units import format_duration, format_flops
+from ..units import counted, format_duration, format_flops
+from .formats import check_format
 from .probe import Probe, probe_lines
 
-FORMATS = ("table", "json")
 # What each regime counts in addition to the one before it.
 COUNTS = ("learner train", "online score and online train", "reference score", "reference train")
-
-
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that `write_plan` does not know. Call it before a probe trains for hours."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def write_plan(
@@ -66,28 +59,33 @@ def write_plan(
 
 def measured_lines(measured: dict[str, Any]) -> list[str]:
     """What a planned run takes on this machine, in sentences."""
-    stages = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in measured["stages"].items())
+    longest_first = sorted(measured["stages"].items(), key=lambda item: -item[1])
+    stages = ", ".join(f"{name} {_short(seconds)}" for name, seconds in longest_first)
     cores, wanted = measured["cores"], measured["cores_wanted"]
     reading = (
-        f"Reading and decoding alone: {measured['read_per_second']:,.0f} examples/s on {_cores(cores)}, "
-        f"{measured['read_seconds']:.3g} s for a step's {measured['super_batch']:,} examples."
+        f"Reading and decoding alone: {measured['read_per_second']:,.0f} examples/s on {counted(cores, 'core')}, "
+        f"{_short(measured['read_seconds'])} for a step's {measured['super_batch']:,} examples."
     )
     if measured["binds"] == "reading":
-        binds = f"Reading binds: {_cores(wanted, 'such ')} would keep up, if all of them only read."
+        bottleneck = (
+            f"Reading is the bottleneck: {counted(wanted, 'such core')} would keep up, if all of them only read."
+        )
     else:
-        binds = f"The stage '{measured['binds']}' binds; reading would keep up with {_cores(wanted)}."
+        bottleneck = (
+            f"The bottleneck is the stage '{measured['binds']}'; reading would keep up with {counted(wanted, 'core')}."
+        )
     return [
         f"\nMeasured here, on {measured['device']}, with --batch-size {measured['batch_size']} (super-batch "
-        f"{measured['super_batch']:,}): {measured['step_seconds']:.3g} s a step ({stages}), so "
+        f"{measured['super_batch']:,}): {_short(measured['step_seconds'])} a step ({stages}), so "
         f"{format_duration(measured['seconds'])} for {measured['steps']:,} steps, without evaluation.",
         reading,
-        binds,
+        bottleneck,
         f"Disk: up to {measured['disk_bytes'] / 1e9:.2g} GB. Memory: {measured['memory_bytes'] / 1e9:.2g} GB at most so far.",
     ]
 
 
-def _cores(count: int, such: str = "") -> str:
-    return f"{count:,} {such}core{'' if count == 1 else 's'}"
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _title(plan: dict[str, Any]) -> str:

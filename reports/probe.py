@@ -99,7 +99,10 @@ def probe_lines(probe: Probe, plan: Mapping[str, Any]) -> list[str]:
         return [*lines, "Nothing was saved: selection would cost more for the same quality, or as much at best."]
     gains = [name for key, name in REGIMES.items() if plan["regimes"][key]["compute_saved"] > 0]
     kept = f"pays off in the regimes: {', '.join(gains)}" if gains else "pays off in no regime"
-    return [*lines, f"If that holds at the full budget, selection {kept}."]
+    if saving.shows != "gain":
+        why = "one seed gives no interval" if saving.interval is None else "the interval does not exclude 0"
+        lines.append(f"No saving shown: {why}; more --seeds or a larger --probe would tell more.")
+    return [*lines, f"If the measured saving holds at the full budget, selection {kept}."]
 
 
 def _beside_reference(probe: Probe) -> list[str]:

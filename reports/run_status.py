@@ -8,14 +8,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from ..errors import RunError
 from ..units import format_flops, percent
-from .status import ago, check_format
+from .formats import check_format
+from .status import ago
 
 RATES = ("samples_per_second", "mfu", "data_share")
 SPENT = ("learner_train", "online_score", "online_train")
@@ -44,7 +45,7 @@ def is_run(path: str) -> bool:
     return Path(path, "config.json").is_file()
 
 
-def run_status(path: str, now: float | None = None) -> RunStatus:
+def run_status(path: str) -> RunStatus:
     """Raises RunError where the folder's config.json is damaged. What is not written yet is None or empty."""
     folder = Path(path)
     config = _document(folder / "config.json")
@@ -75,18 +76,17 @@ def run_status(path: str, now: float | None = None) -> RunStatus:
         rates={name: last.get(name) for name in RATES},
         seconds={stage: value for stage, value in seconds.items() if stage not in ("total", "wall")},
         quality=quality,
-        idle=max(0.0, (time.time() if now is None else now) - max(written)) if written else None,
+        idle=max(0.0, time.time() - max(written)) if written else None,
     )
 
 
-def write_run_status(status: RunStatus, format: str = "table", file: IO[str] | None = None) -> None:
+def write_run_status(status: RunStatus, format: str = "table") -> None:
     """Print it for people, or as JSON. Raises SpecError for an unknown format."""
     check_format(format)
-    file = file or sys.stdout
     if format == "json":
-        file.write(json.dumps(asdict(status), indent=2) + "\n")
+        sys.stdout.write(json.dumps(asdict(status), indent=2) + "\n")
         return
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(status.folder)}[/bold]")
     of = f" of {status.steps:,} ({percent(status.step / status.steps)})" if status.steps else ""
     loss = "" if status.loss is None else f", loss {status.loss:.4g}"

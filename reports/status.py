@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import IO, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,12 +19,12 @@ from rich.table import Table
 from ..datasets.shards import list_shards
 from ..datasets.spec import Config, find_dataset
 from ..datasets.storage import list_times
-from ..errors import SpecError, TableError
+from ..errors import TableError
 from ..scoring.tables.lookup import open_scores
 from ..scoring.tables.read import noted_errors, shard_counts
 from ..scoring.tables.schema import ENDING
+from .formats import check_format
 
-FORMATS = ("table", "json")
 MAX_LISTED = 20
 # A longer pause (seconds) between two commits means that scoring was stopped and started again.
 PAUSE = 600.0
@@ -121,19 +121,16 @@ def _rate(commits: Sequence[tuple[float, int]]) -> float | None:
     return sum(examples for _, examples in stretch[1:]) / (stretch[-1][0] - stretch[0][0])
 
 
-def write_status(
-    status: TableStatus, format: str = "table", *, show_all: bool = False, file: IO[str] | None = None
-) -> None:
+def write_status(status: TableStatus, format: str = "table", *, show_all: bool = False) -> None:
     """Print totals, and the shards with failures or not done (`show_all`: all). Raises SpecError for an unknown format."""
-    file = file or sys.stdout
     check_format(format)
     if format == "json":
-        file.write(json.dumps(status.to_dict(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(status.to_dict(), indent=2) + "\n")
         return
-    console = Console(file=file, highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(status.folder)}[/bold]")
     read = status.examples + status.failures
-    share = f" ({status.failures / read:.2%})" if read else ""
+    share = f" ({100 * status.failures / read:.2f} %)" if read else ""
     total = "" if status.complete is None else f" of {len(status.shards):,}"
     console.print(
         f"{status.count('done'):,}{total} shards done: {status.examples:,} examples scored, {status.failures:,} failed{share}; "
@@ -154,12 +151,6 @@ def write_status(
         console.print(_shards(listed if show_all else listed[:MAX_LISTED]))
     if len(listed) > MAX_LISTED and not show_all:
         console.print(f"… {len(listed) - MAX_LISTED:,} more; --all lists every shard")
-
-
-def check_format(format: str) -> None:
-    """Raises SpecError for a format that is none."""
-    if format not in FORMATS:
-        raise SpecError(f"--format is '{format}', expected {' or '.join(FORMATS)}")
 
 
 def _shards(listed: Sequence[ShardStatus]) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from ..ledger import BASELINE, REGIMES
+from ..units import counted
 from .content import Analysis
 
 QUALITIES = {
@@ -30,7 +31,7 @@ def verdict(analysis: Analysis) -> str:
     compute = row.foundation.spoken("less", "more") + " total compute"
     took = f"{updates} and {compute}"
     n = row.quality.n
-    seeds = f"{REGIMES['foundation']}; n = {n} seed{'s' * (n != 1)}"
+    seeds = f"{REGIMES['foundation']}; n = {counted(n, 'seed')}"
     sure = f"90 % interval of the compute saved: {row.foundation.interval}; {seeds}"
     if row.foundation.interval is None:
         said = f"No saving shown: one seed gives no interval. {who} took {took} at {BASELINE}'s quality ({seeds})."
@@ -54,7 +55,7 @@ def _others(analysis: Analysis) -> str:
     policies, pairs = len(analysis.policies) - 1, len(analysis.savings)
     looked = "1 policy" if policies == 1 else f"{policies} policies"
     named = " Policy and budget were named before the runs. "
-    named += f"Looked at: {looked}, {pairs} pair{'s' * (pairs != 1)} of policy and budget."
+    named += f"Looked at: {looked}, {counted(pairs, 'pair')} of policy and budget."
     others = [row for row in analysis.at_headline if row.policy != analysis.headline_policy]
     words = {"gain": "a saving", "loss": "costs more", "": "no saving shown"}
     said = [f"{row.policy} {words[row.foundation.shows]} ({row.foundation.interval})" for row in others]

@@ -32,13 +32,8 @@ class CaptionEncoder:
         self._own = with_shared_tensors(model.module)
         self._flops: dict[int, int] = {}
 
-    @property
-    def cuts(self) -> bool:
-        """Whether padding is left out; other towers see every token."""
-        return self._tower is not None
-
     def lengths(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each caption the tower has to process, int64 [B]."""
+        """How many tokens of each caption the tower has to process, int64 [B]: all where it would see the padding."""
         if self._tower is None:
             return torch.full((len(tokens_BL),), tokens_BL.shape[1])
         if self._tower.pool == "argmax":

@@ -172,16 +172,17 @@ def _train_flops(model: Model, label_smoothing: float, batch_size: int, accumula
 class ComputeLedger(Ledger):
     """A ledger for a loop of your own: measures each part of a step once, adds up steps, and stops a budget.
 
-    ledger = curate.Ledger()
-    ledger.measure("online_score", lambda: losses(online, batch))
-    ledger.measure("learner_train", lambda: criterion(learner(images), labels).backward())
-    for step in range(ledger.steps_within("20TF")):
-        ...
-        ledger.add_step()
+        ledger = curate.Ledger()
+        ledger.measure("online_score", lambda: losses(online, batch))
+        ledger.measure("learner_train", lambda: criterion(learner(images), labels).backward())
+        for step in range(ledger.steps_within("20TF")):
+            ...
+            ledger.add_step()
+
+    It begins with what the reference cost, if a score `table` is given that has it.
     """
 
     def __init__(self, table: ScoreTable | None = None) -> None:
-        """Starts with the reference's cost, if a score `table` is given and has it."""
         flops = table.manifest["flops"] if table is not None else {}
         super().__init__(
             reference_score=flops.get("reference_score") or 0.0, reference_train=flops.get("reference_train", 0.0)

@@ -57,13 +57,8 @@ def score_batch(
 
 def score_embeddings(image_BD: torch.Tensor, text_BD: torch.Tensor) -> Scored:
     """ActiveCLIP's scoring loss of B pairs from their unit-norm embeddings."""
-    similarity_B = losses.dot_product_similarity(image_BD, text_BD)
-    return Scored(
-        loss=-similarity_B,
-        similarity=similarity_B,
-        image_embedding=image_BD,
-        text_embedding=text_BD,
-    )
+    loss_B = losses.negative_dot_product(image_BD, text_BD)
+    return Scored(loss=loss_B, similarity=-loss_B, image_embedding=image_BD, text_embedding=text_BD)
 
 
 def embed(run: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,6 +119,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:
+    """torch's autocast to bf16 at that precision; nothing at fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -166,6 +162,7 @@ def best_device(worker: int | None = None) -> torch.device:
 
 
 def device_of(worker: int | None, gpus: int) -> torch.device:
+    """The device of one worker on a machine of so many GPUs; the CPU where there is none."""
     if not gpus:
         return torch.device("cpu")
     return torch.device("cuda") if worker is None else torch.device("cuda", worker % gpus)

@@ -144,30 +144,6 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return [part for part in module.modules() if isinstance(part, _BatchNorm)]
 
 
-@contextmanager
-def early_statistics(module: nn.Module, step: int, parts: int = 1) -> Iterator[None]:
-    """For the first steps of a model that scores: what the block adds to BatchNorm's running statistics counts for
-    2 / (step + 2) of them, where a layer's own momentum would count it for less. `step` counts from 0; the block computes a
-    batch in so many parts.
-
-    Otherwise such a model normalises for its first twenty steps by statistics that are mostly the zeros and ones that it
-    began with, and its scores are close to random. Runs do not use it, since it chose worse (docs/method.md): the benchmark
-    batch_norm does.
-    """
-    share = 2 / (step + 2)
-    found = []
-    for layer in batch_norms(module):
-        if layer.track_running_stats and layer.momentum:
-            own = 1 - (1 - layer.momentum) ** parts
-            if share > own:
-                means = [b for b in (layer.running_mean, layer.running_var) if b is not None]
-                found += [(b, b.clone(), share / own) for b in means]
-    yield
-    with torch.no_grad():
-        for statistic, before, times in found:
-            statistic.copy_(before + times * (statistic - before))
-
-
 def checkpoint_activations(model: Model) -> None:
     """Let the model keep the inputs of its blocks alone, and compute the rest again in the backward pass.
 

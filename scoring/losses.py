@@ -97,18 +97,13 @@ def distillation(
     return loss
 
 
-def dot_product_similarity(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-    """Dot product of each example's own two unit-norm embeddings. Returns float32 [B] in [-1, 1]."""
-    return (image_BD.float() * text_BD.float()).sum(-1)
-
-
 def negative_dot_product(image_BD: torch.Tensor, text_BD: torch.Tensor) -> torch.Tensor:
-    """ActiveCLIP's scoring loss: independent of the rest of the batch, so one scalar can be stored.
+    """ActiveCLIP's scoring loss: the negative dot product of each example's own two unit-norm embeddings [B, D].
 
-    Returns float32 [B] in [-1, 1]. How sharply it selects is set by the scale that `scores.learnability` applies.
-    Evans et al. 2023, arXiv 2312.05328, section 3.
+    Returns float32 [B] in [-1, 1]. It is independent of the rest of the batch, so one number for each example can be stored.
+    `Selector(scale=...)` sets how sharply it selects. Evans et al. 2023, arXiv 2312.05328, section 3.
     """
-    return -dot_product_similarity(image_BD, text_BD)
+    return -(image_BD.float() * text_BD.float()).sum(-1)
 
 
 def precise(values: torch.Tensor) -> torch.Tensor:

@@ -22,12 +22,14 @@ SCHEMES = ("hf-hub:", "local-dir:")
 
 
 def knows_open_clip(architecture: str) -> bool:
+    """Whether this is an open_clip name, with or without a tag, or has one of its schemes (`hf-hub:`, `local-dir:`)."""
     import open_clip
 
     return architecture.startswith(SCHEMES) or architecture.partition(":")[0] in open_clip.list_models()
 
 
 def open_clip_spec(task: str, name: str, architecture: str) -> ModelSpec:
+    """The model of an open_clip name; `NAME:TAG` has published weights. Raises ModelError for an unknown name or tag."""
     import open_clip
 
     if architecture.startswith(SCHEMES):
@@ -100,6 +102,7 @@ def _refuse_unknown(name: str, where: str, given: Mapping[str, Any], known: set[
 
 
 def build_open_clip(task: Task, spec: ModelSpec) -> Model:
+    """The model with its published weights where the spec names them, else random ones. Raises ModelError for a bad config."""
     import open_clip
 
     from . import architectures as _registered_with_timm  # noqa: F401

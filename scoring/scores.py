@@ -1,8 +1,4 @@
-"""Scores: larger is more worth training on. Pure functions of per-example losses [B].
-
-`scale` multiplies the losses: 1 for cross-entropy. A dot product lies in [-1, 1], so softmax sampling needs a larger
-scale there to prefer any example clearly.
-"""
+"""Scores: larger is more worth training on. Pure functions of per-example losses [B]; `Selector` multiplies them by its scale."""
 
 from __future__ import annotations
 
@@ -12,37 +8,37 @@ if TYPE_CHECKING:
     import torch
 
 
-def hard_learner(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def hard_learner(online_loss_B: torch.Tensor) -> torch.Tensor:
     """`loss(x | online)`."""
-    return scale * online_loss_B
+    return online_loss_B
 
 
-def easy_reference(reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def easy_reference(reference_loss_B: torch.Tensor) -> torch.Tensor:
     """`-loss(x | reference)`: independent of the learner."""
-    return -scale * reference_loss_B
+    return -reference_loss_B
 
 
-def small_loss(online_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def small_loss(online_loss_B: torch.Tensor) -> torch.Tensor:
     """`-loss(x | online)`: what is already easy, which among wrong labels is mostly what is right.
 
     Co-teaching (arXiv 1804.06872) chooses so, by a second network as large as the learner.
     """
-    return -scale * online_loss_B
+    return -online_loss_B
 
 
-def color(prior_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def color(prior_loss_B: torch.Tensor, reference_loss_B: torch.Tensor) -> torch.Tensor:
     """`loss(x | prior) - loss(x | reference)`: what a reference that was trained on curated data too likes better.
 
     CoLoR-Filter (arXiv 2406.10670): the prior is trained on the bulk, the reference is the prior trained on. Neither knows
     the learner, so the score is computed once.
     """
-    return scale * (prior_loss_B - reference_loss_B)
+    return prior_loss_B - reference_loss_B
 
 
-def learnability(online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+def learnability(online_loss_B: torch.Tensor, reference_loss_B: torch.Tensor) -> torch.Tensor:
     """`loss(x | online) - loss(x | reference)`: not yet learned, and possible to learn.
 
     With the learner itself as the online model this is RHO-LOSS (arXiv 2206.07137); with a small one that trains
     beside the learner it is ClassAct and ActiveCLIP (arXiv 2312.05328, equation 3).
     """
-    return scale * (online_loss_B - reference_loss_B)
+    return online_loss_B - reference_loss_B

@@ -31,6 +31,7 @@ BUILDERS = (
 
 
 def knows_timm(architecture: str) -> bool:
+    """Whether this is a timm name, with or without a tag, or has one of its schemes (`hf-hub:`, `local-dir:`)."""
     import timm
 
     return architecture.startswith(SCHEMES) or bool(timm.is_model(architecture.partition(".")[0]))
@@ -106,6 +107,8 @@ def _is_count(value: Any) -> bool:
 
 
 def build_timm(task: Task, spec: ModelSpec) -> Model:
+    """The model with its published weights where the spec names them, else random ones. Raises ModelError for an unknown
+    argument."""
     import timm
 
     from . import architectures as _registered_with_timm  # noqa: F401

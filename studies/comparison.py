@@ -28,7 +28,7 @@ from ..training.options import RunOptions
 from ..training.records import read_document, write_json
 from ..training.run import train
 from ..training.unused import unused_by_all, unused_line
-from ..units import Report, format_flops, percent, took
+from ..units import Report, accuracy, counted, format_flops, percent, took
 from .finished import refuse_mixed
 from .launched import launch
 from .options import CompareOptions
@@ -94,7 +94,7 @@ def compare_runs(options: CompareOptions, *, config: Config, report: Report = pr
     todo = [p for p in points if not is_finished(p)]
     _refuse_other_rates([p for p in points if is_finished(p)])
     shown = ", ".join(f"{rate:g}" for rate in dict.fromkeys(rates.values()))
-    report(f"{len(points)} runs, {len(points) - len(todo)} of them finished before; learning rate {shown}")
+    report(f"{counted(len(points), 'run')}, {len(points) - len(todo)} of them finished before; learning rate {shown}")
     run_all(todo, options.jobs, config, quality, report, options.launcher)
     report(f"all {len(points)} runs are in {options.runs}{took(time.perf_counter() - started)}")
     assert options.base.budget.budget_flops is not None
@@ -214,8 +214,8 @@ def run_all(
                     ) from None
                 done, done_flops = done + 1, done_flops + flops[id(one)]
                 report(
-                    f"{done}/{len(todo)} {one.records.name}: {quality} {summary['quality'][quality]:.1%}, "
-                    f"{summary['steps']:,} updates, {format_flops(flops[id(one)])}{took(summary['seconds']['total'])}"
+                    f"{done}/{len(todo)} {one.records.name}: {quality} {accuracy(summary['quality'][quality])}, "
+                    f"{counted(summary['steps'], 'update')}, {format_flops(flops[id(one)])}{took(summary['seconds']['total'])}"
                 )
             progress.update(done_flops, said)
 

@@ -202,7 +202,9 @@ def _reference_training(
 def _reference_quality(options: PlanOptions, table: ScoreTable | None, learner: Model) -> list[str]:
     """What is known of the reference's quality: choosing by it gains little once the learner has passed it."""
     name = table.manifest["reference"]["name"] if table is not None else options.selection.reference
-    found = recorded_quality(name, learner.task.quality) if name else None
+    if not name or (table is not None and "://" in name):  # no address is opened because a table names it
+        return []
+    found = recorded_quality(name, learner.task.quality)
     if found is None:
         return []
     quality, dataset = found

@@ -26,7 +26,7 @@ def run_probe(options: ProbeOptions, *, config: Config, report: Report = print) 
     cost = sum(run.budget.budget_flops or 0.0 for run in planned(comparison, dict.fromkeys(comparison.multiples, 0.0)))
     cost += sum(run.budget.budget_flops or 0.0 for runs in curated_runs(options).values() for run in runs)
     assert options.plan.budget_flops
-    report(f"probe: runs of {format_flops(cost)} in all, {cost / options.plan.budget_flops:.1%} of the budget")
+    report(f"probe: runs of {format_flops(cost)} in all, {100 * cost / options.plan.budget_flops:.1f} % of the budget")
     compared = compare_runs(comparison, config=config, report=report)
     rate = compared.learning_rates[1.0]
     more = [run.but(lr=rate) for runs in curated_runs(options).values() for run in runs]

@@ -35,7 +35,7 @@ OPTIONS = {
         --dataset --reference --out --score-size --score-patch-dropout --embeddings --no-embeddings --batch-size
         --precision --max-failures --follow --every --config beam_options
     """,
-    "status": "table --all --format --config",
+    "status": "what --all --format --config",
     "train": f"""
         --dataset --train-data --learner --seed --policy {SELECTION} --budget-flops --examples --steps
         --train-num-samples --epochs --charge-reference --no-charge-reference {TRAINING} --evaluate --no-evaluate --out

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from curate import progress
 from curate.progress import Progress, Screen, working
-from curate.units import format_duration, took
+from curate.units import counted, format_duration, took
 
 
 @pytest.fixture
@@ -127,3 +127,8 @@ def test_work_that_cannot_say_how_far_it_is(monkeypatch):
         progress.time.sleep(0.2)
         raise KeyError
     assert lines and all(re.fullmatch(r"fetching: \d+ s so far", line) for line in lines)
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 shards"), (1, "1 shard"), (1200, "1,200 shards")])
+def test_a_count_has_its_noun_in_the_right_number(count, text):
+    assert counted(count, "shard") == text

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,6 +85,23 @@ def test_the_wrong_labels_beside_cleanlab_are_those_of_their_results(monkeypatch
     page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
     demo = [line for line in results if line["dataset"] == "cifar10n"]
     assert wrong_labels.table(demo) in page, "python experiments/wrong_labels.py --table RESULTS.jsonl"
+
+
+def test_early_steps_count_for_more_of_the_running_statistics(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import batch_norm
+
+    norm = torch.nn.BatchNorm1d(3).train()
+    batches = torch.randn(20, 16, 3, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    mean, variance = torch.zeros(3), torch.ones(3)
+    for step, batch in enumerate(batches):
+        with batch_norm.early_statistics(norm, step):
+            norm(batch)
+        share = max(2 / (step + 2), norm.momentum)
+        mean = (1 - share) * mean + share * batch.mean(0)
+        variance = (1 - share) * variance + share * batch.var(0)
+        torch.testing.assert_close(norm.running_mean, mean)
+        torch.testing.assert_close(norm.running_var, variance)
 
 
 def test_benchmarks_start():

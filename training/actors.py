@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import ActorError, CurateError, first_line
 from ..threads import cores
-from ..units import Report
+from ..units import Report, counted
 from .exchange import Exchange, Found, LostScorerError, Work, work
 from .group import time_out_of
 from .lease_scorer import LeaseScorer, ScoringJob
@@ -121,7 +121,9 @@ class RayCrew:
             self._add(f"actor {number}", scorer)
         self._begin("door", self._let_in, door)
         address = ray.get_runtime_context().gcs_address
-        self.report(f"{self.count} actors score on this machine; more: curate actor --join {address} --run {self.run}")
+        self.report(
+            f"{counted(self.count, 'actor')} on this machine; more: curate actor --join {address} --run {self.run}"
+        )
 
     def payload(self, weights: Mapping[str, np.ndarray]) -> Any:
         return [_ray().put(dict(weights))]
@@ -220,7 +222,7 @@ def join(address: str, run: str | None, count: int, report: Report) -> None:
         ray.get([scorer.ready.remote() for scorer in scorers])
         for number, scorer in enumerate(scorers):
             ray.get(door.enter.remote(f"{socket.gethostname()}:{os.getpid()}:{number}", scorer))
-        report(f"{count} actors score for {run}")
+        report(f"{counted(count, 'actor')} for {run}")
         ray.get(door.run.remote())
     except ray.exceptions.RayActorError:
         report(f"{run}: has ended")

@@ -24,17 +24,17 @@ class AsynchronousOptions(Concern):
     """Score in this many processes beside the learner, which draws from a pool of what they scored (Ray). More may join from
     other machines: curate actor. The choice is not the same at every run, but --replay repeats it."""
     scorers: int = 0
-    """Of the processes that torchrun started, let the last so many read and score, and the others train. A super-batch is scored
-    while the step before its own is taken, so losses are 1 to --refresh steps old. A resumed run makes the same choices."""
+    """Let the last N of the processes that torchrun started read and score, and the others train. A super-batch is scored while
+    the step before its own is taken, so losses are 1 to --refresh steps old. A resumed run makes the same choices."""
     refresh: int = 10
-    """Send those who score, --actors or --scorers, new weights of the scoring model each time after this many steps. Fewer steps
-    make losses fresher, and copy the model more often."""
+    """Send new weights of the scoring model to the --actors or --scorers every N steps. Fewer steps make losses fresher, and copy
+    the model more often."""
     max_age: int = 64
     """Drop an example from the pool when the weights that scored it are this many steps old. A smaller age wastes more of what
     was scored."""
     samples_per_insert: Share | None = None
-    """Train on this share of what actors score; whoever is ahead waits. Less costs more scoring. Default: 1 - filter-ratio, as
-    without actors."""
+    """Train on this share of what actors score; the side that is ahead waits. A smaller share costs more scoring. Default: 1 -
+    filter-ratio, as without actors."""
     pool_size: int | None = None
     """Hold this many scored examples at most. A larger pool gives more to choose from, of older losses. Default: four
     super-batches."""

@@ -25,15 +25,16 @@ class DataOptions(Concern):
     """How the data set is read."""
 
     max_failures: Share = 0.01
-    """Stop with an error when more than this share of the examples is bad, of 1,000 or more, or of fewer at the end of the first
-    epoch. Holds for the test split too."""
+    """Stop with an error when more than this share of the examples is bad. This is judged from 1,000 examples on, or at the end
+    of the first epoch if there are fewer. It holds for the test split too."""
     max_bad_shards: int | None = None
     """Skip up to this many shards that cannot be read. Default: 1 % of the shards, so none of fewer than 100."""
     lanes: int | None = None
-    """Read this many shards at a time. Every super-batch draws from all of them. Default: 32, or all if fewer."""
+    """Draw every super-batch from this many lanes, each of which reads its own shards. Default: 32, or one for each shard if
+    there are fewer."""
     follow: bool = False
-    """Let shards that land while the run trains enter at the next epoch of their lane, once they are scored where the policy
-    reads a score table. `score-reference --follow` scores them."""
+    """Train also on shards that land during the run, from the next epoch on. Where the policy reads a score table, a shard
+    enters once it is scored: `score-reference --follow` scores shards as they land."""
     host_bytes: Bytes = 1 << 30
     """Hold up to this much of shards and super-batches in memory, to draw examples in random order and to read ahead."""
     cache_bytes: Bytes = 2 << 30

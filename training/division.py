@@ -81,19 +81,22 @@ class Division:
         rows = [packed_texts(some, width) for some, width in zip(texts, widths, strict=False)]
         return [unpacked_texts(column) for column in unpacked(self.whole(packed(rows)), rows)]
 
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """Of each of the B rows that this rank holds: which of its own it is, int64 [B]."""
+        return np.cumsum(self.holder_B == self.group.rank) - 1
+
     def held(self, index: Sequence[int]) -> dict[int, int]:
         """Of the rows at `index`, those that this rank holds: which of its own each is."""
-        own = np.cumsum(self.holder_B == self.group.rank) - 1
-        return {i: int(own[i]) for i in index if self.holder_B[i] == self.group.rank}
+        return {i: int(self._own[i]) for i in index if self.holder_B[i] == self.group.rank}
 
     def deal(self, index_b: torch.Tensor) -> Deal:
         """Who trains on which of the chosen rows `index_b`, int64 [b], ascending."""
         chosen_b = index_b.cpu().numpy()
         holder_b = self.holder_B[chosen_b]
         trainer_b = deal(holder_b, self.group.size, self.training)
-        own = np.cumsum(self.holder_B == self.group.rank) - 1  # of each of my rows: which of mine it is
-        mine = holder_b == self.group.rank
-        rank = self.group.rank
+        own, rank = self._own, self.group.rank
+        mine = holder_b == rank
         send = [
             torch.from_numpy(own[chosen_b[mine & (trainer_b == to)]])
             if to != rank

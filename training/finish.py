@@ -133,8 +133,7 @@ def quality_of(
     group: Group,
     flops: EvaluationFlops,
 ) -> dict[str, float]:
-    """Quality on the test split; its cost is added to `outside`. Raises FailuresError where it is that of
-    too few."""
+    """Quality on the test split; its cost is added to `outside`. Raises FailuresError where too many of its examples are bad."""
     quality = evaluate(learner, dataset, device=device, precision=precision, ranks=group)
     n, failures = int(quality["test_examples"]), int(quality.get("test_failures", 0))
     refuse_few(f"data set '{dataset.name}', test split", n, failures, options.data.max_failures)

@@ -153,9 +153,10 @@ class Lane:
                 if loaded is None:
                     continue
                 held += self._bytes(segment.shard) * self._share(segment)
-                pool += [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
+                here = [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
+                pool += here
                 if at.offset == 0 and self.epochs.is_new(self.loader.shards[segment.shard].name, at.epoch):
-                    self._count(loaded, segment)
+                    self._count(loaded, segment, here)
             order = shuffled(self.seed, at.epoch, self.number, at.window, len(pool))
             self._window = window = Window(at.epoch, at.window, [pool[i] for i in order], held)
             if at.offset:
@@ -183,9 +184,8 @@ class Lane:
         self.ahead.room.add(-size * (1 - self._share(segment)))
         return loaded
 
-    def _count(self, loaded: LoadedShard, segment: Segment) -> None:
-        """Every example is counted once: as its lane first comes to it."""
-        here = [row for row in loaded.rows if _within(loaded.place(row.example.row), segment)]
+    def _count(self, loaded: LoadedShard, segment: Segment, here: Sequence[Row]) -> None:
+        """Every example is counted once: as its lane first comes to it. `here` are the usable ones of the segment."""
         self.counts["examples"] += len(here)
         if self.loader.scores is not None:
             self.counts["scored_in_run"] += sum(row.reference_loss != row.reference_loss for row in here)

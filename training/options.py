@@ -85,7 +85,7 @@ class OptimizationOptions(Concern):
     eps: float | None = None
     """Add this to the denominator of an update, in both models' optimizers. Default: the optimizer's own."""
     clip_grad: float | None = None
-    """Scale gradients down to this norm where theirs is larger, those of each model by themselves. Default: never."""
+    """Scale each model's gradients down to this norm where theirs is larger. Default: never."""
     ema: float | None = None
     """Keep a moving average of the learner's weights with this decay, such as 0.9999. It is what is evaluated and
     written as the learner; the weights of the last step are written beside it. Scores come from the weights that train."""
@@ -211,22 +211,22 @@ class RecordOptions(Concern):
     name: str | None = None
     """Name the run's folder. Default: DATASET-POLICY-LEARNER-seedSEED."""
     log_every: int = 20
-    """Leave this many steps between two lines of metrics.jsonl."""
+    """Write a line of metrics.jsonl every N steps."""
     selections_every: int | None = None
-    """Leave this many steps between two records of a super-batch and what was chosen of it. Default: 1, or what keeps
-    the records below 1 GB."""
+    """Record a super-batch and what was chosen of it every N steps. Default: 1, or what keeps the records below 1 GB."""
     checkpoint_every: int | None = None
-    """Leave this many steps between two checkpoints. Default: 30 seconds."""
+    """Write a checkpoint every N steps. Default: every 30 seconds."""
     keep_every: int | None = None
-    """Keep the learner's weights each time after this many steps, as checkpoints/learner-STEP.safetensors."""
+    """Keep the learner's weights every N steps, as checkpoints/learner-STEP.safetensors."""
     evaluate: bool = True
     """Measure the learner on the test split when the run ends."""
     evaluate_every: int | None = None
-    """Measure it also each time after this many steps, and keep the best weights as checkpoints/learner-best.safetensors.
-    They were chosen on the test split, so their quality is above what other data would show."""
+    """Measure it every N steps too, and keep the best weights as checkpoints/learner-best.safetensors. They are chosen on the
+    test split, so their quality there is higher than it would be on other data."""
     report_to: Annotated[tuple[str, ...], Text(parse_trackers, ",".join, "<names>")] = ()
     """Send losses, FLOPs by ledger line and regime, seconds, scores and images to these trackers as well: tensorboard, wandb
-    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues its own there."""
+    or trackio, or several, such as tensorboard,wandb. Each is a package to install. A resumed run continues
+    the same run there."""
 
     def __post_init__(self) -> None:
         check_least(self, 1, "log_every", "selections_every", "checkpoint_every", "keep_every", "evaluate_every")
@@ -284,7 +284,7 @@ class RunOptions(Options):
             raise SpecError("--distill reads stored logits, and --on-missing score stores none; use skip")
 
     def _refuse_probe(self) -> None:
-        """Raises SpecError where the options cannot be with a policy that watches whether choosing pays."""
+        """Raises SpecError where the options cannot be combined with a policy that watches whether choosing pays."""
         asked = self.selection
         if not asked.chosen_policy.probes:
             return
@@ -299,7 +299,7 @@ class RunOptions(Options):
                 raise SpecError(f"policy '{asked.policy}' was not tried with {option}; leave it out")
 
     def _refuse_mixture(self) -> None:
-        """Raises SpecError where the options cannot be with a mixture."""
+        """Raises SpecError where the options cannot be combined with a mixture."""
         mixture = self.data.mixture
         if mixture is None:
             return

@@ -72,12 +72,10 @@ class Resolved:
         """As manifest.json has it."""
         return {
             **{f"{name} lr": trainee.lr for name, trainee in models.trainees.items()},
-            **{
-                "augment": self.augment,
-                "warmup": self.warmup,
-                "score scale": self.scale,
-                "joint loss": self.joint_loss,
-            },
+            "augment": self.augment,
+            "warmup": self.warmup,
+            "score scale": self.scale,
+            "joint loss": self.joint_loss,
             **({} if self.cooldown is None else {"cooldown": self.cooldown}),
             **self.choosing,
         }

@@ -15,7 +15,7 @@ from ..ledger import Ledger
 from ..scoring.losses import Losses
 from ..scoring.selection import Selection
 from ..scoring.selector import Selector
-from ..units import format_flops, percent
+from ..units import counted, format_flops, percent
 from .batch import SuperBatch
 from .by_place import PlaceReader
 from .drawing import refuse_too_many
@@ -205,7 +205,7 @@ class PooledSubBatches(SubBatches):
         waited = (self.exchange.waited["learner"] - before) / max(1e-9, time.perf_counter() - began)
         scorers = len(self.exchange.scorers)
         return (
-            f"; {scorers:,} {'actor' if scorers == 1 else 'actors'}, losses {self._ages.mean():.0f} steps old, waited for them "
+            f"; {counted(scorers, 'actor')}, losses {self._ages.mean():.0f} steps old, waited for them "
             f"{percent(waited)} of the time"
         )
 

@@ -98,7 +98,7 @@ def check_rescored(
     log: Report,
     own_precision: Precision | None = None,
 ) -> int:
-    """Score a few examples again: what the table says of a picture must be what its reference says of it now.
+    """Score a few examples again: what the table says of an image must be what its reference says of it now.
 
     Returns how many were scored. A changed label is left to the join, which names it as such. Raises TableError with shard,
     key and both losses, or with the rank correlation of all.

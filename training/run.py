@@ -18,7 +18,7 @@ from ..scoring.flops import unusual
 from ..scoring.forward import best_device, float32_products
 from ..scoring.gradients import batch_norms
 from ..scoring.tables.lookup import ScoreTable, open_scores
-from ..units import Report, format_flops
+from ..units import Report, counted, format_flops
 from . import checkpoint, folder, frozen, parts, startup
 from .epochs import GrowingEpochs
 from .evaluate import check_test_split
@@ -253,9 +253,9 @@ def _introduce(setup: Setup, models: RunModels, cost: parts.RunCost, job: Traini
     if setup.options.records.evaluate_every is not None and not setup.dataset.test:
         log(f"--evaluate-every: of no effect, since data set '{setup.dataset.name}' has no test split")
     log(
-        f"{setup.run}: {selector.policy}, {cost.steps:,} steps of {selector.b} (super-batch {batches.size}, {batches.lanes} "
-        f"lanes), {format_flops(cost.step.total)} a step, {format_flops(cost.step.total * cost.steps)} in all, on "
-        f"{_devices(setup)} in {setup.precision}"
+        f"{setup.run}: {selector.policy}, {counted(cost.steps, 'step')} of {selector.b} (super-batch {batches.size}, "
+        f"{counted(batches.lanes, 'lane')}), {format_flops(cost.step.total)} a step, "
+        f"{format_flops(cost.step.total * cost.steps)} in all, on {_devices(setup)} in {setup.precision}"
         + (f", scored in {setup.score_precision}" if setup.score_precision != setup.precision else "")
     )
     moving = job.reference

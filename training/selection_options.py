@@ -38,8 +38,8 @@ class SelectionOptions(Concern):
     prior_scores: str | None = None
     """Read the losses of a second reference, trained on the bulk, from this score table, for a policy that subtracts both."""
     refresh_scores: str | None = None
-    """Take newer losses from this score table, of a newer reference that still scores: those of a shard from the next epoch on
-    once it is complete there. The others stay those of --reference-scores."""
+    """Take the losses of a newer reference from this score table while it is being written: those of a shard from the epoch
+    after it is complete there. Until then a shard has the losses of --reference-scores."""
     reference: str | None = None
     """Check that the score table comes from this model. Default: your own run or entry that made the table."""
     trust_table: bool = False
@@ -48,12 +48,12 @@ class SelectionOptions(Concern):
     """Train this small model during the run as its reference, on all examples of every super-batch, and use its present
     losses in place of a score table's (Online-ClassAct). No other run can use what it costs."""
     reference_every: int | None = None
-    """Let --reference-online take a step after so many super-batches, on all of their examples. Default: so many that these
-    are about ten times --batch-size."""
+    """Let the model of --reference-online take a step every N super-batches, on all of their examples. Default: the N with
+    which these are about ten times --batch-size."""
     reference_lr: float | None = None
     """Use this peak of the learning rate for --reference-online. Default: twice the online model's."""
     replay: str | None = None
-    """Train on what this run chose, a run's folder, without scoring anything. Its selections of every step are needed."""
+    """Train on what the run in this folder chose, and score nothing. That run must have recorded its choice at every step."""
     filter_ratio: float = 0.5
     """Drop this share of every super-batch, which holds batch-size / (1 - filter-ratio) examples."""
     keep: Share = 0.5
@@ -76,8 +76,8 @@ class SelectionOptions(Concern):
     score_patch_dropout: float | None = None
     """Score a vision transformer without this share of its patches. Default: as the score table was made."""
     score_ahead: int = 0
-    """Score each super-batch so many steps before its turn, while the learner trains. Its losses are then of weights so
-    many steps old. With 0 they are of the present weights, as in Algorithm 1."""
+    """Score each super-batch this many steps before its turn, while the learner trains. The weights that score it are then
+    as many steps old. With 0 they are the present ones, as in Algorithm 1."""
     on_missing: OnMissing = "error"
     """Stop with an error where the table lacks an example, score it during the run, or skip it."""
 
@@ -130,7 +130,7 @@ class SelectionOptions(Concern):
                 if self.on_missing == "score"
                 else f"policy '{policy}', which scores nothing in the run"
             )
-            raise SpecError(f"--score-ahead cannot be with {what}; leave it out")
+            raise SpecError(f"--score-ahead cannot be combined with {what}; leave it out")
         check_choice(self, "sampler")
         check_choice(self, "joint_loss")
         check_choice(self, "on_missing")
@@ -170,7 +170,9 @@ class SelectionOptions(Concern):
                 f"--refresh-scores renews a table's losses while a run chooses by them, which {what} does not; leave it out"
             )
         if self.on_missing != "error":
-            raise SpecError(f"--refresh-scores cannot be with --on-missing {self.on_missing}; leave one of them out")
+            raise SpecError(
+                f"--refresh-scores cannot be combined with --on-missing {self.on_missing}; leave one of them out"
+            )
 
     @property
     def chosen_policy(self) -> Policy:

@@ -1,4 +1,4 @@
-"""Before the first step: the run's folder and its lock, and what the options leave to the data, the models and the disk."""
+"""Before the first step: what follows from the options together with the data, the models, the tables and the disk."""
 
 from __future__ import annotations
 
@@ -286,9 +286,8 @@ def check_disk(run: Path, models: Collection[Model], options: RunOptions, steps:
 def disk_bytes(
     models: Collection[Model], options: RunOptions, steps: int, selections_every: int | None
 ) -> tuple[int, int]:
-    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner, and end with
-    a reference that trains in the run. Where nobody says how often
-    selections are recorded, they take SELECTIONS_BUDGET at most."""
+    """Bytes of (checkpoints, all else that a run writes). `models` begin with the learner, and end with a reference that trains
+    in the run. If `selections_every` is None, selections take SELECTIONS_BUDGET at most."""
     weights = sum(4 * p.numel() for m in models for p in m.module.parameters())
     learner = sum(4 * p.numel() for p in next(iter(models)).module.parameters())
     average = learner if options.optimization.ema is not None else 0

@@ -73,15 +73,15 @@ class SubBatch(SuperBatch):
 class SubBatches:
     """An endless stream of sub-batches: draws a super-batch, scores it, and chooses (steps 1 to 3 of Algorithm 1).
 
-    `online` scores every super-batch and takes a step of its own on every sub-batch, before that is given. `scorer`
-    scores only. With neither, the selector gets what the score table has. `device` is where super-batches are moved.
-    `timing` is entered with "data", "score", "select" and "decode" (of what was chosen; and "train" for the online step)
-    round each part. `check`, if given, is called with every super-batch before anything is computed of it, and may raise.
+    `online` scores every super-batch and takes a step of its own on every sub-batch, before you get that sub-batch. `scorer`
+    only scores. With neither, the selector gets what the score table has. Super-batches are moved to `device`.
+    `timing` is entered around each part with its name: "data", "score", "select", "decode" (of the chosen) and "train" (the
+    online model's step). `check` is called with every super-batch before anything is computed of it, and may raise.
     So is `charge` where a model scores; it may talk to other ranks. With `local`, each rank of a group chooses its share of
-    b among its own rows, in proportion to them: nothing is exchanged, and the choice is another one for each number of ranks.
+    b among its own rows, in proportion to them: nothing is exchanged, and the choice depends on the number of ranks.
 
-    With `score_ahead`, scoring of a super-batch begins so many super-batches before its turn, by the weights of then, in a
-    thread of its own where the scorer has a `snapshot`. Nothing behind the super-batch numbered `last` is scored.
+    With `score_ahead`, the scoring of a super-batch begins that many super-batches before its turn, with the weights of that
+    time; in a thread of its own if the scorer has a `snapshot`. Nothing after the super-batch numbered `last` is scored.
 
     `state_dict` has the stream's and the selector's state; the online model's weights and optimizer are yours to save.
     """
@@ -342,7 +342,7 @@ class SubBatches:
         return ""
 
     def examples_scored(self, steps: int) -> int:
-        """How many were scored in so many steps."""
+        """How many examples were scored in this many steps."""
         return steps * self.batches.size if self._scores else 0
 
     def own_state(self) -> dict[str, Any]:

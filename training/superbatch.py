@@ -45,7 +45,7 @@ class SuperBatches:
     Geometry, or a function from an image's bytes to a tensor; torchvision's transforms, and so timm's and open_clip's,
     are given the decoded image instead. Views that are equal are made once. `tokenize` makes tokens of captions, by name.
     `scores` is a score table (or its folder): its losses are joined, with `embeddings` and `logits` those too. A table is
-    checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` of the same
+    checked as a whole when the stream is made, unless `verify` is off. With `kept`, made by `keep_best` from the same
     table, the data set is filtered: the rest of it is never drawn. With `mix` a share of every super-batch is drawn from
     another data set, whose shards then have its name before theirs, as a `prefix`; each has half of the two limits of bytes.
 
@@ -57,8 +57,8 @@ class SuperBatches:
     (One shard a lane and three super-batches are held even if they are larger.) A data set whose decoded images fit into
     `cache_bytes` is read and decoded once. Images are decoded in `decode_processes` processes, in threads where it is 0.
 
-    `on_missing` says what becomes of an example without a score: "error", "score" (its loss is NaN, for you to make) or
-    "skip". A random transform is not repeated by a resume; all else is. Raises CurateError for whatever is wrong with the
+    `on_missing` says what happens to an example without a score: "error", "score" (its loss is NaN, for you to compute) or
+    "skip". A resume repeats everything but random transforms. Raises CurateError for whatever is wrong with the
     data, the table or the settings; more than `max_failures` bad examples end the stream. A shard that cannot be read is
     skipped for good and listed in `skipped_shards`; more than `max_bad_shards` (1 % of the shards by default, so none of
     fewer than 100) end the stream.
@@ -359,7 +359,7 @@ class SuperBatches:
 
     @property
     def row_counts(self) -> list[int] | None:
-        """How many rows each shard has; None where nobody knows without reading."""
+        """How many rows each shard has; None where only reading would tell."""
         return self._layout.rows
 
     def _batch_of(

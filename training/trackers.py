@@ -136,7 +136,7 @@ class Trackers:
             except Exception as e:
                 self.close()
                 raise RunError(
-                    f"--report-to {name}: cannot be opened ({without_secrets(str(e) or type(e).__name__)}); mend it, or "
+                    f"--report-to {name}: cannot be opened ({without_secrets(str(e) or type(e).__name__)}); correct that, or "
                     "leave it out"
                 ) from e
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BusyError, FetchError, SpecError
-from ...units import Report
+from ...units import Report, counted
 from ..spec import add_dataset
 from ..writing import whole_folder
 
@@ -71,7 +71,7 @@ def _write(preparer: Any, name: str, folder: Path, report: Report) -> dict[str, 
     except OSError as e:  # data that cannot be read
         raise FetchError(f"{name}: {e}; no partial data was left in {folder.parent}") from None
     for split, count in mark["counts"].items():
-        report(f"{name}: {split} has {count['examples']:,} examples in {count['shards']} shards")
+        report(f"{name}: {split} has {count['examples']:,} examples in {counted(count['shards'], 'shard')}")
     return mark
 
 

@@ -171,11 +171,11 @@ def _run_client(package: Package, folder: Path) -> None:
         raise FetchError(f"{package}: {what}{advice}{by_hand}")
 
 
-def telling_lines(output: str, limit: int = 3) -> str:
-    """The first few lines of a client's output that name an error, else its last few, on one line."""
+def telling_lines(output: str) -> str:
+    """The first three lines of a client's output that name an error, else its last three, on one line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(?i)(npm error|error|e:)\b|.*\bno module named", line)]
-    return " | ".join(errors[:limit] or lines[-limit:]) or "no output"
+    return " | ".join(errors[:3] or lines[-3:]) or "no output"
 
 
 def _output_of(command: list[str], package: Package) -> str:

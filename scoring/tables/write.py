@@ -61,6 +61,7 @@ def clear_error(folder: str, name: str) -> None:
 
 
 def write_manifest(folder: str, manifest: Mapping[str, Any]) -> None:
+    """Write _manifest.json, with the format's version and that of this code."""
     content = {"format": FORMAT_VERSION, "code_version": __version__, **manifest}
     write_whole(join_url(folder, MANIFEST), json.dumps(content, indent=2, sort_keys=True).encode())
 

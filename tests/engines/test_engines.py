@@ -39,7 +39,7 @@ def test_the_table_is_the_local_runners_and_again_there_is_nothing_to_do(engine,
     again = digit_shards.score(engine.options, out=engine.name)
     assert again.code == 0, again.err
     assert f"{SHARDS} shards done, 0 to do" in again.err
-    assert f"{SHARDS} shards (0 now)" in again.err
+    assert f"{SHARDS} shards (0 in this call)" in again.err
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")} == before
 
 

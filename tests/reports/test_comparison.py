@@ -139,7 +139,7 @@ def test_the_page_says_first_what_each_arm_is(compared):
     for policy, B in (("uniform", 16), ("learnability", 32), ("easy-reference", 32)):
         steps = json.loads((compared / f"runs/{policy}-1x-seed0/summary.json").read_text())["steps"]
         epochs = [f"{steps * n / 900:.3g}" for n in (16, B)]
-        expected.append([policy, str(steps), "16", "all drawn" if B == 16 else "32", *epochs, "0.002", "0, 1"])
+        expected.append([policy, str(steps), "16", "all drawn" if B == 16 else "32", *epochs, "0.002", "2 (0, 1)"])
     assert rows == expected
     assert "The learning rate was set for all arms, without a search." in table
 

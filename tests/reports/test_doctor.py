@@ -59,10 +59,10 @@ def test_a_data_set_that_is_well(collection):
     told = "\n".join(text for _, text, _ in found)
     assert "3 shards," in told
     assert "members of '00000': .png 20, .txt 20, .json 20" in told
-    assert "60 examples of 3 shards read, keys such as '000000000'; 0.00% bad" in told
+    assert "60 examples of 3 shards read, keys such as '000000000'; 0.00 % bad" in told
     assert "captions have 5 to 5 tokens, median 5; CLIP's context is 77" in told
     assert "covers 3 of 3 shards, 60 examples, 0 failed" in told
-    assert "its reference is not here (/nowhere/clip.safetensors)" in told
+    assert "its reference, clip, is no model of yours here; runs cannot check its losses" in told
     assert [text for text, _ in acts(found)] == ["3 shards have another size than when they were scored, first '00000'"]
 
 
@@ -118,7 +118,7 @@ def test_every_source_is_looked_at(made):
     entry = {"train": "data/{00000..00002}.tar::more/a.tar", "test": "more/a.tar", "text": "txt"}
     add_dataset(made / "curate.toml", "pairs", entry)
     _, found = examine(made)
-    assert [text[:36] for text, _ in acts(found) if "bad" in text] == ["1 examples of 1 shards read, keys su"] * 2
+    assert [text[:36] for text, _ in acts(found) if "bad" in text] == ["1 example of 1 shard read, keys such"] * 2
 
 
 def test_a_table_that_is_not_complete(made):
@@ -142,6 +142,27 @@ def test_a_table_of_other_fields_and_a_reference_that_changed(digits, tmp_path):
     manifest.write_text(json.dumps({**content, "dataset_fingerprint": "0" * 16}))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
     assert "made with other fields or classes than curate.toml has now" in acts(found)[0][0]
+
+
+@pytest.mark.parametrize("weights", ["stranger.safetensors", "published"])
+def test_what_a_strangers_table_says_of_its_model_is_not_built(digits, tmp_path, monkeypatch, weights):
+    """Nor are its weights opened: they may be at any address, and its arguments may make anything."""
+    shutil.copytree(digits.scores, tmp_path / "scores")
+    (manifest,) = (tmp_path / "scores").rglob("_manifest.json")
+    content = json.loads(manifest.read_text())
+    model = content["reference"]["model"]
+    if weights != "published":
+        shutil.copy(model["weights"], tmp_path / weights)
+        weights = str(tmp_path / weights)
+    content["reference"].update(name="stranger", model={**model, "name": "stranger", "weights": weights})
+    manifest.write_text(json.dumps(content))
+    built = []
+    monkeypatch.setattr("curate.scoring.loading.load_model", lambda spec, **_: built.append(spec))
+    found = doctor.diagnose(load_config(digits.toml), ["digits"], str(tmp_path / "scores"), 1, silent)
+    assert [one.level for one in found if one.found.startswith("its reference, stranger, is no model of yours")] == [
+        "note"
+    ]
+    assert not built
 
 
 def test_a_reference_that_knows_half_of_the_classes(digits, tmp_path):

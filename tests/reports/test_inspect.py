@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -18,6 +19,8 @@ from curate.datasets.readers import read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import add_dataset, load_config
 from curate.pipelines.score_reference import score_reference
+from curate.reports.inspect import inspect
+from curate.reports.inspect_options import InspectOptions
 from curate.reports.inspect_page import Page as InspectPage
 from curate.reports.inspect_page import Section, Table, page_html
 from curate.reports.inspect_rows import add_rows, find_data
@@ -156,6 +159,19 @@ def test_the_page_opens_alone_and_its_images_are_small(flipped):
     assert [h for h in page.headings if h in ("Likely wrong labels", "What a filter would drop")]
 
 
+@pytest.mark.parametrize(("most", "said"), [(10, ""), (8, "Of 10 groups the 8 with the lowest and highest median")])
+def test_many_groups_are_cut_to_both_ends_and_that_is_said(flipped, tmp_path, monkeypatch, most, said):
+    root, _ = flipped
+    monkeypatch.setattr("curate.reports.inspect_scores.MOST_GROUPS", most)
+    options = InspectOptions(out=str(tmp_path / "page"), images=1)
+    page = Page(Path(inspect(str(root / "scores"), None, options, load_config(root / "curate.toml"), silent)))
+    assert said in page.text and ("groups the" in page.text) == bool(said)
+    (caption,) = [caption for caption in page.tables if caption.startswith("By class")]
+    assert ("; of 10, those" in caption) == bool(said)
+    dropped = [float(row[5].removesuffix(" %")) for row in page.tables[caption][1:]]
+    assert len(dropped) == most and dropped == sorted(dropped, reverse=True)
+
+
 def test_a_sample_is_whole_shards_and_is_said(flipped, tmp_path):
     root, _ = flipped
     config = load_config(root / "curate.toml")
@@ -275,7 +291,7 @@ def test_what_a_run_chose(digits, tmp_path):
     others = [i for i, row in enumerate(scored) if row[2] != 3]
     wanted = hits[:-6:-1] + others[:5]  # all were drawn equally often: by score
     assert [image["alt"] for image, _ in page.images] == [f"image of {scored[i][0]} / {scored[i][1]}" for i in wanted]
-    assert f"chosen 2 of 2 times<br>score {hits[-1]:.3g}" in page.text
+    assert f"chosen 2 of 2 times<br>score {hits[-1]:#.3g}" in page.text
     assert {p.stem for p in (tmp_path / "page/plots").glob("*.svg")} == {"by_class", "online_loss"}
     done = curate("inspect", run, "--config", digits.toml, "--out", tmp_path / "page", "--rows", rows // 5)
     assert done.code == 0, done.err

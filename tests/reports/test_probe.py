@@ -90,6 +90,17 @@ def test_how_far_the_learner_is_from_its_reference(tmp_path, reference, words):
     assert words in said and ("The reference has" in said) == (reference is not None)
 
 
+@pytest.mark.parametrize(
+    ("reached", "words"),
+    [((0.6, 0.6), ""), ((0.7, 0.45), "the interval does not exclude 0"), ((0.6,), "one seed gives no interval")],
+)
+def test_a_gain_that_seeds_do_not_show_is_said(tmp_path, reached, words):
+    probe = probed(tmp_path, reached)
+    assert probe.saving.gained
+    said = " ".join(probe_lines(probe, PLAN))
+    assert ("No saving shown" in said) == bool(words) and words in said
+
+
 @pytest.mark.parametrize(("reached", "words"), [((0.45, 0.45), "41 % more"), ((0.3, 0.3), "at least 100 % more")])
 def test_harm_is_called_harm(tmp_path, reached, words):
     probe = probed(tmp_path, reached)

@@ -27,7 +27,6 @@ def test_the_same_embeddings_without_the_padding(custom, tmp_path, clip_config):
     model = clip(tmp_path, {**clip_config, "custom_text": custom})
     assert type(model.module).__name__ == ("CustomTextCLIP" if custom else "CLIP")
     encode, tokens = CaptionEncoder(model), model.tokenize(CAPTIONS)
-    assert encode.cuts
     assert encode.lengths(tokens).tolist() == [3, 4, 8, 3]
     torch.testing.assert_close(encode(tokens), whole(model, tokens), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(encode(tokens[:1]), whole(model, tokens[:1]), atol=1e-6, rtol=1e-5)
@@ -51,6 +50,5 @@ def test_its_flops_are_those_of_the_pass_as_it_is_made(tmp_path, clip_config):
 def test_towers_that_look_at_padding_see_all_of_it(text, tmp_path, clip_config):
     model = clip(tmp_path, {**clip_config, "custom_text": True}, **text)
     encode, tokens = CaptionEncoder(model), model.tokenize(CAPTIONS)
-    assert not encode.cuts
     assert encode.lengths(tokens).tolist() == [20] * 4
     assert torch.equal(encode(tokens), whole(model, tokens))

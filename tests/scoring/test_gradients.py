@@ -9,7 +9,7 @@ import pytest
 import torch
 from curate.errors import ModelError
 from curate.scoring import ModelSpec, load_model, train_flops
-from curate.scoring.gradients import add_gradients, checkpoint_activations, early_statistics
+from curate.scoring.gradients import add_gradients, checkpoint_activations
 from support.prepared import TINY_CLIP
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -181,30 +181,3 @@ def test_the_ledger_counts_what_is_computed_twice():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model.module(pixels, tokens)
     assert parts - whole == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_early_steps_count_for_more_of_the_running_statistics(parts):
-    norm = torch.nn.BatchNorm1d(3).train()
-    batches = torch.randn(6, 2, 16, 3, generator=torch.Generator().manual_seed(0)) * 5 + 3
-    expected = torch.zeros(3)
-    for step, batch in enumerate(batches):
-        with early_statistics(norm, step, parts):
-            for part in batch[:parts]:
-                norm(part)
-        share = 2 / (step + 2)
-        # Of the parts of a batch the later one counts for more, as it does without this.
-        seen = batch[0].mean(0) if parts == 1 else (0.09 * batch[0].mean(0) + 0.1 * batch[1].mean(0)) / 0.19
-        expected = (1 - share) * expected + share * seen
-        torch.testing.assert_close(norm.running_mean, expected)
-        if step == 0 and parts == 1:
-            torch.testing.assert_close(norm.running_var, batch[0].var(0))
-
-
-def test_later_steps_are_left_to_a_layers_own_momentum():
-    layers = [torch.nn.BatchNorm1d(3).train() for _ in range(2)]
-    batch = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-    layers[0](batch)
-    with early_statistics(layers[1], step=18):
-        layers[1](batch)
-    assert torch.equal(layers[0].running_mean, layers[1].running_mean)

@@ -37,9 +37,9 @@ def test_negative_dot_product_is_of_each_pair_alone():
 
 def test_scores_by_policy():
     online, reference = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0])
-    assert hard_learner(online, scale=2).tolist() == [6.0, 2.0]
+    assert hard_learner(online).tolist() == [3.0, 1.0]
     assert easy_reference(reference).tolist() == [-1.0, -2.0]
-    assert learnability(online, reference, scale=0.5).tolist() == [1.0, -0.5]
+    assert learnability(online, reference).tolist() == [2.0, -1.0]
     known = Losses(online, reference)
     assert find_policy("rho").score(known).tolist() == [2.0, -1.0]
     assert find_policy("hard-learner").score(known).tolist() == [3.0, 1.0]

@@ -32,9 +32,10 @@ def test_the_longest_stage_binds_where_reading_keeps_up():
     assert found.cores_wanted == 1, "0.1 s of reading on two cores beside 0.4 s: a half of a core"
     told = measured_lines(found.to_dict())
     assert told[0].startswith(
-        "\nMeasured here, on cpu, with --batch-size 32 (super-batch 64): 0.5 s a step (data 0.1 s, score 0.1 s, train 0.3 s)"
+        "\nMeasured here, on cpu, with --batch-size 32 (super-batch 64): 500.0 ms a step "
+        "(train 300.0 ms, data 100.0 ms, score 100.0 ms)"
     )
-    assert "on 2 cores, 0.1 s for a step's 64 examples." in told[1] and told[2].endswith("keep up with 1 core.")
+    assert "on 2 cores, 100.0 ms for a step's 64 examples." in told[1] and told[2].endswith("keep up with 1 core.")
     assert "500 s" not in measured_lines(found.to_dict())[0] and "8 min" in measured_lines(found.to_dict())[0]
 
 
@@ -42,7 +43,7 @@ def test_reading_binds_where_it_takes_longer_than_all_else():
     found = measured(read_per_second=64.0)
     assert found.binds == "reading"
     assert found.cores_wanted == 5, "1 s on two cores has to become 0.4 s"
-    assert any("Reading binds: 5 such cores" in line for line in measured_lines(found.to_dict()))
+    assert any("Reading is the bottleneck: 5 such cores" in line for line in measured_lines(found.to_dict()))
 
 
 def test_the_first_steps_are_not_counted():

@@ -2,6 +2,7 @@ import json
 import shutil
 from fractions import Fraction
 
+import fsspec
 import pytest
 from curate.datasets.spec import Config, add_model, load_config
 from curate.errors import BudgetError, SpecError, TableError
@@ -109,6 +110,18 @@ def test_the_quality_of_the_reference_is_said_where_its_run_knows_it(digits, tmp
         path.write_text(json.dumps({**summary, "quality": quality}))
         notes = real(digits, reference=str(tmp_path / "run")).notes
         assert any("reference: top1 0.75 on the test split of 'digits-curated'" in note for note in notes) == said
+
+
+def test_no_address_is_opened_because_a_table_names_it(digits, tmp_path):
+    """Else `plan` would ask any server that a stranger's table names."""
+    fsspec.filesystem("memory").pipe("/stranger/summary.json", b'{"quality": {"top1": 0.9}, "dataset": "digits"}')
+    shutil.copytree(digits.scores, tmp_path / "scores")
+    (manifest,) = (tmp_path / "scores").rglob("_manifest.json")
+    content = json.loads(manifest.read_text())
+    content["reference"]["name"] = "memory://stranger"
+    manifest.write_text(json.dumps(content))
+    notes = real(digits, reference_scores=str(tmp_path / "scores"), data_size=None).notes
+    assert not any("top1 0.9" in note for note in notes)
 
 
 def test_the_scores_of_a_mixture_and_of_a_prior_are_counted_beside(digits):

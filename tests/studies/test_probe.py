@@ -21,7 +21,7 @@ def test_its_runs_are_pairs_at_a_share_of_the_budget(digits, tmp_path):
     lines = []
     options = ProbeOptions(plan=plan, probe=0.05, seeds=1, out=str(tmp_path / "probe"))
     compared = run_probe(options, config=digits.config, report=lines.append)
-    assert lines[0] == "probe: runs of 9 GF in all, 22.5% of the budget"
+    assert lines[0] == "probe: runs of 9 GF in all, 22.5 % of the budget"
     configs = [json.loads(Path(options.out, "runs", name, "config.json").read_text()) for name in compared.runs]
     assert sorted((c["policy"], c["budget_flops"]) for c in configs) == [
         ("learnability", 2e9),
@@ -40,7 +40,7 @@ def test_curated_examples_alone_and_in_every_batch(digits, tmp_path):
     options = ProbeOptions(plan=plan, probe=0.05, seeds=1, curated="digits-curated", out=str(tmp_path / "probe"))
     lines = []
     compared = run_probe(options, config=digits.config, report=lines.append)
-    assert lines[0] == "probe: runs of 13 GF in all, 32.5% of the budget"
+    assert lines[0] == "probe: runs of 13 GF in all, 32.5 % of the budget"
     about = {
         name: json.loads(Path(options.out, "runs", name, "config.json").read_text())
         for names in curated_names(options).values()

@@ -167,7 +167,7 @@ def test_another_ratio_and_no_reference(digits, tmp_path):
     [
         (dict(policy="uniform", online=None), "policy 'uniform', for which no model scores"),
         (dict(score_ahead=2), "--score-ahead: they score ahead anyway"),
-        (dict(on_missing="score"), "--actors cannot be with --on-missing score"),
+        (dict(on_missing="score"), "--actors cannot be combined with --on-missing score"),
         (dict(max_bad_shards=3), "leave --max-bad-shards out"),
         (dict(filter_ratio=0.0), "--filter-ratio 0 trains on all"),
         (dict(pool_size=8), "--pool-size is 8, expected at least a super-batch of 32"),

@@ -213,7 +213,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(digits, tmp_path):
     for changes, said in (
         (dict(policy="hard-learner"), "which policy 'hard-learner' does not; leave it out"),
         (dict(policy="filter", online=None), "which policy 'filter' does not"),
-        (dict(on_missing="skip"), "cannot be with --on-missing skip"),
+        (dict(on_missing="skip"), "cannot be combined with --on-missing skip"),
     ):
         with pytest.raises(SpecError, match=said):
             digits.run_options(tmp_path, refresh_scores="newer", **changes)
@@ -224,5 +224,5 @@ def test_what_does_not_go_together_is_refused_in_one_line(digits, tmp_path):
         (dict(), 2, "torchrun or srun"),
     ):
         options: RunOptions = digits.run_options(tmp_path, refresh_scores="newer", **changes)
-        with pytest.raises(SpecError, match=f"--refresh-scores cannot be with {said}; leave one of them out"):
+        with pytest.raises(SpecError, match=f"--refresh-scores cannot be combined with {said}; leave one of them out"):
             refuse_refresh(options, ranks)

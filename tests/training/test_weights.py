@@ -146,7 +146,7 @@ def test_what_cannot_be_weighed_is_refused(digits, pairs, tmp_path):
         options(digits, tmp_path, gce=0.0)
     with pytest.raises(SpecError, match="two ways to trust labels less"):
         options(digits, tmp_path, gce=0.7, label_smoothing=0.1)
-    with pytest.raises(SpecError, match="score-ahead cannot be with policy 'infobatch'"):
+    with pytest.raises(SpecError, match="score-ahead cannot be combined with policy 'infobatch'"):
         options(digits, tmp_path, policy="infobatch", score_ahead=1)
     assert POLICIES["infobatch"].selects
     model = load_model(find_model("clip", task="image-text", config=pairs.config))
