@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from .training.options import RunOptions
     from .training.records import SelectionLog
     from .training.run import train
-    from .training.sub import SubBatch, SubBatches
+    from .training.sub import SubBatches
+    from .training.sub_batch import SubBatch
     from .training.superbatch import SuperBatches
 
 __version__ = "0.2.0.dev0"
@@ -58,7 +59,7 @@ _HOMES = {
     "Selection": "scoring.selection",
     "SelectionLog": "training.records",
     "Selector": "scoring.selector",
-    "SubBatch": "training.sub",
+    "SubBatch": "training.sub_batch",
     "SubBatches": "training.sub",
     "SuperBatch": "training.batch",
     "SuperBatches": "training.superbatch",

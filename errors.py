@@ -20,9 +20,10 @@ Storage knows neither options nor commands, so its errors name none. A caller th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from signal import Signals
+from typing import Any
 
 # Userinfo before a host; the same where a secret holds a slash, which a port number before a slash is not; a query.
 _USERINFO = re.compile(r"((?:https?|ftp)://)[^\s/'\"]*@|([a-z][a-z0-9+.-]*://)[^\s/'\"]*:[^\s/'\"]*@", re.IGNORECASE)
@@ -179,6 +180,16 @@ class ExampleError(CurateError):
         super().__init__(reason)
         self.stage = stage
         self.reason = str(self)
+
+
+def parts_of(state: Any, owner: str, *names: str) -> list[Any]:
+    """What `load_state_dict` needs of a state. Raises RunError where it is the state of something else."""
+    found = [*state] if isinstance(state, Mapping) else type(state).__name__
+    if not isinstance(state, Mapping) or not {*names} <= {*state}:
+        raise RunError(
+            f"this is no state of {owner}: it has {found}, expected {', '.join(names)}; load what its state_dict gave"
+        )
+    return [state[name] for name in names]
 
 
 def first_line(error: BaseException, most: int = 300) -> str:

@@ -146,6 +146,8 @@ class Ledger:
 
 def steps_within(budget: float, flops_per_step: float, charged: float = 0.0) -> int:
     """Whole steps that `budget` pays for after `charged`. Raises BudgetError where it is not even one."""
+    if not math.isfinite(budget):
+        raise BudgetError(f"the budget is {budget}, expected a number of FLOPs")
     steps = math.floor((budget - charged) / flops_per_step)
     if steps < 1:
         already = f" after {format_flops(charged)} for the reference" if charged else ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -22,8 +24,10 @@ from .readers import Example, Failure
 T = TypeVar("T")
 R = TypeVar("R")
 _END = object()
-# Who closes does not wait longer for a source in the middle of an item.
-SECONDS_TO_CLOSE = 0.5
+# Who closes does not wait longer for a source in the middle of an item, and Python's end not longer for all threads.
+SECONDS_TO_CLOSE, SECONDS_TO_END = 0.5, 2.0
+_daemons: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_prefetched: weakref.WeakSet[Prefetched[Any]] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,8 @@ class Prefetched(Iterator[T]):
         self._items: queue.Queue[Any] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._ended = False
-        self._thread = threading.Thread(
-            target=_run_ahead, args=(source, self._items, self._stopped), daemon=True, name="prefetch"
-        )
-        self._thread.start()
+        self._thread = daemon("prefetch", _run_ahead, source, self._items, self._stopped)
+        _prefetched.add(self)
 
     def __next__(self) -> T:
         if self._ended:
@@ -139,12 +141,16 @@ class Prefetched(Iterator[T]):
 
     def close(self) -> None:
         """Stop the thread and close the source. A source that hangs is left behind: its thread does not keep the process."""
-        self._ended = True
-        self._stopped.set()
+        self.stop()
         with suppress(queue.Empty):  # the thread may be waiting for room
             while True:
                 self._items.get_nowait()
         self._thread.join(SECONDS_TO_CLOSE)
+
+    def stop(self) -> None:
+        """The same without waiting for the thread."""
+        self._ended = True
+        self._stopped.set()
 
     def wait(self) -> None:
         """Wait until the thread has ended, after `close`."""
@@ -203,11 +209,27 @@ def map_in_threads(do: Callable[[T], R], items: Sequence[T], most: int) -> list[
             except BaseException as e:
                 errors[i] = e
 
-    threads = [threading.Thread(target=work, daemon=True, name="read") for _ in range(min(most, len(items)))]
-    for thread in threads:
-        thread.start()
+    threads = [daemon("read", work) for _ in range(min(most, len(items)))]
     for thread in threads:
         thread.join()
     if errors:
         raise errors[min(errors)]
     return [found[i] for i in range(len(items))]
+
+
+def daemon(name: str, target: Callable[..., None], *given: Any) -> threading.Thread:
+    """Start a thread that does not keep the process, should it hang. The process ends in order if it does not."""
+    thread = threading.Thread(target=target, args=given, daemon=True, name=name)
+    _daemons.add(thread)
+    thread.start()
+    return thread
+
+
+@atexit.register
+def _end_daemons() -> None:
+    """Python's end aborts the process where a thread is in the middle of C++ code, such as torch's."""
+    for prefetched in list(_prefetched):
+        prefetched.stop()
+    until = time.monotonic() + SECONDS_TO_END
+    for thread in list(_daemons):
+        thread.join(max(0.0, until - time.monotonic()))

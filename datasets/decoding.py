@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import ExampleError
+from ..errors import ExampleError, SpecError
 from .notices import say_once
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+CHOICES = {"mode": ("shortest", "squash"), "interpolation": tuple(INTERPOLATIONS), "resampling": ("torch", "pillow")}
 # We check the size ourselves, below. Pillow's check would also warn, at half of the same limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -56,6 +57,15 @@ class Geometry:
     resampling: Literal["torch", "pillow"] = "torch"
     reduced_jpeg: bool | Literal["close"] = False
     exif_rotation: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise SpecError(f"{name} of a geometry is '{getattr(self, name)}', expected {', '.join(values)}")
+        if self.size < 1 or not 0 < self.crop_pct <= 1:
+            raise SpecError(
+                f"a geometry has size {self.size} and crop_pct {self.crop_pct}, expected pixels and a share above 0 and up to 1"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able. What is off is left out, so that older fingerprints stay the same."""

@@ -6,6 +6,7 @@ anybody can judge what is missing (usually normalisation, activations and reduct
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -200,6 +201,8 @@ class ComputeLedger(Ledger):
         """
         if line not in STEP_LINES:
             raise SpecError(f"a step has no line '{line}'; expected {', '.join(STEP_LINES)}")
+        if not 0 < times_per_step < math.inf:
+            raise SpecError(f"times_per_step is {times_per_step}, expected a number above 0")
         counted = count(run, 1)
         self.uncounted = tuple(sorted({*self.uncounted, *counted.uncounted}))
         flops = counted.total * times_per_step
@@ -208,14 +211,20 @@ class ComputeLedger(Ledger):
 
     def add_step(self, cost: StepCost | None = None) -> None:
         """Add a step's FLOPs: what was measured, or `cost`."""
-        super().add_step(cost or self.cost)
+        super().add_step(self._measured() if cost is None else cost)
 
     def steps_within(self, budget: float | str) -> int:
         """Whole steps that a budget pays for, such as "20TF" or 2e13. Raises BudgetError where it is not even one."""
         flops = parse_flops(budget) if isinstance(budget, str) else budget
+        return steps_within(flops, self._measured().total)
+
+    def _measured(self) -> StepCost:
         if not self.cost.total:
-            raise SpecError("nothing was measured; call measure for each part of a step first")
-        return steps_within(flops, self.cost.total)
+            why = f" whose FLOPs are known (only {', '.join(self.uncounted)})" if self.uncounted else ""
+            raise SpecError(
+                f"nothing was measured{why}; call measure for each part of a step first, also after a resume"
+            )
+        return self.cost
 
 
 STEP_LINES = tuple(field.name for field in fields(StepCost) if field.name in LINES)

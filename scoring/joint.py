@@ -74,6 +74,10 @@ def select_jointly(
         raise ValueError(
             f"online and reference see {' and '.join(str(len(p)) for p in given)} pairs, expected the same"
         )
+    if any(pairs.image_BD.shape != pairs.text_BD.shape for pairs in given):
+        raise ValueError("the image and text embeddings of a model differ in shape, expected [B, D] of both")
+    if loss not in _LOSSES:
+        raise ValueError(f"loss is '{loss}', expected {' or '.join(_LOSSES)}")
     if not 1 <= b <= B:
         raise ValueError(f"cannot select b={b} of {B} pairs")
     if not 0 < scale < math.inf:

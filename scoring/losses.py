@@ -6,10 +6,13 @@ Shape suffixes: B examples, C classes, D embedding width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from ..errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,23 @@ class Losses:
     chosen_B: torch.Tensor | None = None
     past_B: torch.Tensor | None = None
     prior_B: torch.Tensor | None = None
+
+
+def one_each(what: str, values: Any, B: int) -> torch.Tensor:
+    """`values`, [B], without gradients and of no narrower type than float32. Raises SpecError where they are anything else:
+    broadcasting would make scores of a single loss."""
+    if not isinstance(values, torch.Tensor) or values.shape != (B,):
+        found = f"of shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else f"{type(values).__name__}"
+        raise SpecError(f"{what} is {found}, expected a tensor of shape ({B},): one number for each example")
+    return precise(values.detach())
+
+
+def checked(known: Losses, B: int) -> Losses:
+    """What is known of B examples, each loss as `one_each` has it."""
+    names = {"online_B": "online_loss", "reference_B": "reference_loss", "past_B": "past_B", "prior_B": "prior_B"}
+    given = {name: getattr(known, name) for name in names}
+    found: dict[str, Any] = {n: one_each(names[n], losses, B) for n, losses in given.items() if losses is not None}
+    return replace(known, **found)
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..datasets.decoding import CLOSE, INTERPOLATIONS, Geometry
+from ..datasets.decoding import CHOICES, CLOSE, INTERPOLATIONS, Geometry
 from ..errors import ModelError, did_you_mean
 
 GEOMETRY = tuple(field.name for field in fields(Geometry))
 SETTINGS = (*GEOMETRY, "mean", "std")
-CHOICES = {"mode": ("shortest", "squash"), "interpolation": tuple(INTERPOLATIONS), "resampling": ("torch", "pillow")}
 
 
 @dataclass(frozen=True, kw_only=True)

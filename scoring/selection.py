@@ -10,6 +10,10 @@ import torch
 from .settings import Sampler
 
 
+class NotFiniteError(ValueError):
+    """A score is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which examples of a super-batch to train on: `index` int64 [b], ascending. `score`, float32 [B], is the score by
@@ -46,7 +50,7 @@ def select(
         raise ValueError(f"temperature is {temperature}, expected more than 0; for a hard choice use sampler='topk'")
     if not torch.isfinite(scores_B).all():
         bad = int((~torch.isfinite(scores_B)).nonzero()[0])
-        raise ValueError(f"score {bad} is {float(scores_B[bad])}; scores must be finite")
+        raise NotFiniteError(f"score {bad} is {float(scores_B[bad])}; scores must be finite")
     keys_B = scores_B.double()
     if sampler == "softmax":
         keys_B = keys_B / temperature + gumbel(B, generator).to(scores_B.device)
@@ -75,7 +79,7 @@ def prune(
     if not 1 <= b <= B or not 0 <= rate < 1:
         raise ValueError(f"cannot choose b={b} of {B} scores at a rate of {rate:g}")
     if not torch.isfinite(scores_B).all():
-        raise ValueError("a score is nan or infinite")
+        raise NotFiniteError("a score is nan or infinite")
     low = (scores_B < 0).nonzero().squeeze(1).cpu()
     dropped = min(B - b, int(rate * len(low)))
     stays_B = torch.ones(B, dtype=torch.bool)
@@ -94,7 +98,7 @@ def reweight(scores_B: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     Raises ValueError where a score is NaN or infinite.
     """
     if not torch.isfinite(scores_B).all():
-        raise ValueError("a score is nan or infinite")
+        raise NotFiniteError("a score is nan or infinite")
     return ((scores_B.double() / temperature).softmax(0) * len(scores_B)).float()
 
 

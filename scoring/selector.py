@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import torch
 
-from ..errors import SpecError
+from ..errors import SpecError, parts_of
 from .joint import select_jointly
-from .losses import Losses, Pairs
-from .policies import Policy, find_policy
+from .losses import Losses, Pairs, checked, one_each
+from .policies import NO_SCORER, Policy, find_policy
 from .ranks import ALONE, Ranks
 from .selection import Selection, prune, reweight, select
 from .settings import N_CHUNKS, REWEIGHT, ContrastiveLoss, Sampler
@@ -47,6 +47,10 @@ class Selector:
             raise SpecError(f"sampler is '{sampler}', expected {', '.join(get_args(Sampler))}")
         if not 0 < scale < math.inf:
             raise SpecError(f"scale is {scale}, expected a number above 0")
+        if chunks < 1:
+            raise SpecError(f"chunks is {chunks}, expected at least 1")
+        if joint_loss not in (None, *get_args(ContrastiveLoss)):
+            raise SpecError(f"joint_loss is '{joint_loss}', expected {' or '.join(get_args(ContrastiveLoss))}")
         self.policy = find_policy(policy)
         if sampler == REWEIGHT and self.policy.joint:
             raise SpecError(
@@ -93,7 +97,10 @@ class Selector:
         }
         if self.policy.joint:
             if known.reference_pairs is None:
-                raise SpecError(f"policy '{self.policy.name}' chooses by embeddings; give reference_pairs")
+                raise SpecError(
+                    f"policy '{self.policy.name}' chooses by embeddings; give reference_pairs, or "
+                    "SuperBatches(..., embeddings=True)"
+                )
             if self.policy.online != "none" and known.online_pairs is None:
                 raise SpecError(f"policy '{self.policy.name}' chooses by embeddings; give online_pairs")
             return select_jointly(
@@ -107,7 +114,11 @@ class Selector:
                 ranks=ranks,
                 **settings,
             )
-        score_B = self.scale * self.policy.score(known)
+        given = [known.online_B, known.reference_B, known.past_B, known.chosen_B, known.prior_B]
+        B = max((len(x) for x in given if isinstance(x, torch.Tensor) and x.dim()), default=0) if B is None else B
+        known = checked(known, B)
+        self._refuse_missing(known)
+        score_B = self.scale * one_each(f"the score of policy '{self.policy}'", self.policy.score(known), B)
         if self.policy.prunes:
             index, weight_B = prune(score_B, self.b, generator=self.generator)
             return Selection(index, score_B, known.online_B, known.reference_B, weight_B)
@@ -120,6 +131,21 @@ class Selector:
             return Selection(index, score_B, known.online_B, known.reference_B, reweight(score_B, self.temperature))
         index = select(score_B, self.b, **settings)
         return Selection(index, score_B, known.online_B, known.reference_B)
+
+    def _refuse_missing(self, known: Losses) -> None:
+        policy = self.policy
+        if policy.online == "past" and known.past_B is None:
+            raise SpecError(
+                f"policy '{policy}' needs past losses; give curate.Losses(past_B=...), a scorer may return it"
+            )
+        if policy.online not in NO_SCORER and known.online_B is None and known.online_pairs is None:
+            raise SpecError(
+                f"policy '{policy}' needs online_loss; give it to the selector, or SubBatches an online model"
+            )
+        if policy.reference == "loss" and known.reference_B is None:
+            raise SpecError(
+                f"policy '{policy}' needs reference_loss; give it to the selector, or SuperBatches the score table (scores=)"
+            )
 
     def _uniform(self, known: Losses, B: int | None) -> Selection:
         given = next((x for x in (known.online_B, known.reference_B) if x is not None), None)
@@ -139,7 +165,8 @@ class Selector:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"].cpu())  # also of a checkpoint that was mapped to a GPU
+        (generator,) = parts_of(state, "Selector", "generator")
+        self.generator.set_state(generator.cpu())  # also of a checkpoint that was mapped to a GPU
 
 
 def _loss_of(known: Losses) -> ContrastiveLoss:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
+from ..datasets.batches import daemon
 from .loading import READERS, LoadedShard
 
 
@@ -44,8 +45,7 @@ class ReadAhead:
         if not self.room.take(size):
             return None
         if len(self._threads) < READERS:
-            self._threads.append(threading.Thread(target=self._work, daemon=True, name="read ahead"))
-            self._threads[-1].start()
+            self._threads.append(daemon("read ahead", self._work))
         begun: Future[LoadedShard] = Future()
         self._waiting.put((index, begun))
         return begun

@@ -21,7 +21,7 @@ from ..ledger import StepCost
 from ..scoring.forward import score_batch
 from ..scoring.settings import Precision
 from .augment import augment
-from .sub import SubBatch
+from .sub_batch import SubBatch
 from .trainee import Trainee
 
 # A verdict after each tenth of the planned steps, up to the half, from the second half of what was seen since the one before.

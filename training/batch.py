@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -100,9 +101,9 @@ class SuperBatch:
         on each. This rank is given its share of the b examples: its own first, then the surplus of other ranks. All
         ranks must call it.
         """
+        places = self._places(index)
         if self.division is not None:
             return self.dealt(self.division.deal(index))
-        places = index.tolist()
         taken: dict[int, torch.Tensor] = {}
 
         def pick(tensor: torch.Tensor) -> torch.Tensor:
@@ -116,6 +117,20 @@ class SuperBatch:
         return replace(
             found, shards=[self.shards[i] for i in places], keys=[self.keys[i] for i in places], targets=targets
         )
+
+    def _places(self, index: torch.Tensor) -> list[int]:
+        """Raises SpecError where an index is none: a mask of bools would be taken for the numbers 0 and 1."""
+        B = len(self.division or self)
+        is_index = isinstance(index, torch.Tensor) and index.dim() == 1 and index.dtype in (torch.int64, torch.int32)
+        places: list[int] = index.tolist() if is_index else []
+        ascending = self.division is None or all(a < b for a, b in pairwise(places))
+        if not is_index or not all(0 <= place < B for place in places) or not ascending:
+            raise SpecError(
+                f"the index of examples to take is {index!r}, expected numbers from 0 to {B - 1}, int64 [b]"
+                + (", ascending" if self.division is not None else "")
+                + "; of a mask take mask.nonzero().squeeze(1)"
+            )
+        return places
 
     def dealt(self, deal: Deal) -> SuperBatch:
         """The examples that this rank trains on. A collective."""

@@ -265,8 +265,9 @@ def attempt(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 
 
 def bare(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside DistributedDataParallel; any other module as it is."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+    """The module inside DistributedDataParallel, also where that is compiled; any other module as it is."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner.module if isinstance(inner, DistributedDataParallel) else module
 
 
 def unshared(module: Any) -> AbstractContextManager[None]:
@@ -360,7 +361,7 @@ def _like(module: str, name: str, text: str, signal: int, rank: int) -> BaseExce
         error = CurateError.__new__(kind)
         CurateError.__init__(error, text)
     else:
-        error = RankError(f"{name}: {text}")
+        error = RankError(f"rank {rank}: {name}: {text}")
     error.rank = rank
     return _reported_by(rank, error)
 

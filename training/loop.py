@@ -30,7 +30,8 @@ from .records import RunRecords
 from .schedule import learning_rate
 from .scorer import BudgetSpentError
 from .signals import Stop
-from .sub import SubBatch, SubBatches
+from .sub import SubBatches
+from .sub_batch import SubBatch
 from .timing import EVALUATE, Rates, Stages, total
 from .trainee import Trainee, align
 

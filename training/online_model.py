@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import SpecError
-from ..scoring.losses import Losses
+from ..errors import parts_of
+from ..scoring.losses import Losses, one_each
 from .batch import SuperBatch
 from .group import bare
 from .score_ahead import Copy
@@ -39,10 +39,12 @@ class OnlineModel:
     """A small model of yours, of any library, that scores super-batches and trains on what was chosen.
 
     `losses(module, batch)` returns each example's loss, float [B]; it is called in evaluation mode without gradients to
-    score, and in training mode to train on their mean. Where the loss to train on is another one, such as a contrastive
-    loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `views` names the views that `losses` reads
-    (all, if it is left out): the others are made of the chosen examples alone. `scheduler`, if given, is stepped after
-    the optimizer. In a group of processes `module` is wrapped in DistributedDataParallel; it scores without the wrapper.
+    score, and in training mode to train on their mean, each times its weight where the selection has weights. (A part that
+    stays in evaluation mode, such as a frozen BatchNorm, overrides its `train`.) Where the loss to train on is another one,
+    such as a contrastive loss of the whole batch, `training_loss(module, batch)` returns it, a scalar. `views` names the
+    views that `losses` reads (all, if it is left out): the others are made of the chosen examples alone. `scheduler`, if
+    given, is stepped after the optimizer. In a group of processes `module` is wrapped in DistributedDataParallel; it scores
+    without the wrapper.
     """
 
     def __init__(
@@ -57,7 +59,11 @@ class OnlineModel:
     ) -> None:
         self.module, self.losses, self.optimizer, self.scheduler = module, losses, optimizer, scheduler
         self.views = None if views is None else frozenset(views)
-        self.training_loss = training_loss or (lambda module, batch: losses(module, batch).mean())
+        self.training_loss = training_loss or self._mean
+
+    def _mean(self, module: nn.Module, batch: SuperBatch) -> torch.Tensor:
+        loss_B, weights = self.losses(module, batch), getattr(batch, "weights", None)
+        return (loss_B if weights is None else weights * loss_B).mean()
 
     def score(self, batch: SuperBatch) -> torch.Tensor:
         """Losses float32 [B] of a super-batch; the module's training mode is put back."""
@@ -77,15 +83,11 @@ class OnlineModel:
         module.eval()
         try:
             with torch.no_grad():
-                loss_B = self.losses(module, batch).float()
+                loss_B = self.losses(module, batch)
         finally:
             for part, training in modes.items():
                 part.training = training
-        if loss_B.shape != (len(batch),):
-            raise SpecError(
-                f"losses has shape {tuple(loss_B.shape)}, expected one loss for each of {len(batch)} examples"
-            )
-        return loss_B
+        return one_each("what losses returns", loss_B, len(batch)).float()
 
     def step(self, batch: SuperBatch) -> torch.Tensor:
         """One optimizer step on a sub-batch. Returns the detached loss."""
@@ -103,10 +105,12 @@ class OnlineModel:
         return state if self.scheduler is None else {**state, "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        bare(self.module).load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        more = () if self.scheduler is None else ("scheduler",)
+        module, optimizer, *scheduler = parts_of(state, "this OnlineModel", "module", "optimizer", *more)
+        bare(self.module).load_state_dict(module)
+        self.optimizer.load_state_dict(optimizer)
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(*scheduler)
 
 
 class _Copied:

@@ -23,7 +23,8 @@ from .exchange import Exchange
 from .lease_scorer import Item
 from .pool import COLUMNS, Entries
 from .scorer import BudgetSpentError, RunScorer
-from .sub import SubBatch, SubBatches, sub_batch
+from .sub import SubBatches
+from .sub_batch import SubBatch, sub_batch
 from .superbatch import SuperBatches
 
 # A fresh model's choice is compared on every so many lines of metrics.

@@ -23,7 +23,7 @@ from ..units import Report
 from .batch import SuperBatch
 from .local import whole_selection
 from .options import RunOptions
-from .sub import SubBatch
+from .sub_batch import SubBatch
 from .trackers import Trackers
 
 SELECTION_SCHEMA = pa.schema(
@@ -62,19 +62,25 @@ class SelectionLog:
 
         Losses that the policy does not use are null. In a group all ranks call it, and rank 0 writes.
         """
+        if step < 1:
+            raise SpecError(f"step is {step}; steps count from 1")
         if step % self.every or selection.score is None:
             return
         shards, keys = batch.whole_names()
         selection = whole_selection(batch, selection)
+        score_B = selection.score
+        assert score_B is not None
         if not self._writes or (batch.division is not None and not batch.division.group.is_first):
             return
         B = len(shards)
+        if len(score_B) != B:
+            raise SpecError(f"the selection is one of {len(score_B)} examples, the batch has {B}; give sub.drawn")
         selected = torch.zeros(B, dtype=torch.bool)
         selected[selection.index.cpu()] = True
         nothing = np.full(B, np.nan, dtype=np.float32)
         online, reference, score = (
             nothing if values is None else values.float().cpu().numpy()
-            for values in (selection.online_loss, selection.reference_loss, selection.score)
+            for values in (selection.online_loss, selection.reference_loss, score_B)
         )
         columns = [
             np.full(B, step, dtype=np.int32),
@@ -103,9 +109,11 @@ class SelectionLog:
 
     def cut_after(self, step: int) -> None:
         """Forget what was written after `step`."""
-        for file in self.folder.glob("*.parquet"):
+        self._held = [rows for rows in self._held if rows["step"][0].as_py() <= step]
+        self._rows = sum(rows.num_rows for rows in self._held)
+        for file in self.folder.glob(f"{'[0-9]' * 9}-{'[0-9]' * 9}.parquet"):
             if int(file.stem.split("-")[1]) > step:
-                file.unlink()
+                file.unlink(missing_ok=True)  # each rank of a group may call it
 
 
 class RunRecords:

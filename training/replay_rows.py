@@ -12,7 +12,8 @@ from ..scoring.selection import Selection
 from .batch import SuperBatch
 from .by_place import PlaceReader
 from .replay import ReplayScorer
-from .sub import SubBatch, SubBatches, sub_batch
+from .sub import SubBatches
+from .sub_batch import SubBatch, sub_batch
 
 
 class ReplayedRows(SubBatches):

@@ -33,7 +33,8 @@ from .late import made
 from .roles import Roles, values_of
 from .score_ahead import tensors_of
 from .scorer import RunScorer
-from .sub import SubBatch, SubBatches, sub_batch
+from .sub import SubBatches
+from .sub_batch import SubBatch, sub_batch
 from .superbatch import SuperBatches
 
 

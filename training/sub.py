@@ -1,4 +1,4 @@
-"""Sub-batches: what a training loop consumes. `SubBatches` decides how one is chosen."""
+"""Sub-batches: what a training loop consumes, and how one is chosen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,11 +14,11 @@ import torch
 
 from ..datasets.decoding import View
 from ..datasets.readers import Failure
-from ..errors import DivergedError, SpecError
-from ..scoring.losses import Losses, Pairs
+from ..errors import DivergedError, SpecError, parts_of
+from ..scoring.losses import Losses, Pairs, checked
 from ..scoring.policies import UNIFORM, Policy
 from ..scoring.ranks import ALONE, Ranks
-from ..scoring.selection import Selection
+from ..scoring.selection import NotFiniteError, Selection
 from ..scoring.selector import Selector
 from .batch import SuperBatch
 from .copies import Copies
@@ -29,45 +29,10 @@ from .online_model import OnlineScorer, Scorer
 from .refusals import refuse_unscored
 from .score_ahead import Scored, ScoringThread, aged, losses_from_dict, losses_to_dict
 from .scorer import caption_groups
+from .sub_batch import SubBatch, sub_batch
 from .superbatch import SuperBatches
 
 Some = TypeVar("Some", bound=SuperBatch)
-
-
-@dataclass(frozen=True)
-class SubBatch(SuperBatch):
-    """The b examples to train on, with the `selection` that chose them and the super-batch that they were `drawn` from.
-
-    In a group of processes these are this rank's share: n of the b, those at `positions` (int64 [n], ascending) of all
-    that were chosen. Their mean loss times `weight` (n W / b), averaged over the W ranks as DistributedDataParallel does
-    with gradients, is the mean over b. `moved` of the b examples went from one rank to another. Of a local choice the
-    `selection` is that of this rank's own rows. `weights`, float32 [n], multiply each example's loss; None where all weigh 1.
-    """
-
-    selection: Selection = field(kw_only=True)
-    drawn: SuperBatch = field(kw_only=True)
-    positions: torch.Tensor = field(kw_only=True)
-    weight: float = field(default=1.0, kw_only=True)
-    moved: int = field(default=0, kw_only=True)
-
-    @property
-    def weights(self) -> torch.Tensor | None:
-        weight_B, index_b = self.selection.weight, self.selection.index
-        return None if weight_B is None else weight_B[index_b][self.positions.to(weight_B.device)]
-
-    def tensors(self) -> list[torch.Tensor]:
-        """All that are there, each once, with those of the selection and of the super-batch."""
-        chosen = [getattr(self.selection, f.name) for f in fields(self.selection)]
-        found = [*super().tensors(), *self.drawn.tensors(), *(one for one in chosen if one is not None)]
-        return list({id(one): one for one in found}.values())
-
-    def to(self, device: torch.device | str) -> SubBatch:
-        """The same examples, the selection and the super-batch with all tensors on a device."""
-        found = {f.name: getattr(self.selection, f.name) for f in fields(self.selection)}
-        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in found.items()}
-        here: Any = super().to(device)
-        changed: SubBatch = replace(here, selection=Selection(**moved), drawn=self.drawn.to(device))
-        return changed
 
 
 class SubBatches:
@@ -123,6 +88,13 @@ class SubBatches:
         where = torch.device("cpu" if device is None else device)
         self._copies = Copies(where) if where.type == "cuda" else None
         self.check, self.charge = check, charge
+        unknown = {*(getattr(self.scorer, "views", None) or ())} - {*batches.views}
+        if unknown:
+            raise SpecError(
+                f"the scorer's views name {', '.join(sorted(unknown))}; the stream has {', '.join(batches.views)}"
+            )
+        if score_ahead < 0:
+            raise SpecError(f"score_ahead is {score_ahead}, expected at least 0 super-batches")
         if score_ahead and self._seen_before_the_choice() == ():
             raise SpecError(f"score_ahead is {score_ahead} and no model scores; leave it out")
         if score_ahead and local:
@@ -140,18 +112,20 @@ class SubBatches:
             self.least_rows = least_share(batches.group, batches.lanes, batches.size, selector.b)
 
     def __iter__(self) -> Iterator[SubBatch]:
-        """From where the stream stands, for ever. Raises DivergedError where a score is not finite."""
+        """From where the stream stands, until it is closed. Raises DivergedError where a score is not finite."""
         self._refuse_differences()
-        while True:  # until it chooses otherwise
-            yield from self._chosen_by(self.selector.policy)
+        policy: Policy | None = None
+        while self.selector.policy is not policy:  # it chooses otherwise
+            policy = self.selector.policy
+            yield from self._chosen_by(policy)
 
     def _refuse_differences(self) -> None:
         selector = self.selector
         state = hashlib.sha256(selector.generator.get_state().numpy().tobytes()).hexdigest()[:16]
-        how = "local" if self.local else "global"
-        self.group.refuse_differences(
-            {"b": selector.b, "policy": selector.policy.name, "selector's seed": state, "choice": how}
-        )
+        names = ("b", "sampler", "temperature", "scale", "chunks", "joint_loss")
+        settings = {name: getattr(selector, name) for name in names}
+        how = {"choice": "local" if self.local else "global", "score_ahead": self.score_ahead}
+        self.group.refuse_differences({**settings, "policy": selector.policy.name, "selector's seed": state, **how})
 
     def meanwhile(self) -> None:
         """On a rank that does not train: its work while the others take a step."""
@@ -165,6 +139,7 @@ class SubBatches:
         selector, ahead = self.selector, self._seen_before_the_choice()
         if ahead is not None and not ahead and self.batches.group.size == 1 and not selector.policy.prunes:
             yield from self._chosen_ahead()
+            return
         for batch, known in self._scored(self.batches.stream(lambda batch: batch, ahead, self.score_ahead)):
             if self.local:
                 sub = self._chosen_locally(batch, known)
@@ -186,7 +161,9 @@ class SubBatches:
         while True:
             while len(waiting) <= self.score_ahead and (not waiting or newest != self.last):
                 with self.timing("data"):
-                    batch = next(source)
+                    batch = next(source, None)
+                if batch is None:  # closed
+                    return
                 newest = batch.number
                 with self.timing("score"):
                     waiting.append(self._begun(batch))
@@ -271,7 +248,10 @@ class SubBatches:
         source = self.batches.stream(chosen, ())
         while True:
             with self.timing("data"):
-                sub, failures, state = next(source)
+                found = next(source, None)
+                if found is None:  # closed
+                    return
+                sub, failures, state = found
                 self.batches.count_chosen(failures)
             self.charge(sub.drawn)
             with self.timing("select"):
@@ -302,16 +282,16 @@ class SubBatches:
 
     def _step_online(self, sub: SubBatch) -> None:
         if self.online is not None:
-            with self.timing("train"):
+            with self.timing("train"), self.group.averaging():
                 self.online.step(sub)
 
     def _known(self, scorer: Scorer | None, batch: SuperBatch) -> Losses:
         if not self.selector.policy.selects:
             return Losses()
         found = scorer.score(batch) if scorer is not None else None
-        if isinstance(found, Losses):
-            return found
-        return Losses(found, batch.reference_loss, reference_pairs=self._stored_pairs(batch))
+        if not isinstance(found, Losses):
+            found = Losses(found, batch.reference_loss, reference_pairs=self._stored_pairs(batch))
+        return checked(found, len(batch))
 
     def _stored_pairs(self, batch: SuperBatch) -> Pairs | None:
         """The table's embeddings, for a joint policy that needs no other."""
@@ -325,7 +305,7 @@ class SubBatches:
     def _choose(self, selector: Selector, known: Losses, B: int, ranks: Ranks = ALONE) -> Selection:
         try:
             return selector.choose(known, B, ranks)
-        except ValueError as e:
+        except NotFiniteError as e:
             raise DivergedError(f"a score is nan or infinite ({e}): the online model or the learner diverged") from e
 
     def close(self) -> None:
@@ -360,7 +340,7 @@ class SubBatches:
 
     def scored(self) -> list[dict[str, Any]]:
         """The losses of the super-batches that wait for their turn, as a checkpoint holds them. A collective."""
-        return [losses_to_dict(one.losses()) for one in self._waiting]
+        return [losses_to_dict(one) for one in (*(one.losses() for one in self._waiting), *self._stored)]
 
     def restore(self, scored: Iterable[dict[str, Any]]) -> None:
         """Take these losses for the next super-batches; `state_dict` of the stream is loaded before."""
@@ -377,23 +357,6 @@ class SubBatches:
         return {**state, "scored": self.scored()} if self.score_ahead else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.resume(state["batches"], state.get("scored", ()))
-        self.selector.load_state_dict(state["selector"])
-
-
-def sub_batch(batch: SuperBatch, selection: Selection) -> SubBatch:
-    """The examples of a super-batch that were selected; all of them where as many were. In a group, this rank's share."""
-    b = len(selection.index)
-    if batch.division is None:
-        taken = batch if b == len(batch) else batch.take(selection.index)
-        return SubBatch(**_fields(taken), selection=selection, drawn=batch, positions=torch.arange(b))
-    deal = batch.division.deal(selection.index)
-    taken = batch.dealt(deal)
-    weight = len(taken) * batch.division.training / b
-    return SubBatch(
-        **_fields(taken), selection=selection, drawn=batch, positions=deal.positions, weight=weight, moved=deal.moved
-    )
-
-
-def _fields(batch: SuperBatch) -> dict[str, Any]:
-    return {f.name: getattr(batch, f.name) for f in fields(SuperBatch)}
+        batches, selector = parts_of(state, "SubBatches", "batches", "selector")
+        self.resume(batches, state.get("scored", ()))
+        self.selector.load_state_dict(selector)

@@ -15,7 +15,7 @@ from ..datasets.order import lane_count
 from ..datasets.readers import Failure
 from ..datasets.shards import Shard, list_shards
 from ..datasets.spec import Config, DatasetSpec, find_dataset, load_config
-from ..errors import RunError, SpecError
+from ..errors import RunError, SpecError, parts_of
 from ..scoring.settings import OnMissing
 from ..scoring.tables.check import check_table
 from ..scoring.tables.keep import Kept
@@ -118,6 +118,8 @@ class SuperBatches:
             check_table(self.table, self.dataset, self.shards, on_missing, size)
         self.embedding_width = self.table.embedding_width if embeddings and self.table is not None else 0
         self.logit_width = self.table.logit_width if logits and self.table is not None else 0
+        if embeddings and self.table is None:
+            raise SpecError("embeddings are joined from a score table; give scores= too")
         if logits and (self.table is None or on_missing == "score"):
             raise SpecError("logits are joined from a score table; give scores= too, and on_missing 'error' or 'skip'")
         self.lanes = lane_count(len(self.shards), size, lanes)
@@ -186,7 +188,7 @@ class SuperBatches:
         self._running: Prefetched[Any] | None = None
 
     def __iter__(self) -> Iterator[SuperBatch]:
-        """From where the stream stands, for ever."""
+        """From where the stream stands, until it is closed."""
         return self.stream(lambda batch: batch)
 
     def stream(
@@ -197,6 +199,11 @@ class SuperBatches:
         Of the views only those named `ahead` are made there, all if it is None. Others are made when they are asked for.
         The consumer holds `waiting` of them beside the one in use.
         """
+        if torch.utils.data.get_worker_info() is not None:
+            raise SpecError(
+                "a worker of a DataLoader would draw the same super-batches as every other, and the state would stay there; give "
+                "the DataLoader num_workers=0: this stream reads ahead by itself"
+            )
         looker = self._looker
         looker.pin()
         late = looker.late(ahead, self.group.size)
@@ -206,6 +213,10 @@ class SuperBatches:
                 "order of examples": self._layout.digest,
                 "super-batches drawn": self._state["drawn"],
                 "views made late": late,
+                "views": [*self.views],
+                "tokenizers": [*self.tokenize],
+                "scores": self.table.reference_fingerprint if self.table else None,
+                "stored vectors": (self.embedding_width, self.logit_width),
             }
         )
         self.close()
@@ -233,15 +244,18 @@ class SuperBatches:
                 return next(running, None)
 
         self._running = running = prefetch(draw(), depth)
-        while True:
-            item, error = attempt(waited)
-            widths = self.group.agree(error, *(item[2] if item else NO_WIDTHS))
-            if item is None:  # closed
-                return
-            made, self._state, _ = item
-            if self.group.size > 1:
-                made.agree(widths)
-            yield made
+        try:
+            while True:
+                item, error = attempt(waited)
+                widths = self.group.agree(error, *(item[2] if item else NO_WIDTHS))
+                if item is None:  # closed
+                    return
+                made, self._state, _ = item
+                if self.group.size > 1:
+                    made.agree(widths)
+                yield made
+        finally:  # also where the consumer lets go of it
+            running.close()
 
     def next_if_made(self) -> Any:
         """What `stream` will give next, if it is made already; None else. Nothing changes by asking."""
@@ -288,15 +302,16 @@ class SuperBatches:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind that super-batch. Raises RunError where the stream's order is another one now."""
+        (order,) = parts_of(state, "SuperBatches", "order")
         then, now = state.get("rows"), self._layout.rows if self._layout.rows_were_read else None
         # A shard of no rows was unreadable then, or is now.
         alike = [a == b or not a or not b for a, b in zip(then or [], now or [], strict=False)]
         if then and now and len(then) == len(now) and all(alike):
             self._layout = replace(self._layout, rows=list(then))
-        if state["order"] != self._layout.digest:
+        if order != self._layout.digest:
             raise RunError(
                 f"data set '{self.dataset.name}': the order of examples follows from its shards, their rows, the size, the "
-                f"seed, the lanes and host_bytes, and one of them changed ({state['order']} then, {self._layout.digest} "
+                f"seed, the lanes and host_bytes, and one of them changed ({order} then, {self._layout.digest} "
                 "now); resume with what the run began with"
             )
         if self._layout.growing is not None:

@@ -20,7 +20,7 @@ from ..datasets.writing import write_whole
 from ..errors import RunError, SpecError, without_secrets
 from ..ledger import LINES, Ledger
 from ..units import Report
-from .sub import SubBatch
+from .sub_batch import SubBatch
 
 PROJECT = "curate"
 IDS = "trackers.json"

@@ -144,17 +144,17 @@ def stacked(seen: Sequence[Any], view: View, *, move: bool = False) -> torch.Ten
     if not seen:  # a rank that reads no lane
         assert isinstance(view, Geometry)
         return torch.empty(0, view.size, view.size, 3, dtype=torch.uint8)
-    if all(isinstance(one, np.ndarray) for one in seen):
+    if isinstance(view, Geometry):
         together = rows_together(seen, move=move)
         if together is not None:
             return torch.from_numpy(together)
         slab = torch.empty(len(seen), *seen[0].shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         _copy(seen, slab.numpy())
         return slab
-    wrong = next((one for one in seen if not isinstance(one, torch.Tensor)), None)
-    if wrong is not None:
-        raise SpecError(f"a view's function returned {type(wrong).__name__}, expected a tensor")
-    shapes = {tuple(one.shape) for one in seen}
-    if len(shapes) > 1:
-        raise SpecError(f"a view's function returned tensors of shapes {' and '.join(map(str, sorted(shapes)[:2]))}")
+    for one in seen:
+        if not isinstance(one, torch.Tensor):
+            raise SpecError(f"a view's function returned {type(one).__name__}, expected a tensor")
+    kinds = sorted({f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") for one in seen})
+    if len(kinds) > 1:
+        raise SpecError(f"a view's function returned tensors of different shapes or types: {' and '.join(kinds[:2])}")
     return torch.stack(list(seen))

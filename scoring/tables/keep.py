@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import SpecError, TableError
-from ..losses import Losses
+from ..losses import Losses, one_each
 from ..policies import FILTER, Policy, find_policy
 from ..settings import KeepBy, check_keep
 from .lookup import ScoreTable, ShardScores, open_scores
@@ -89,6 +89,8 @@ def keep_best(
             "give the table of a model trained on the bulk"
         )
     names = [name for name in (sorted(table.shard_names()) if shards is None else shards) if table.holds(name)]
+    if not names:
+        raise TableError(f"{table.folder}: none of the shards to keep of is scored; run score-reference first")
     found: dict[str, list[np.ndarray]] = {}
     for _, group_N, score_N in _ranked(table, other, names, by, chosen):
         for group in np.unique(group_N):
@@ -116,7 +118,8 @@ def score_of(policy: Policy, scores: ShardScores, prior: ScoreTable | None = Non
     assert policy.score is not None
     own_N = torch.from_numpy(np.array(scores.loss, dtype=np.float32))
     prior_N = None if prior is None else torch.from_numpy(_losses_of(prior, scores))
-    score_N = policy.score(Losses(reference_B=own_N, prior_B=prior_N)).double().numpy()
+    found = policy.score(Losses(reference_B=own_N, prior_B=prior_N))
+    score_N: np.ndarray = one_each(f"the score of policy '{policy}'", found, len(own_N)).double().numpy()
     if not np.isfinite(score_N).all():
         bad = int(np.flatnonzero(~np.isfinite(score_N))[0])
         raise SpecError(f"shard '{scores.shard}', key '{scores.keys[bad]}': policy '{policy}' scores {score_N[bad]}")

@@ -20,7 +20,7 @@ from ...datasets.targets import TARGETS, hash_target
 from ...errors import JoinError, ReadError, SpecError, TableError
 from .checked import Passed, note_passed, passed_before
 from .read import finished_shards, is_score_file, read_about, read_manifest
-from .schema import ENDING, FAILURES, MANIFEST, PLACES
+from .schema import ALWAYS, ENDING, FAILURES, MANIFEST, PLACES
 
 if TYPE_CHECKING:
     import torch
@@ -104,8 +104,9 @@ class ScoreTable:
     def read(self, columns: Sequence[str] | None = None, shards: Sequence[str] | None = None) -> pa.Table:
         """The whole table, or some of its columns or shards, in memory."""
         names = sorted(self.shard_names()) if shards is None else shards
-        parts = [self._read_file(name, columns)[0] for name in names]
-        return pa.concat_tables(parts)
+        if not names:
+            raise TableError(f"{self.folder}: no shard is scored yet, or none was asked for; nothing to read")
+        return pa.concat_tables([self._read_file(name, columns)[0] for name in names])
 
     def shard(self, name: str, *, embeddings: bool = False, logits: bool = False) -> ShardScores:
         """One shard's scores. Raises TableError where the file is missing, damaged, or of another reference."""
@@ -248,7 +249,10 @@ class ScoreTable:
 
     def _read_file(self, name: str, columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, Any]]:
         with self._opened(name) as (parquet, about):
-            for column in {*(columns or ())} - {*parquet.schema_arrow.names}:
+            known = parquet.schema_arrow.names
+            for column in {*(columns or ())} - {*known}:
+                if column not in ALWAYS:
+                    raise TableError(f"{self.folder}: has no column '{column}', only {', '.join(known)}")
                 raise KeyError(f"no column '{column}'")
             return parquet.read(columns=columns), about
 
@@ -319,9 +323,9 @@ def _check_target(scores: ShardScores, place: int, target: int | str) -> None:
     """Raises JoinError where a target is not the one that was scored."""
     if not isinstance(target, str):
         stored = None if scores.label is None else int(scores.label[place])
-        if stored != int(target):
+        if stored is None or stored != target:
             raise JoinError(
-                f"shard '{scores.shard}', key '{scores.keys[place]}': the label is {int(target)}, the score table has "
+                f"shard '{scores.shard}', key '{scores.keys[place]}': the label is {target}, the score table has "
                 f"{stored if stored is not None else 'captions'}; labels changed since scoring: run score-reference into a "
                 "new --out"
             )

@@ -32,6 +32,8 @@ MANIFEST = "_manifest.json"
 ENDING = ".parquet"
 FAILURES, ERRORS = "_failures", "_errors"
 FORMAT_VERSION = 1
+# Columns of every score file.
+ALWAYS = ("shard", "row", "key", "target_hash", "loss")
 FAILURE_SCHEMA = pa.schema(
     [("shard", pa.string()), ("row", pa.int32()), ("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())]
 )

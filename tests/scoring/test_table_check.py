@@ -124,5 +124,5 @@ def test_a_store_that_fails_is_not_a_damaged_file(table):
     Moody.failures[:] = [OSError("gone")] * 3
     with pytest.raises(ReadError, match="cannot be read"):
         scores.shard("a")
-    with pytest.raises(TableError, match=r"a\.parquet: damaged or not a score file \(\"no column 'nothing'\"\)"):
+    with pytest.raises(TableError, match=r"has no column 'nothing', only "):
         open_scores(f"moody://{table}").read(["nothing"])

@@ -18,7 +18,7 @@ from curate.datasets.spec import spec_from_table
 from curate.errors import FailuresError, JoinError, RunError, SpecError
 from curate.scoring import open_scores
 from curate.scoring.selection import Selection
-from curate.training.sub import sub_batch
+from curate.training.sub_batch import sub_batch
 from curate.training.superbatch import SuperBatches
 from hypothesis import given, settings
 from hypothesis import strategies as st
