@@ -155,4 +155,5 @@ def _check_target(target: str, about: str, asked: dict[str, Any], there: bool) -
 
 
 def _write_about(about: str, content: dict[str, Any]) -> None:
-    write_whole(about, json.dumps({"code_version": __version__, **content}, indent=2, ensure_ascii=False).encode())
+    text = json.dumps({"code_version": __version__, **content}, indent=2, ensure_ascii=False)
+    write_whole(about, text.encode(errors="backslashreplace"))  # of a path that is not UTF-8, as JSON has it
