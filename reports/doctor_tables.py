@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
 import numpy as np
 
@@ -28,18 +29,21 @@ FEW, RARELY = 20, 0.1
 def look_at_tables(spec: DatasetSpec, scores: str) -> list[Finding]:
     """Findings on every table of the data set in or below `scores`. Raises as list_shards does."""
     tables = tables_of(scores, spec.name)
-    score = f"curate score-reference --dataset {spec.name} --out {scores} --reference"
     if not tables:
-        return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", f"{score} MODEL")]
+        return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", _score(spec, scores, "MODEL"))]
     shards = list_shards(spec)
-    return [finding for table in tables for finding in _table(table, spec, shards, score)]
+    return [finding for table in tables for finding in _table(table, spec, shards, scores)]
 
 
-def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score: str) -> Iterator[Finding]:
+def _score(spec: DatasetSpec, out: str, reference: str) -> str:
+    return f"curate score-reference --dataset {quote(spec.name)} --out {quote(out)} --reference {quote(reference)}"
+
+
+def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], scores: str) -> Iterator[Finding]:
     about, reference = f"score table {table.folder}", table.manifest["reference"]["name"]
-    again = f"{score} {reference}"
+    again, anew = (_score(spec, out, reference) for out in (scores, "NEW"))
     if table.manifest["dataset_fingerprint"] != spec.fingerprint:
-        yield Finding(about, "act", "made with other fields or classes than curate.toml has now", f"{again} --out NEW")
+        yield Finding(about, "act", "made with other fields or classes than curate.toml has now", anew)
         return
     try:
         counts = all_counts(table.folder)
@@ -62,7 +66,7 @@ def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], score:
             about,
             "act",
             f"{len(changed):,} shards have another size than when they were scored, first '{changed[0]}'",
-            f"{again} --out NEW",
+            anew,
         )
     times = [t for name, t in list_times(table.folder).items() if name.endswith(ENDING) and t is not None]
     if times:
