@@ -142,6 +142,8 @@ def test_a_table_of_other_fields_and_a_reference_that_changed(digits, tmp_path):
     manifest.write_text(json.dumps({**content, "dataset_fingerprint": "0" * 16}))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
     assert "made with other fields or classes than curate.toml has now" in acts(found)[0][0]
+    line = f"curate score-reference --dataset digits --out NEW --reference {content['reference']['name']}"
+    assert acts(found)[0][1] == line
 
 
 def test_a_reference_that_knows_half_of_the_classes(digits, tmp_path):
