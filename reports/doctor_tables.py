@@ -52,7 +52,8 @@ def _table(table: ScoreTable, spec: DatasetSpec, shards: Sequence[Shard], scores
         return
     missing = [shard.name for shard in shards if shard.name not in counts]
     changed = [s.name for s in shards if s.name in counts and counts[s.name].shard_size != s.size]
-    examples, failures = (sum(getattr(c, name) for c in counts.values()) for name in ("examples", "failures"))
+    held = [counts[shard.name] for shard in shards if shard.name in counts]
+    examples, failures = (sum(getattr(c, name) for c in held) for name in ("examples", "failures"))
     covers = f"{len(shards) - len(missing):,} of {len(shards):,} shards, {examples:,} examples, {failures:,} failed"
     unreadable = error_names(table.folder)
     if missing:

@@ -259,3 +259,15 @@ def test_limits_of_a_container(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (found,) = doctor_machine._threads()
     assert found.level == "ok"
+
+
+def test_a_shard_that_is_no_longer_there_is_not_counted(made, tmp_path):
+    add_dataset(made / "curate.toml", "pairs", {"train": "data/{00000..00001}.tar", "text": "txt"})
+    _, found = examine(made)
+    assert ("ok", "covers 2 of 2 shards, 40 examples, 0 failed", "") in found
+    told = curate(
+        *("export", tmp_path / "x.txt", "--config", made / "curate.toml", "--dataset", "pairs"),
+        *("--scores", made / "scores", "--keep", "100%", "--by", "loss"),
+    )
+    assert told.code == 1 and "data set 'pairs' has no shard '00002', which was scored; restore it" in told.error
+    assert list(tmp_path.glob("x.txt*")) == []
