@@ -307,13 +307,13 @@ def sql(
     Example: curate sql "SELECT policy, avg(top1) FROM runs GROUP BY policy"
     """
     from .datasets.spec import analysis_files, load_config
-    from .reports import connect, write
+    from .reports import check_roots, connect, write
     from .reports import query as run_query
     from .reports.metadata import add_metadata_of_all
     from .reports.output import choose_format
 
-    chosen = choose_format(format, output)  # before the query, which may take long
-    known = load_config(config)
+    chosen, known = choose_format(format, output), load_config(config)  # before the query, which may take long
+    check_roots(scores=scores, runs=runs)
     connection = connect(scores=scores, runs=runs, datasets=analysis_files(known))
     add_metadata_of_all(connection, known, query)
     write(run_query(connection, query), chosen, output, report)

@@ -39,6 +39,7 @@ def run_command(cli: Callable[..., Any], report: Report) -> None:
     code = 0
     try:
         with handled_by(_end):
+            _check_folder()
             code = _code_of(cli, report)
         sys.stdout.flush()
     except CurateError as e:
@@ -83,6 +84,13 @@ def run_process(app: Callable[[], None]) -> None:
         if isinstance(e.code, int) and e.code >= STOPPED:
             _end_soon(e.code)
         raise
+
+
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SpecError("the working folder was deleted; change to a folder that is there") from None
 
 
 def _end_soon(code: int) -> None:
@@ -133,7 +141,9 @@ def _of_usage(error: Any) -> str:
     """The line for what click refused: an unknown option or command, or a value that is no number."""
     context, found = getattr(error, "ctx", None), " ".join(error.format_message().split()).rstrip(".")
     told = f"'{context.command_path} --help'" if context else "--help"
-    return printable(without_secrets(f"{found}; {told} lists what there is"))
+    # A query that begins with a comment, for one.
+    words = "; put -- before what begins so and is no option" if " " in getattr(error, "option_name", "") else ""
+    return printable(without_secrets(f"{found}{words}; {told} lists what there is"))
 
 
 def _end(number: int, frame: Any) -> None:

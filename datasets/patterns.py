@@ -33,6 +33,7 @@ SHARD_ENDINGS = {"webdataset": (".tar.gz", ".tgz", ".tar"), "parquet": (".parque
 WEB, LISTED_FROM = ("http://", "https://"), 16
 # What is left out, in words that follow a number.
 HIDDEN, READ_ALREADY = "hidden or system file", "link to a folder that is read already"
+NO_FILE = "pipe or device"
 
 
 def is_shard(name: str, format: str) -> bool:

@@ -138,6 +138,9 @@ def _tried(make: Any) -> bytes | ExampleError | None:
     return found
 
 
+GONE = ExampleError("read", "no image: the file was deleted, or is a link that leads to nothing")
+
+
 def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
     """A class is the first folder under the root. A caption is a file next to its image, with the same stem."""
     ending, inner = split_field(spec.target_field)
@@ -149,7 +152,8 @@ def _read_folder(spec: DatasetSpec, shard: Shard) -> Iterator[Record]:
             target = _beside(url, ending)
             if inner and target is not None:
                 target = _tried(lambda content=target: json_field(content, spec.target_field, is_label=False))
-        yield key, _file_bytes(url), target, (), None
+        image = _file_bytes(url)
+        yield key, GONE if image is None else image, target, (), None
 
 
 def folder_members(spec: DatasetSpec, shard: Shard) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from .fields import split_field
 from .hidden import is_hidden
 from .patterns import (
     HIDDEN,
+    NO_FILE,
     READ_ALREADY,
     SHARD_ENDINGS,
     ending_word,
@@ -235,6 +236,8 @@ def _images_below(spec: DatasetSpec, root: str) -> list[tuple[str, str, int]]:
         ending = key.rsplit(".", 1)[-1].lower()
         if is_hidden(key):
             left_out.append((HIDDEN, key))
+        elif entry.get("type") == "other":
+            left_out.append((NO_FILE, key))
         elif ending in spec.image:
             found.append((key, url, int(entry["size"] or 0)))
         elif not beside or ending != beside:

@@ -225,10 +225,12 @@ def spec_from_table(name: str, table: Mapping[str, Any], base: Path | None = Non
 def _check_read(name: str, values: Mapping[str, Any]) -> None:
     """Raises SpecError for a setting that nothing would read."""
     target = TARGETS.get(values["task"])
-    if values["format"] != "parquet" and "key" in values:
-        raise SpecError(
-            f"data set '{name}': key names a column of Parquet files, and this is {values['format']}; drop it"
-        )
+    for setting, formats, is_of in (
+        ("key", ("parquet",), "names a column of Parquet files"),
+        ("rows_per_shard", ("parquet", "folder"), "divides Parquet files and image folders"),
+    ):
+        if setting in values and values["format"] not in formats:
+            raise SpecError(f"data set '{name}': {setting} {is_of}, and this is {values['format']}; drop it")
     if values["format"] == "folder" and target and target.in_folder_name and target.setting in values:
         raise SpecError(
             f"data set '{name}': {target.setting} is not read: the {target.word} of an image in a folder is the first "

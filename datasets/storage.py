@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from glob import escape
 from glob import glob as local_glob
+from stat import S_ISDIR, S_ISREG
 from typing import Any, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
@@ -174,6 +175,7 @@ def open_read(url: str, *, parts: bool = False, whole: bool = False) -> Reader:
     parts = parts and not isinstance(fs, LocalFileSystem)
 
     def open_again() -> Any:
+        _no_pipe(fs, path, url)
         file = fs.open(path, "rb", **({"cache_type": "none"} if parts else {}))
         size = getattr(file, "size", 0)
         # Without a size it is a stream, which can neither seek nor read on after a failure.
@@ -190,7 +192,14 @@ def open_read(url: str, *, parts: bool = False, whole: bool = False) -> Reader:
 def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError."""
     fs, path = filesystem(url)
+    _no_pipe(fs, path, url)
     return bytes(_read(url, lambda: fs.cat_file(path)))
+
+
+def _no_pipe(fs: Any, path: str, url: str) -> None:
+    """Raises ReadError for what would be waited for without end."""
+    if isinstance(fs, LocalFileSystem) and _local_entry(path)["type"] == "other":
+        raise ReadError(f"{url}: is a pipe or a device; name a file")
 
 
 def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -313,7 +322,7 @@ def _local_entry(path: str) -> Entry:
     except OSError:  # a link to nothing, or deleted just now
         about = os.lstat(path) if os.path.lexists(path) else os.stat_result((0,) * 10)
         return {"name": path, "size": 0, "type": "file", "mtime": about.st_mtime}
-    kind = "directory" if os.path.isdir(path) else "file"
+    kind = "directory" if S_ISDIR(about.st_mode) else "file" if S_ISREG(about.st_mode) else "other"
     return {"name": path, "size": about.st_size, "type": kind, "mtime": about.st_mtime}
 
 

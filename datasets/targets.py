@@ -132,7 +132,8 @@ class Target:
         `meanings` are the names that the file itself gives to the numbers 0, 1, ... Raises ExampleError.
         """
         if stored is None:
-            raise ExampleError("target", f"no {self.word} ({field})")
+            told = f" ({field})" if field else ": the image is in no folder of a class"
+            raise ExampleError("target", f"no {self.word}{told}")
         if len(stored) > MAX_TARGET_BYTES:
             raise ExampleError("target", f"{field} has {len(stored):,} bytes, at most {MAX_TARGET_BYTES:,} are read")
         try:

@@ -64,7 +64,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
 
     For one writer at a time: partial folders that a killed writer left for the same `folder` are removed first.
     """
-    target = Path(folder)
+    target = _linked(str(folder))
     with write_errors(folder), _partial_of(target) as partial:
         for name in os.listdir(target.parent):
             if re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.partial", name):
@@ -195,14 +195,22 @@ def _os_error(error: Exception) -> OSError | None:
 @contextmanager
 def _in_place_of(path: str) -> Iterator[Path]:
     """A temporary name for a local file, renamed to `path` once its content is synced to the disk."""
-    with _partial_of(Path(path)) as partial:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise WriteError(f"{path}: is a pipe or a device, and would be replaced by a file; give the name of a file")
+    target = _linked(path)
+    with _partial_of(target) as partial:
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         yield partial
         os.chmod(partial, mode)  # some writers, safetensors for one, leave a file that its owner alone reads
         _sync(partial)
-        os.replace(partial, path)
-        _sync(os.path.dirname(path))
+        os.replace(partial, target)
+        _sync(target.parent)
+
+
+def _linked(path: str) -> Path:
+    """What a link leads to, as `open` has it: the link stays, and what it leads to is replaced."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def _check_existing(
     done = finished_shards(folder)
     if manifest is None:
         if done:
-            raise TableError(f"{folder}: score files without a _manifest.json; choose another --out")
+            raise TableError(f"{folder}: score files without a _manifest.json; restore it, or choose another --out")
         return done
     if manifest["reference"]["fingerprint"] != fingerprint:
         raise TableError(

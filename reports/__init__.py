@@ -12,8 +12,10 @@ from ..lazy import lazily
 if TYPE_CHECKING:
     from .output import FORMATS, write
     from .reading import query
-    from .views import connect
+    from .views import check_roots, connect
 
-__all__ = ["FORMATS", "connect", "query", "write"]
+__all__ = ["FORMATS", "check_roots", "connect", "query", "write"]
 
-__getattr__ = lazily(__name__, {"FORMATS": "output", "connect": "views", "query": "reading", "write": "output"})
+__getattr__ = lazily(
+    __name__, {"FORMATS": "output", "check_roots": "views", "connect": "views", "query": "reading", "write": "output"}
+)

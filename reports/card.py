@@ -10,7 +10,7 @@ from typing import Any
 
 from ..datasets.storage import exists, join_url, read_bytes
 from ..datasets.writing import make_folder, write_whole
-from ..errors import RunError, without_secrets
+from ..errors import RunError, SpecError, without_secrets
 from ..ledger import LINES, REGIMES
 from ..options import refuse_url
 from ..scoring.tables.counts import all_counts
@@ -38,6 +38,10 @@ COLUMNS = {
 }
 
 
+# The first of its tags. They show that a README.md is a card.
+TAGS = ["curate", "data-selection"]
+
+
 def write_card(what: str, out: str | None, license: str | None) -> str:
     """Write the card of a run (with the model in its library's files), or of a score table; returns the card's path.
 
@@ -50,6 +54,7 @@ def write_card(what: str, out: str | None, license: str | None) -> str:
         return _run_card(Path(what), Path(out) if out else Path(what, "model"), license)
     table = open_scores(what)
     folder = out or table.folder
+    _check_no_other(folder)
     if out is not None:
         make_folder(out)
     url = join_url(folder, NAME)
@@ -61,6 +66,7 @@ def _run_card(run: Path, folder: Path, license: str | None) -> str:
     from ..scoring.loading import find_model, load_model
 
     refuse_url(folder, "--out")
+    _check_no_other(str(folder))
     about, manifest, summary = (_document(run, name) for name in ("config.json", "manifest.json", "summary.json"))
     try:
         learner = manifest["models"]["learner"]
@@ -75,6 +81,16 @@ def _run_card(run: Path, folder: Path, license: str | None) -> str:
     text = model_card(run.name, about, manifest, summary, library, lines, model.fingerprint(), license)
     write_whole(folder / NAME, text.encode())
     return str(folder / NAME)
+
+
+def _check_no_other(folder: str) -> None:
+    """Raises SpecError where a README.md is there that is no card."""
+    try:
+        found = read_bytes(join_url(folder, NAME))
+    except FileNotFoundError:
+        return
+    if json.dumps(TAGS)[:-1].encode() not in found:
+        raise SpecError(f"{join_url(folder, NAME)}: is there, and is no card of curate; move it, or give another --out")
 
 
 def _document(run: Path, name: str) -> dict[str, Any]:
@@ -120,7 +136,7 @@ def model_card(
     head = {
         "license": license or "unknown",
         "library_name": library,
-        "tags": ["curate", "data-selection", str(summary["policy"])],
+        "tags": [*TAGS, str(summary["policy"])],
         "pipeline_tag": "zero-shot-image-classification" if library == "open_clip" else "image-classification",
     }
     return _front(head) + "\n".join(
@@ -181,7 +197,7 @@ def table_card(table: ScoreTable, license: str | None) -> str:
     counts = all_counts(table.folder).values()
     examples, failures = sum(c.examples for c in counts), sum(c.failures for c in counts)
     flops = manifest["flops"]
-    head = {"license": license or "unknown", "tags": ["curate", "data-selection", "score-table"]}
+    head = {"license": license or "unknown", "tags": [*TAGS, "score-table"]}
     columns = [(f"`{name}`", COLUMNS[name]) for name in columns_of(table)]
     return _front(head) + "\n".join(
         [

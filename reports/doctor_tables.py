@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
 import numpy as np
 
@@ -28,20 +29,23 @@ FEW, RARELY = 20, 0.1
 def look_at_tables(spec: DatasetSpec, scores: str, config: Config) -> list[Finding]:
     """Findings on every table of the data set in or below `scores`. Raises as list_shards does."""
     tables = tables_of(scores, spec.name)
-    score = f"curate score-reference --dataset {spec.name} --out {scores} --reference"
     if not tables:
-        return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", f"{score} MODEL")]
+        return [Finding(f"score tables of {spec.name}", "note", f"none in {scores}", _score(spec, scores, "MODEL"))]
     shards = list_shards(spec)
-    return [finding for table in tables for finding in _table(table, spec, config, shards, score)]
+    return [finding for table in tables for finding in _table(table, spec, config, shards, scores)]
+
+
+def _score(spec: DatasetSpec, out: str, reference: str) -> str:
+    return f"curate score-reference --dataset {quote(spec.name)} --out {quote(out)} --reference {quote(reference)}"
 
 
 def _table(
-    table: ScoreTable, spec: DatasetSpec, config: Config, shards: Sequence[Shard], score: str
+    table: ScoreTable, spec: DatasetSpec, config: Config, shards: Sequence[Shard], scores: str
 ) -> Iterator[Finding]:
     about, reference = f"score table {table.folder}", table.manifest["reference"]["name"]
-    again = f"{score} {reference}"
+    again, anew = (_score(spec, out, reference) for out in (scores, "NEW"))
     if table.manifest["dataset_fingerprint"] != spec.fingerprint:
-        yield Finding(about, "act", "made with other fields or classes than curate.toml has now", f"{again} --out NEW")
+        yield Finding(about, "act", "made with other fields or classes than curate.toml has now", anew)
         return
     try:
         counts = all_counts(table.folder)
@@ -50,7 +54,8 @@ def _table(
         return
     missing = [shard.name for shard in shards if shard.name not in counts]
     changed = [s.name for s in shards if s.name in counts and counts[s.name].shard_size != s.size]
-    examples, failures = (sum(getattr(c, name) for c in counts.values()) for name in ("examples", "failures"))
+    held = [counts[shard.name] for shard in shards if shard.name in counts]
+    examples, failures = (sum(getattr(c, name) for c in held) for name in ("examples", "failures"))
     covers = f"{len(shards) - len(missing):,} of {len(shards):,} shards, {examples:,} examples, {failures:,} failed"
     unreadable = error_names(table.folder)
     if missing:
@@ -64,7 +69,7 @@ def _table(
             about,
             "act",
             f"{len(changed):,} shards have another size than when they were scored, first '{changed[0]}'",
-            f"{again} --out NEW",
+            anew,
         )
     times = [t for name, t in list_times(table.folder).items() if name.endswith(ENDING) and t is not None]
     if times:

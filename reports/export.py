@@ -97,6 +97,11 @@ def _write(
     shards: dict[str, Shard] = {shard.name: shard for shard in list_shards(spec)}
     unknown = next((shard for shard in picks.counts if shard not in shards), None)
     if unknown is not None:
+        if options.sql is None:
+            raise QueryError(
+                f"data set '{spec.name}' has no shard '{unknown}', which was scored; restore it, or choose with --sql, which "
+                f"can leave it out: WHERE shard <> '{unknown}'"
+            )
         raise QueryError(
             f"data set '{spec.name}' has no shard '{unknown}'; add WHERE dataset = '{spec.name}' to the query, or give "
             "the data set that the rows are of"
@@ -155,4 +160,5 @@ def _check_target(target: str, about: str, asked: dict[str, Any], there: bool) -
 
 
 def _write_about(about: str, content: dict[str, Any]) -> None:
-    write_whole(about, json.dumps({"code_version": __version__, **content}, indent=2, ensure_ascii=False).encode())
+    text = json.dumps({"code_version": __version__, **content}, indent=2, ensure_ascii=False)
+    write_whole(about, text.encode(errors="backslashreplace"))  # of a path that is not UTF-8, as JSON has it

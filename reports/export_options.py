@@ -121,7 +121,18 @@ class ExportOptions(Options):
             raise SpecError(f"--by {self.by} needs --order lowest or --order highest, which says what to keep")
 
     def format_of(self, target: str) -> str:
-        """The format to write `target` in. Raises SpecError where neither option nor ending says it."""
+        """The format to write `target` in. Raises SpecError where neither option nor ending says it, and for an option that
+        this format does not heed."""
+        format = self._format_of(target)
+        if self.shard_size is not None and format not in IN_FOLDERS:
+            raise SpecError(
+                f"--shard-size is for {', '.join(IN_FOLDERS)}, and --format {format} writes one file; leave it out"
+            )
+        if self.uid in ("json", "key") and format != "datacomp":
+            raise SpecError(f"--uid {self.uid} is for --format datacomp, and this is {format}; leave it out")
+        return format
+
+    def _format_of(self, target: str) -> str:
         ending = next((e for e in BY_ENDING if target.lower().endswith(e)), None)
         if self.format is None:
             if ending is None:

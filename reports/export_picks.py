@@ -33,9 +33,14 @@ class Picks:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many rows each shard has, in the order of the shards."""
+        """How many rows each shard has, in the order of the shards. Raises QueryError for a row that names no example."""
         found: dict[str, int] = {}
-        for batch in self.batches(["shard"]):
+        for batch in self.batches(["shard", "key"]):
+            if any(column.null_count for column in batch.columns):
+                raise QueryError(
+                    "the query gives rows whose shard or key is NULL, which name no example; add WHERE shard IS NOT NULL AND "
+                    "key IS NOT NULL"
+                )
             for shard, rows in _runs(batch["shard"]):
                 found[shard] = found.get(shard, 0) + rows
         return found

@@ -53,6 +53,10 @@ def inspect(what: str, other: str | None, options: InspectOptions, config: Confi
         report(f"{page.title}: {page.facts.get('read', '')}")
         out = Path(options.out or Path(FOLDER, name))
         replaced = _page_in(out)
+        if replaced and "<title>curate inspect" not in replaced:
+            raise SpecError(
+                f"{out / INDEX}: is there, and is no page of curate inspect; move it, or give another --out"
+            )
         if replaced:
             report(f"{out / INDEX}: in place of the page that was there")
             figures = dict.fromkeys(FIGURE.findall(replaced), lambda: None) | figures  # its plots are not left behind

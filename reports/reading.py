@@ -125,7 +125,10 @@ def _distinct(names: list[str]) -> list[str]:
 def check_read(sql: str) -> None:
     """Raise QueryError unless `sql` is a single statement that only reads."""
     try:
+        sql.encode()
         statements = duckdb.extract_statements(sql)
+    except UnicodeEncodeError:
+        raise QueryError("the query is not UTF-8; save or type it as UTF-8") from None
     except duckdb.Error as e:
         raise QueryError(error_line(e)) from None
     words = _words(sql)

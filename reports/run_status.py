@@ -51,6 +51,10 @@ def run_status(path: str) -> RunStatus:
     config = _document(folder / "config.json")
     if not config:
         raise RunError(f"{folder / 'config.json'}: is damaged; restore it, or delete the run's folder")
+    if "policy" not in config:
+        raise RunError(
+            f"{path}: is no run: its config.json is another program's; give the folder of a run, such as runs/NAME"
+        )
     summary, manifest = _document(folder / "summary.json"), _document(folder / "manifest.json")
     metrics = folder / "metrics.jsonl"
     lines = _lines(metrics)

@@ -145,7 +145,8 @@ def write_status(status: TableStatus, format: str = "table", *, show_all: bool =
             f"data set '{escape(status.dataset)}' is not in curate.toml, so missing shards are not known; give --config"
         )
     elif not status.complete:
-        console.print("run the same score-reference command again; it scores only the missing shards")
+        first = "delete the damaged files, then " if status.count("damaged") else ""
+        console.print(f"{first}run the same score-reference command again; it scores only the missing shards")
     listed = [s for s in status.shards if show_all or s.state != "done" or s.failures]
     if listed:
         console.print(_shards(listed if show_all else listed[:MAX_LISTED]))

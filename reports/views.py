@@ -12,7 +12,8 @@ from typing import Any
 
 import duckdb
 
-from ..datasets.storage import filesystem, is_local
+from ..datasets.patterns import other_spelling
+from ..datasets.storage import filesystem, is_folder, is_local
 from ..errors import QueryError
 from .runs import METRICS_COLUMNS, metrics_sql, runs_sql
 from .sql import Columns, empty_sql, error_line, literal, parquet_sql
@@ -91,9 +92,23 @@ def connect(
     return connection
 
 
+def check_roots(**roots: str) -> None:
+    """Raises QueryError for a root that is not there, unless it has its option's own name as by default: then views are
+    empty."""
+    for option, root in roots.items():
+        if root != option and not is_folder(root):
+            raise QueryError(f"--{option} is '{root}', and no such folder is there{other_spelling(root)}")
+
+
 def open_root(connection: duckdb.DuckDBPyConnection, root: str) -> str:
     """The root as DuckDB reads it, with its glob characters escaped. Registers the file system of an fsspec URL."""
     fs, path = filesystem(root)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise QueryError(
+            f"{root}: DuckDB reads no path that is not UTF-8; rename the folder, or give a link to it"
+        ) from None
     if is_local(root):
         return glob.escape(path.rstrip("/"))
     try:

@@ -232,7 +232,7 @@ def find_policy(policy: str | Policy) -> Policy:
     if policy in POLICIES:
         return POLICIES[policy]
     module, _, attribute = policy.partition(":")
-    if not attribute:
+    if not all((*module.split("."), attribute)):
         raise SpecError(
             f"unknown policy '{policy}'; known are {', '.join(POLICIES)}, or module:NAME for one of your own"
         )

@@ -192,6 +192,8 @@ class CompareOptions:
             raise SpecError(
                 f"--headline-policy is '{self.headline_policy}', expected one of --policies, not {BASELINE}"
             )
+        if self.search_lr and self.base.optimization.lr is not None:
+            raise SpecError("--lr and --search-lr both say the learning rate; leave one of them out")
         if self.tune_every_rung and not self.search_lr:
             raise SpecError("--tune-every-rung needs --search-lr, the learning rates to try")
         check_least(self, 1, "seeds", "jobs")

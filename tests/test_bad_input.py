@@ -485,8 +485,29 @@ def test_a_score_file_put_in_anothers_place(work):
 def test_a_damaged_manifest(work):
     (manifest,) = work.table.glob("*manifest.json")
     manifest.write_text(manifest.read_text()[:100])
-    refused(work.train(), manifest, "damaged")
+    refused(work.train(), manifest, "damaged", "restore it", "new --out")
     refused(work.score(out=work.root / "scores"), manifest, "damaged")
+
+
+@pytest.mark.parametrize("lost", ["dataset", "dataset_fingerprint", "reference", "precision", "flops", "loss"])
+def test_a_manifest_that_lacks_something(work, lost):
+    (manifest,) = work.table.glob("*manifest.json")
+    values = json.loads(manifest.read_text())
+    del values[lost]
+    manifest.write_text(json.dumps(values))
+    results = [curate("inspect", work.table, "--config", work.toml, "--out", work.root / "page"), work.train()]
+    told = [result for result in results if result.code]
+    assert told  # each is read by one of them
+    for result in told:
+        assert f"{work.table}/_manifest.json: damaged (it has no {lost})" in result.error
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7", '{"format": 1, "reference": {}, "dataset": "digits"}'])
+def test_a_manifest_that_is_another_json(work, content):
+    (manifest,) = work.table.glob("*manifest.json")
+    manifest.write_text(content)
+    for result in (work.train(), work.score(out=work.root / "scores"), curate("status", work.table)):
+        refused(result, manifest, "damaged")
 
 
 def test_a_truncated_toml(work):

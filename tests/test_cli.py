@@ -298,3 +298,19 @@ def test_what_cannot_be_read_is_refused_in_one_line(arguments, code, told):
     result = curate(*arguments.split())
     assert result.code == code and result.out == ""
     assert result.err.count("\n") == 1 and told in result.error
+
+
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for command in (("sql", "SELECT 1"), ("train", "--dataset", "d", "--learner", "l", "--steps", 1)):
+        told = curate(*command)
+        assert (told.code, told.error) == (1, "the working folder was deleted; change to a folder that is there")
+
+
+def test_a_query_that_begins_with_a_comment_is_no_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = curate("sql", "-- one\nSELECT 1 AS n")
+    assert told.code == 2 and "; put -- before what begins so and is no option;" in told.error
+    assert curate("sql", "--", "-- one\nSELECT 1 AS n").out.split() == ['"n"', "1"]

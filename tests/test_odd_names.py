@@ -57,6 +57,20 @@ def sqls(text):
     return "'" + text.replace("'", "''") + "'"
 
 
+def test_words_that_are_not_utf_8(digits, tmp_path, monkeypatch):
+    """As a shell of another encoding gives them."""
+    monkeypatch.chdir(tmp_path)
+    odd = os.fsdecode(b"caf\xe9")
+    for told in (curate("sql", f"SELECT '{odd}'"), curate("sql", "SELECT 1", "--runs", odd)):
+        assert told.code == 1 and ("not UTF-8" in told.error or "no such folder" in told.error)
+    train = ("train", "--config", digits.toml, "--dataset", "digits", "--learner", "learner", "--steps", 1)
+    done = curate(*train, "--batch-size", 16, "--no-evaluate", "--out", odd, "--name", "run")
+    assert done.code == 0, done.err
+    assert b"caf\xe9/run: done" in (tmp_path / odd / "run/log.txt").read_bytes()
+    told = curate("sql", "SELECT run FROM runs", "--runs", odd)
+    assert told.code == 1 and "DuckDB reads no path that is not UTF-8" in told.error
+
+
 def test_accents_spelled_in_the_other_way_are_found_or_said(digits, tmp_path, monkeypatch):
     composed, parts = (unicodedata.normalize(form, "données") for form in ("NFC", "NFD"))
     monkeypatch.chdir(tmp_path)

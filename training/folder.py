@@ -40,6 +40,10 @@ FREE_TO_CHANGE = frozenset(
         "max_failures",
         "max_bad_shards",
         "trust_table",
+        # Where a table is; what it holds is compared as the run's beginning.
+        "reference_scores",
+        "prior_scores",
+        "mix_scores",
     }
 )
 # A selection's row in compressed Parquet (measured: 21 bytes, 35 with keys of 32 hexadecimal digits); what all may take.

@@ -35,6 +35,10 @@ RENAMED = {"shuffle_bytes": "host_bytes"}
 MOVING_MIXTURE = "--reference-online makes the losses of what is mixed in too; leave --mix-scores out"
 
 
+# Of a file or folder, on most systems.
+LONGEST_NAME = 255
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions(Concern):
     """When the run ends: exactly one of `budget_flops`, `examples` and `steps` says it."""
@@ -234,8 +238,12 @@ class RecordOptions(Concern):
             raise SpecError("--evaluate-every and --no-evaluate contradict each other; leave one out")
         check_local(self, "out")
         parse_trackers(",".join(self.report_to), "--report-to")
-        if self.name is not None and (not self.name.strip(" .") or "/" in self.name or "\0" in self.name):
+        if self.name is not None and (not self.name.strip(" .") or "/" in self.name):
             raise SpecError(f"--name is '{self.name}', expected the name of one folder; --out says where it is")
+        if self.name is not None and (not self.name.isprintable() or len(self.name.encode()) > LONGEST_NAME):
+            raise SpecError(
+                f"--name is {self.name[:60]!r}, expected at most {LONGEST_NAME} bytes and no character that cannot be printed"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class RunRecords:
         if not self._writes:
             return
         path = self.run / name
-        with write_errors(path), path.open("a", encoding="utf-8") as file:
+        with write_errors(path), path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(line + "\n")
 
     def selection(self, step: int, sub: SubBatch) -> None:

@@ -95,14 +95,35 @@ def noted_error(folder: str, name: str) -> str:
     return str(json.loads(read_bytes(join_url(folder, ERRORS, name + ".json")))["error"])
 
 
+class Manifest(dict[str, Any]):
+    """A table's manifest, or an object in it. What it lacks is a TableError, which names the table."""
+
+    folder = ""
+
+    def __missing__(self, name: str) -> Any:
+        raise _damaged(self.folder, f"it has no {name}")
+
+
+def _damaged(folder: str, found: str) -> TableError:
+    return TableError(f"{folder}/{MANIFEST}: damaged ({found}); restore it, or run score-reference into a new --out")
+
+
 def read_manifest(folder: str) -> dict[str, Any] | None:
     """The manifest of a table, or None where there is none yet. Raises TableError where it is damaged."""
+
+    def part(values: dict[str, Any]) -> Manifest:
+        found = Manifest(values)
+        found.folder = folder
+        return found
+
     try:
-        content: dict[str, Any] = json.loads(read_bytes(join_url(folder, MANIFEST)))
+        content = json.loads(read_bytes(join_url(folder, MANIFEST)), object_hook=part)
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as e:
-        raise TableError(f"{folder}/{MANIFEST}: damaged ({e}); delete it and run score-reference again") from None
+    except ValueError as e:
+        raise _damaged(folder, str(e)) from None
+    if not isinstance(content, Manifest):
+        raise _damaged(folder, "no JSON object")
     if content.get("format") != FORMAT_VERSION:
         raise TableError(f"{folder}: table format {content.get('format')}, this version reads {FORMAT_VERSION}")
     return content

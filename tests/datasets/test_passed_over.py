@@ -10,7 +10,7 @@ from curate.datasets import notices
 from curate.datasets.inference import class_folders
 from curate.datasets.landed import landed_files
 from curate.datasets.notices import shared_by_processes
-from curate.datasets.readers import Example, read_shard
+from curate.datasets.readers import Example, Failure, read_shard
 from curate.datasets.shards import list_shards
 from curate.datasets.spec import spec_from_path, spec_from_table
 from curate.errors import CurateWarning, ReadError, ShardError
@@ -235,3 +235,27 @@ def test_processes_of_one_command_say_it_once(monkeypatch):
         shutil.rmtree(os.environ[notices.SHARED])
         assert said(lambda: notices.say_once("a third", "y"))[1] == ["y"]
     assert notices.SHARED not in os.environ
+
+
+def test_a_pipe_is_no_image_and_nobody_waits_for_it(tmp_path):
+    touch(tmp_path, "photos/cat/a.png")
+    os.mkfifo(tmp_path / "photos/cat/b.png")
+    found, (line,) = said(lambda: keys(folder(tmp_path / "photos")))
+    assert found == ["cat/a.png"]
+    assert f"passed over in {tmp_path}/photos: 1 pipe or device; first 'cat/b.png'" in line
+
+
+@pytest.mark.parametrize("ending", ["tar", "parquet"])
+def test_a_shard_that_is_a_pipe_is_refused(tmp_path, ending):
+    os.mkfifo(tmp_path / f"a.{ending}")
+    with pytest.raises(ReadError, match=f"a.{ending}: is a pipe or a device; name a file"):
+        keys(spec_from_table("d", {"train": str(tmp_path / f"*.{ending}"), "task": "classification", "classes": 2}))
+
+
+def test_an_image_that_is_gone_and_one_without_a_class_say_so(tmp_path):
+    touch(tmp_path, "photos/cat/a.png", "photos/b.png")
+    os.symlink("nothing.png", tmp_path / "photos/cat/c.png")
+    spec = folder(tmp_path / "photos")
+    failed = {r.key: r.reason for shard in list_shards(spec) for r in read_shard(spec, shard) if isinstance(r, Failure)}
+    assert failed["cat/c.png"] == "no image: the file was deleted, or is a link that leads to nothing"
+    assert failed["b.png"] == "no label: the image is in no folder of a class"

@@ -151,7 +151,7 @@ def test_a_folders_class_is_its_first_folder(tmp_path):
         "10/3.png": 2,  # a folder named "10" is the class of that name
     }
     assert {k: r.reason for k, r in records.items() if isinstance(r, Failure)} == {
-        "4.png": "no label ()",
+        "4.png": "no label: the image is in no folder of a class",
         "horse/5.png": "label 'horse' is neither a number nor one of the classes",
     }
 

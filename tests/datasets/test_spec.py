@@ -54,7 +54,7 @@ def test_an_unknown_data_set_names_the_known_ones_and_the_file(tmp_path):
         ({"task": "detection"}, "task is 'detection', expected one of classification, image-text"),
         ({"format": "lmdb"}, "format is 'lmdb', expected one of webdataset, parquet, folder"),
         ({"train": []}, "no train shards"),
-        ({"rows_per_shard": 0}, "rows_per_shard is 0, expected at least 1"),
+        ({"format": "folder", "rows_per_shard": 0}, "rows_per_shard is 0, expected at least 1"),
         ({"templates": ["a picture"]}, "needs a {}"),
         ({"train": 3}, "train is 3, expected a string or a list of strings"),
         ({"image": ["png", 1]}, "image is .*, expected a string or a list of strings"),
@@ -196,6 +196,10 @@ def test_rows_per_shard_is_part_of_a_parquet_examples_identity():
         ({"task": "clasification"}, r"task is 'clasification', .*; did you mean 'classification'\?"),
         ({"format": "parqet"}, r"format is 'parqet', .*; did you mean 'parquet'\?"),
         ({"key": "uid"}, "key names a column of Parquet files, and this is webdataset; drop it"),
+        (
+            {"rows_per_shard": 7},
+            "rows_per_shard divides Parquet files and image folders, and this is webdataset; drop it",
+        ),
         ({"format": "folder", "label": "cls"}, "label is not read: .* the first folder of its path"),
         (
             {"train": "pipe:aws s3 cp s3://b/0.tar -"},

@@ -157,6 +157,50 @@ def test_a_new_folder_takes_the_old_ones_place(tmp_path):
     assert [p.name for p in (tmp_path / "below").iterdir()] == ["folder"]
 
 
+def _fifo(path):
+    os.mkfifo(path)
+
+
+def _device(path):
+    os.symlink("/dev/null", path)
+
+
+@pytest.mark.parametrize("make", [_fifo, _device])
+@pytest.mark.parametrize("write", [lambda path: write_whole(path, b"x"), lambda path: _whole(path, b"x")])
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path, make, write):
+    path = tmp_path / "there"
+    make(path)
+    before = os.lstat(path)
+    with pytest.raises(WriteError, match="there: is a pipe or a device"):
+        write(path)
+    assert os.lstat(path) == before
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def _whole(path, content):
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    """As a curate.toml that is kept among other settings, and data on a larger disk."""
+    for folder in ("here", "elsewhere/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    os.symlink("../elsewhere/a.toml", tmp_path / "here/a.toml")  # to nothing, at first
+    os.symlink("../elsewhere/data", tmp_path / "here/data")
+    for content in (b"1", b"2"):
+        write_whole(tmp_path / "here/a.toml", content)
+        _whole(tmp_path / "elsewhere/data/old", content)
+        assert (tmp_path / "elsewhere/a.toml").read_bytes() == content
+    with whole_folder(tmp_path / "here/data") as partial:
+        (partial / "new").write_bytes(b"3")
+    assert os.readlink(tmp_path / "here/a.toml") == "../elsewhere/a.toml"
+    assert os.readlink(tmp_path / "here/data") == "../elsewhere/data"
+    assert os.listdir(tmp_path / "elsewhere/data") == ["new"]
+    assert sorted(os.listdir(tmp_path / "here")) == ["a.toml", "data"]
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == ["a.toml", "data"]
+
+
 def test_an_old_folder_stays_where_the_new_one_cannot_be_named(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/old").touch()

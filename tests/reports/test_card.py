@@ -134,6 +134,17 @@ def test_a_table_says_how_to_join_it(digits, pairs, tmp_path):
     assert text == table_card(table, None)
 
 
+def test_a_readme_that_is_no_card_stays(digits, tmp_path):
+    (tmp_path / NAME).write_text("# My project\n")
+    for what in (digits.table, digits.reference):
+        told = curate("card", what, "--out", tmp_path)
+        assert told.code == 1 and told.error.startswith(f"{tmp_path}/{NAME}: is there, and is no card of curate;")
+    assert [p.name for p in tmp_path.iterdir()] == [NAME]
+    assert (tmp_path / NAME).read_text() == "# My project\n"
+    for _ in range(2):  # a card is made again
+        assert curate("card", digits.table, "--out", tmp_path / "card").code == 0
+
+
 def test_a_table_with_its_card_is_still_a_table(digits, tmp_path):
     import shutil
 

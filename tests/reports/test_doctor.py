@@ -142,6 +142,8 @@ def test_a_table_of_other_fields_and_a_reference_that_changed(digits, tmp_path):
     manifest.write_text(json.dumps({**content, "dataset_fingerprint": "0" * 16}))
     _, found = examine(digits.root, "--dataset", "digits", scores=tmp_path / "scores")
     assert "made with other fields or classes than curate.toml has now" in acts(found)[0][0]
+    line = f"curate score-reference --dataset digits --out NEW --reference {content['reference']['name']}"
+    assert acts(found)[0][1] == line
 
 
 @pytest.mark.parametrize("weights", ["stranger.safetensors", "published"])
@@ -278,3 +280,15 @@ def test_limits_of_a_container(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (found,) = doctor_machine._threads()
     assert found.level == "ok"
+
+
+def test_a_shard_that_is_no_longer_there_is_not_counted(made, tmp_path):
+    add_dataset(made / "curate.toml", "pairs", {"train": "data/{00000..00001}.tar", "text": "txt"})
+    _, found = examine(made)
+    assert ("ok", "covers 2 of 2 shards, 40 examples, 0 failed", "") in found
+    told = curate(
+        *("export", tmp_path / "x.txt", "--config", made / "curate.toml", "--dataset", "pairs"),
+        *("--scores", made / "scores", "--keep", "100%", "--by", "loss"),
+    )
+    assert told.code == 1 and "data set 'pairs' has no shard '00002', which was scored; restore it" in told.error
+    assert list(tmp_path.glob("x.txt*")) == []

@@ -161,6 +161,21 @@ def test_the_view_of_metadata(made, tmp_path):
         ("x.npy", ("--sql", "DROP TABLE scores"), "DROP is not a read"),
         ("x.txt", ("--sql", "SELECT shard, key FROM scores WHERE false"), "no example is chosen"),
         ("x.txt", ("--sql", "SELECT '7' AS shard, key FROM scores"), "data set 'pairs' has no shard '7'"),
+        (
+            "x.txt",
+            ("--sql", "SELECT shard, NULLIF(key, '000000000') AS key FROM scores"),
+            "rows whose shard or key is NULL",
+        ),
+        (
+            "x.txt",
+            ("--keep", "1", "--by", "loss", "--shard-size", "9"),
+            "--shard-size is for webdataset, huggingface, rows",
+        ),
+        (
+            "x.txt",
+            ("--keep", "1", "--by", "loss", "--uid", "key"),
+            "--uid key is for --format datacomp, and this is keys",
+        ),
         ("x", ("--keep", "50%", "--by", "loss"), "its ending is none of .npy, .txt, .jsonl, .parquet; give --format"),
         ("x.tar", ("--keep", "50%", "--by", "loss", "--format", "datacomp"), "writes a file that ends in .npy"),
         (

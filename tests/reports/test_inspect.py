@@ -391,3 +391,11 @@ def test_shards_that_changed_are_not_shown(flipped, tmp_path):
     assert done.code == 0, done.err
     page = Page(tmp_path / "page/index.html")
     assert not page.images and "has other shards now than were scored" in page.text
+
+
+def test_a_page_of_another_kind_stays(digits, tmp_path):
+    (tmp_path / "index.html").write_text("<title>My site</title>")
+    told = curate("inspect", digits.table, "--config", digits.toml, "--out", tmp_path)
+    assert told.code == 1 and "index.html: is there, and is no page of curate inspect; move it" in told.error
+    assert (tmp_path / "index.html").read_text() == "<title>My site</title>"
+    assert [p.name for p in tmp_path.iterdir()] == ["index.html"]

@@ -74,6 +74,13 @@ def saved(run, step):
     put(folder / "state.json", {"step": step, "ledger": ledger, "seconds": {"train": 2.0 * step}})
 
 
+def test_a_models_folder_is_no_run(tmp_path):
+    """timm's and transformers' folders have a config.json too, and so has a run's own model/."""
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    told = curate("status", tmp_path)
+    assert told.code == 1 and f"{tmp_path}: is no run: its config.json is another program's" in told.error
+
+
 def test_a_killed_run_is_where_its_newest_checkpoint_is(run):
     saved(run, 5)
     status = run_status(str(run))

@@ -56,6 +56,7 @@ def test_what_is_missing_unreadable_and_damaged(table, digits):
     done = curate("status", table, "--config", digits.toml)
     assert done.code == 0 and done.err == ""
     assert "3 of 6 shards done: 450 examples scored, 0 failed (0.00 %); 1 unreadable, 1 damaged, 1 missing" in done.out
+    assert "delete the damaged files, then run the same score-reference command again" in done.out
     assert "cut in the middle" in done.out and "it scores only the missing shards" in done.out
     assert "00000" not in done.out.replace(str(table), "")
     every = curate("status", table, "--config", digits.toml, "--all")

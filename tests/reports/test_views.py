@@ -14,6 +14,7 @@ import pytest
 from curate.errors import QueryError, StorageError
 from curate.reports import connect, query
 from fsspec.implementations.memory import MemoryFileSystem
+from support.commands import curate
 from support.report_folders import CONFIG, SUMMARY, commit, put, put_table, rows, write_runs, write_scores
 
 
@@ -208,3 +209,11 @@ def test_reports_need_neither_torch_nor_beam():
     code = "import sys, curate.reports; print([m for m in ('torch', 'apache_beam', 'webdataset') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_root_that_is_named_and_not_there_is_no_empty_view(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--scores", "--runs"):
+        told = curate("sql", "SELECT count(*) FROM scores", option, "nowhere")
+        assert told.code == 1 and told.error.startswith(f"{option} is 'nowhere', and no such folder is there")
+    assert curate("sql", "SELECT count(*) AS n FROM scores").out.split() == ['"n"', "0"]  # nothing is made yet

@@ -292,6 +292,11 @@ def test_options_that_cannot_be_used(options, changes, told):
         replace(options, **changes)
 
 
+def test_one_option_says_the_learning_rate(options):
+    with pytest.raises(SpecError, match="--lr and --search-lr both say the learning rate; leave one of them out"):
+        replace(options, search_lr=(1e-3,), base=options.base.but(lr=1e-2))
+
+
 def test_killed_in_the_middle_the_same_command_goes_on(digits, tmp_path):
     out = tmp_path / "killed"
     command = (

@@ -211,7 +211,10 @@ def test_a_table_that_grew_or_is_another_is_refused(digits, tmp_path):
     with pytest.raises(RunError, match=r"began with score table: precision = fp32, now bf16"):
         train(options, config=digits.config, resume=True, report=silent)
     (scores / "_manifest.json").write_text(json.dumps(manifest))
-    assert train(options, config=digits.config, resume=True, report=silent)["steps"] == 12
+    # The same table elsewhere: a folder above is the name of none once it holds the tables of two data sets.
+    moved = scores.rename(tmp_path / "moved")
+    elsewhere = options.but(reference_scores=str(moved))
+    assert train(elsewhere, config=digits.config, resume=True, report=silent)["steps"] == 12
 
 
 def test_large_data_is_known_by_the_stores_versions(tmp_path, monkeypatch):
