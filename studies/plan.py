@@ -205,8 +205,8 @@ def _reference_quality(options: PlanOptions, table: ScoreTable | None, learner: 
     if not name or (table is not None and "://" in name):  # no address is opened because a table names it
         return []
     found = recorded_quality(name, learner.task.quality)
-    if found is None:
-        return []
+    if found is None or (table is not None and recorded_train_flops(name) != _recorded(table)):
+        return []  # not known, or another run has taken the folder
     quality, dataset = found
     return [
         f"reference: {learner.task.quality} {quality:.4g} on the test split of '{dataset}'; a learner that passes it within the"

@@ -112,6 +112,21 @@ def test_the_quality_of_the_reference_is_said_where_its_run_knows_it(digits, tmp
         assert any("reference: top1 0.75 on the test split of 'digits-curated'" in note for note in notes) == said
 
 
+def test_the_quality_of_another_run_in_the_references_folder_is_not_said(digits, tmp_path):
+    shutil.copytree(digits.reference, tmp_path / "run")
+    shutil.copytree(digits.table, tmp_path / "table")
+    manifest = json.loads((tmp_path / "table" / "_manifest.json").read_text())
+    manifest["reference"]["name"] = str(tmp_path / "run")
+    (tmp_path / "table" / "_manifest.json").write_text(json.dumps(manifest))
+    path = tmp_path / "run" / "summary.json"
+    summary = json.loads(path.read_text()) | {"quality": {"top1": 0.75}}
+    spent = summary["regimes"]["nothing_amortised"]
+    for flops, said in ((spent, True), (spent + 1, False)):
+        path.write_text(json.dumps({**summary, "regimes": {**summary["regimes"], "nothing_amortised": flops}}))
+        notes = real(digits, data_size=None, reference_scores=str(tmp_path / "table")).notes
+        assert any("reference: top1 0.75" in note for note in notes) == said
+
+
 def test_no_address_is_opened_because_a_table_names_it(digits, tmp_path):
     """Else `plan` would ask any server that a stranger's table names."""
     fsspec.filesystem("memory").pipe("/stranger/summary.json", b'{"quality": {"top1": 0.9}, "dataset": "digits"}')
