@@ -90,39 +90,46 @@ class Policy:
         return self.name
 
 
+def _known(**losses: torch.Tensor | None) -> list[torch.Tensor]:
+    missing = [name for name, value in losses.items() if value is None]
+    if missing:
+        raise SpecError(f"this policy's score needs {' and '.join(missing)}; give it to the selector")
+    return [value for value in losses.values() if value is not None]
+
+
 def _hard_learner(known: Losses) -> torch.Tensor:
-    assert known.online_B is not None
-    return scores.hard_learner(known.online_B)
+    (online_B,) = _known(online_loss=known.online_B)
+    return scores.hard_learner(online_B)
 
 
 def _small_loss(known: Losses) -> torch.Tensor:
-    assert known.online_B is not None
-    return scores.small_loss(known.online_B)
+    (online_B,) = _known(online_loss=known.online_B)
+    return scores.small_loss(online_B)
 
 
 def _easy_reference(known: Losses) -> torch.Tensor:
-    assert known.reference_B is not None
-    return scores.easy_reference(known.reference_B)
+    (reference_B,) = _known(reference_loss=known.reference_B)
+    return scores.easy_reference(reference_B)
 
 
 def _learnability(known: Losses) -> torch.Tensor:
-    assert known.online_B is not None and known.reference_B is not None
-    return scores.learnability(known.online_B, known.reference_B)
+    online_B, reference_B = _known(online_loss=known.online_B, reference_loss=known.reference_B)
+    return scores.learnability(online_B, reference_B)
 
 
 def _color(known: Losses) -> torch.Tensor:
-    assert known.prior_B is not None and known.reference_B is not None
-    return scores.color(known.prior_B, known.reference_B)
+    prior_B, reference_B = _known(prior_loss=known.prior_B, reference_loss=known.reference_B)
+    return scores.color(prior_B, reference_B)
 
 
 def _past(known: Losses) -> torch.Tensor:
-    assert known.past_B is not None
-    return known.past_B
+    (past_B,) = _known(past_loss=known.past_B)
+    return past_B
 
 
 def _replay(known: Losses) -> torch.Tensor:
-    assert known.chosen_B is not None
-    return known.chosen_B
+    (chosen_B,) = _known(chosen=known.chosen_B)
+    return chosen_B
 
 
 # Okabe and Ito's colours, which people with any colour vision can distinguish. Grey is the baseline.

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from curate.reports.comparison import write_folder
 from curate.reports.contact_sheet import _draw, contact_sheets, sheets_html
 from curate.reports.points import read_points
 from PIL import Image
+from support.browser import CHROMIUM, FLAGS, Seen
 from support.commands import curate, silent
 
 PLOTS = (
@@ -30,11 +30,6 @@ PLOTS = (
     "ledger",
     "wrong_labels",
     "distributions",
-)
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--virtual-time-budget=3000"),
 )
 
 
@@ -94,21 +89,6 @@ def compared(digits, tmp_path_factory):
     assert done.code == 0, done.err
     assert done.out.strip() == str(out / "index.html")
     return out
-
-
-class Seen(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.captions, self.links, self.svgs, self.tag = [], [], 0, ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tag = tag
-        self.svgs += tag == "svg"
-        self.links += [v for name, v in attrs if name in ("src", "href") and not v.startswith(("#", "data:"))]
-
-    def handle_data(self, data):
-        if self.tag == "caption" and data.strip():
-            self.captions.append(data.strip())
 
 
 def test_the_page_holds_its_plots_tables_and_verdict(compared):

@@ -27,7 +27,7 @@ from curate.reports.inspect_rows import add_rows, find_data
 from curate.reports.views import connect
 from curate.scoring.tables.lookup import open_scores
 from PIL import Image
-from reports.test_comparison import CHROMIUM, FLAGS, Seen
+from support.browser import CHROMIUM, FLAGS, Seen
 from support.commands import curate, silent
 from support.tars import write_tar
 
